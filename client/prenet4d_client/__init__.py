@@ -1,0 +1,1 @@
+"""prenet4d client: send frames, subscribe to corrected patterns, control the service."""

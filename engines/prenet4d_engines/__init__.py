@@ -1,0 +1,1 @@
+"""prenet4d engines: the science, from simulation to the three-stage corrector."""

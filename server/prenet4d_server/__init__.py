@@ -1,0 +1,1 @@
+"""prenet4d server: the live service."""
