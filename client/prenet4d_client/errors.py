@@ -1,0 +1,58 @@
+"""What can go wrong on the client's side, as one small tree.
+
+Prenet4dError
+├── ProtocolError            a message breaks the wire protocol
+│   ├── MalformedMessage     not a prenet4d message, or a field is missing or wrong
+│   ├── UnsupportedVersion   a prenet4d message of a version this package does not speak
+│   ├── UnknownType          a message type this version does not have
+│   ├── PayloadMismatch      an array's bytes do not fit its dtype × shape
+│   ├── OversizeMessage      larger than the receiver allows
+│   └── MissingCodec         compressed with a codec that is not installed here
+├── NoAnswer                 nobody answered within the timeout
+├── ConnectionRefused        the service answered, and refused (bad name, not allowed, lagging)
+└── CommandRefused           a control command was refused; the message says why
+"""
+
+
+class Prenet4dError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class ProtocolError(Prenet4dError):
+    """A message breaks the wire protocol."""
+
+
+class MalformedMessage(ProtocolError):
+    """Not a prenet4d message, or one with a missing or wrong field."""
+
+
+class UnsupportedVersion(ProtocolError):
+    """A prenet4d message of a version this package does not speak."""
+
+
+class UnknownType(ProtocolError):
+    """A message type that this version of the protocol does not have."""
+
+
+class PayloadMismatch(ProtocolError):
+    """An array's bytes do not fit the dtype and shape its header announces."""
+
+
+class OversizeMessage(ProtocolError):
+    """A message larger than the receiver allows."""
+
+
+class MissingCodec(ProtocolError):
+    """A payload is compressed with a codec that is not installed here."""
+
+
+class NoAnswer(Prenet4dError):
+    """Nobody answered within the timeout."""
+
+
+class ConnectionRefused(Prenet4dError):
+    """The service answered and refused, or dropped, this client."""
+
+
+class CommandRefused(Prenet4dError):
+    """A control command was refused; the message says why."""

@@ -1,0 +1,124 @@
+"""What can go wrong on the server's side, as one small tree.
+
+ServiceError                    ``code`` names it in events, counters and logs
+├── ConfigError                 the configuration does not make sense; nothing was started
+├── BindError                   an address cannot be bound (in use, not this machine's)
+├── IngestDied                  the ingest process is gone
+├── FileError                   a data file cannot be read or written
+│   └── HalfWrittenFile         it is truncated or still being written
+├── SourceError                 a detector's message cannot be used; the service goes on
+│   ├── BadMessage              not of this protocol, truncated, oversize, wrong version
+│   ├── BadStart                an acquisition announced with impossible properties
+│   └── SequenceError           start, frames and end do not come in a possible order
+└── FrameError                  one frame cannot be used; it is counted as rejected
+    ├── CorruptFrame            its compressed bytes do not decode to a frame
+    ├── WrongFrame              its shape or dtype is not the acquisition's
+    ├── UnknownAcquisition      it belongs to no acquisition that is running
+    ├── IndexOutsideScan        its index is negative or past the end of the scan
+    ├── DuplicateFrame          its index came before
+    └── BadCounts               NaN, infinite or negative counts
+"""
+
+from typing import ClassVar
+
+
+class ServiceError(Exception):
+    """Base of every error this package raises on purpose."""
+
+    code: ClassVar[str] = "service_error"
+
+
+class ConfigError(ServiceError):
+    """The configuration does not make sense; nothing was started."""
+
+    code = "bad_configuration"
+
+
+class BindError(ServiceError):
+    """An address cannot be bound."""
+
+    code = "cannot_bind"
+
+
+class IngestDied(ServiceError):
+    """The ingest process is gone."""
+
+    code = "ingest_died"
+
+
+class FileError(ServiceError):
+    """A data file cannot be read or written."""
+
+    code = "file_error"
+
+
+class HalfWrittenFile(FileError):
+    """A data file is truncated or still being written."""
+
+    code = "half_written_file"
+
+
+class SourceError(ServiceError):
+    """A detector's message cannot be used; the service goes on."""
+
+    code = "source_error"
+
+
+class BadMessage(SourceError):
+    """A message that is not of the detector's protocol, truncated, oversize or of another version."""
+
+    code = "bad_message"
+
+
+class BadStart(SourceError):
+    """An acquisition announced with impossible properties."""
+
+    code = "bad_start"
+
+
+class SequenceError(SourceError):
+    """Start, frames and end do not come in a possible order."""
+
+    code = "out_of_sequence"
+
+
+class FrameError(ServiceError):
+    """One frame cannot be used; it is counted as rejected under ``code``."""
+
+    code = "bad_frame"
+
+
+class CorruptFrame(FrameError):
+    """A frame whose compressed bytes do not decode to a frame."""
+
+    code = "corrupt"
+
+
+class WrongFrame(FrameError):
+    """A frame whose shape or dtype is not the acquisition's."""
+
+    code = "wrong_shape_or_dtype"
+
+
+class UnknownAcquisition(FrameError):
+    """A frame that belongs to no acquisition that is running."""
+
+    code = "no_acquisition"
+
+
+class IndexOutsideScan(FrameError):
+    """A frame whose index is negative or past the end of the scan."""
+
+    code = "index_outside_scan"
+
+
+class DuplicateFrame(FrameError):
+    """A frame whose index came before."""
+
+    code = "duplicate_index"
+
+
+class BadCounts(FrameError):
+    """A frame with NaN, infinite or negative counts."""
+
+    code = "bad_counts"

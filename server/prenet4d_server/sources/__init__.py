@@ -1,0 +1,1 @@
+"""Detectors: one file for each protocol, all turned into the events of ``base``."""

@@ -1,0 +1,109 @@
+"""What every detector is turned into: a start, blocks of frames, an end, and faults.
+
+A *source* speaks one detector's protocol and knows nothing of rings, batches or corrections. It is
+polled by the ingest loop and answers with the events below, in the order in which the detector said
+them. Frames stay encoded: ``FrameBlock.read_into`` decodes them straight into the slots of the ring,
+on as many threads as the ingest loop likes. A new detector is one new file beside this one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from prenet4d_server.errors import FrameError, ServiceError
+
+Indices: TypeAlias = npt.NDArray[np.int64]
+Pixels: TypeAlias = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class AcquisitionStart:
+    """The detector announces an acquisition."""
+
+    series: str
+    """The detector's own name for it; its frames and its end carry the same."""
+    frame_shape: tuple[int, int]
+    """``(h, w)`` in pixels."""
+    dtype: np.dtype[Any]
+    """uint8, uint16, uint32 or float32, native byte order."""
+    scan_shape: tuple[int, int] | None = None
+    """``(ny, nx)``, where the detector knows it."""
+    expected_frames: int | None = None
+    """``None`` where the detector runs until it is stopped."""
+    pixel_mask: npt.NDArray[np.bool_] | None = None
+    """(h, w), ``True`` where a pixel can be trusted; ``None``: all can."""
+    saturation_value: float | None = None
+    gain: float = 1.0
+    """Counts per electron."""
+    detector: str = "unknown"
+    metadata: Mapping[str, str | int | float | bool | None] = field(default_factory=dict)
+
+
+class FrameBlock(Protocol):
+    """One or many encoded frames of one acquisition, as they came."""
+
+    series: str
+    """The acquisition they belong to, as its start named it."""
+    indices: Indices
+    """(n,) each frame's number within the acquisition, from 0."""
+
+    def read_into(self, start: int, out: Pixels) -> Sequence[tuple[int, FrameError]]:
+        """Decode the frames ``start … start + len(out)`` of this block into ``out``.
+
+        Safe to call from several threads at once for different parts of the block. Bulk work
+        should release the GIL.
+
+        Args:
+            start: the first frame to decode, counted within the block.
+            out: (m, h, w) of the acquisition's dtype, C-contiguous; every pixel is overwritten,
+                except those of frames that fail.
+
+        Returns:
+            The frames that cannot be decoded: ``(number within the block, why)``.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class AcquisitionEnd:
+    """The detector says that the acquisition is over."""
+
+    series: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A message that cannot be used; ``frames`` of them were frames and count as rejected."""
+
+    error: ServiceError
+    frames: int = 0
+
+
+SourceEvent: TypeAlias = "AcquisitionStart | FrameBlock | AcquisitionEnd | Fault"
+
+
+class Source(Protocol):
+    """A detector's protocol, polled by the ingest loop; used as a context manager."""
+
+    name: str
+    """``native``, ``dectris2``, …"""
+    address: str
+    """Where it listens or what it is connected to, for a person to read."""
+
+    def poll(self, timeout_s: float) -> Sequence[SourceEvent]:
+        """Return what came, in order; wait at most ``timeout_s`` for the first of it.
+
+        Returns as soon as anything is there, and takes along what is already waiting (bounded, so
+        that a block stays small enough to be decoded at once). Never raises for what a detector
+        sends: that becomes a :class:`Fault`.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give back sockets and files; may be called twice."""
+        ...
