@@ -1,0 +1,347 @@
+"""The service's settings: one pydantic model, read from a TOML file, the environment and flags.
+
+What is said later wins: defaults, then the TOML file, then environment variables
+(``PRENET4D_SOURCE__KIND=dectris2``: section and field joined by two underscores), then what the
+caller passes (the command line's flags).
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from prenet4d_engines.config import CorrectorConfig
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from prenet4d_server.errors import ConfigError
+from prenet4d_server.sockets import is_local
+
+ENVIRONMENT_PREFIX = "PRENET4D_"
+
+_FILE = "_file"  # carries the file's content to Settings, where it ranks below the environment
+
+_Positive = Annotated[float, Field(gt=0)]
+_Size = Annotated[int, Field(ge=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class SourceSettings(_Section):
+    """Where frames come from."""
+
+    DEFAULT_ADDRESSES: ClassVar[dict[str, str]] = {
+        "native": "tcp://127.0.0.1:5560",
+        "dectris1": "tcp://127.0.0.1:9999",
+        "dectris2": "tcp://127.0.0.1:31001",
+        "replay": "",
+    }
+
+    kind: Literal["native", "dectris1", "dectris2", "replay"] = "native"
+    """native: frames from FrameSender. dectris1, dectris2: a DECTRIS detector's Stream V1 or V2.
+    replay: a file."""
+    address: str | None = None
+    """native: where to listen. dectris1, dectris2: the detector to connect to. Default: port 5560,
+    9999 or 31001 of this machine."""
+    channel: str | int | None = None
+    """dectris2: which threshold channel to correct, by name or number; the first by default."""
+    scan_shape: tuple[_Size, _Size] | None = None
+    """[rows, columns] of the scan, for detectors that do not know it."""
+    gain: _FILE = "_file"  # carries the file's content to Settings, where it ranks below the environment
+
+_Positive = 1.0
+    """Detector counts per electron, for detectors that do not say it."""
+    max_message: ByteSize = Field(default=ByteSize(256 << 20), ge=1 << 16)
+    """Larger messages are refused."""
+    path: Path | None = None
+    """replay: the file to stream."""
+    dataset: str | None = None
+    """replay: which dataset of an HDF5 file or member of an .npz; the only fitting one by
+    default."""
+    rate: _Positive | None = None
+    """replay: frames per second; as fast as it goes by default."""
+    repeat: _Size = 1
+    """replay: how many times the file is streamed."""
+    silent_after_s: _FILE = "_file"  # carries the file's content to Settings, where it ranks below the environment
+
+_Positive = 10.0
+    """An event tells when the detector has been silent for so long in the middle of a scan."""
+
+    @model_validator(mode="after")
+    def _replay_has_a_file(self) -> SourceSettings:
+        if self.kind == "replay" and self.path is None:
+            raise ValueError("A replay needs a file: set source.path.")
+        return self
+
+    @property
+    def endpoint(self) -> str:
+        """The address in use: the one that was set, or the kind's default."""
+        return self.DEFAULT_ADDRESSES[self.kind] if self.address is None else self.address
+
+
+class RingSettings(_Section):
+    """Where frames wait between the detector and the corrector."""
+
+    size: ByteSize = Field(default=ByteSize(512 << 20), ge=1 << 20)
+    """Memory for waiting frames. The more, the longer a pause of the corrector that the detector
+    does not notice."""
+    policy: Literal["block", "shed"] = "block"
+    """When the ring is full. block: hold the detector back, lose nothing. shed: drop whole frames,
+    count them and say so."""
+    decode_threads: Annotated[int, Field(ge=1, le=64)] = 2
+    """Threads that decompress frames into the ring."""
+    restart_ingest: bool = True
+    """Start the ingest process again when it died."""
+
+
+class BatchSettings(_Section):
+    """How frames are gathered for the corrector."""
+
+    size: Annotated[int, Field(ge=1, le=4096)] = 32
+    """Frames in a full batch. Larger batches are more efficient; 16 to 64 suits CPUs."""
+    max_delay_ms: Annotated[float, Field(ge=0)] = 50.0
+    """A batch that is not full is corrected once its oldest frame has waited this long."""
+
+
+class CorrectorSettings(CorrectorConfig):
+    """How patterns are corrected."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    backend: Literal["auto", "torch", "identity"] = "auto"  # type: ignore[assignment]  # one more
+    """auto: the fastest that works here. identity: correct nothing, to measure all but the
+    correction."""
+
+
+class StreamSettings(_Section):
+    """The PUB socket: telemetry, patterns and events for those who may miss some."""
+
+    address: str = "tcp://127.0.0.1:5561"
+    """Where to listen; port * takes any free one."""
+    high_water: _Size = 16
+    """Messages that wait for a subscriber that is slow; it misses what comes beyond them. One
+    message holds a whole batch."""
+    mean_every_s: _FILE = "_file"  # carries the file's content to Settings, where it ranks below the environment
+
+_Positive = 1.0
+    """The running mean pattern is published no more often than this."""
+
+
+class LosslessSettings(_Section):
+    """The path for receivers that must not miss a batch, such as the recorder."""
+
+    address: str = "tcp://127.0.0.1:5562"
+    """Where to listen; port * takes any free one."""
+    heartbeat_s: _FILE = "_file"  # carries the file's content to Settings, where it ranks below the environment
+
+_Positive = 5.0
+    """A receiver that is silent for longer is dropped."""
+    on_lag: Literal["hold", "drop"] = "hold"
+    """When a receiver does not keep up. hold: hold the pipeline back, up to max_lag_s. drop: drop
+    the receiver at once."""
+    max_lag_s: _FILE = "_file"  # carries the file's content to Settings, where it ranks below the environment
+
+_Positive = 30.0
+    """With hold: a receiver that takes nothing for longer is dropped, so that the scan goes on."""
+
+
+class ControlSettings(_Section):
+    """The socket that answers commands."""
+
+    address: str = "tcp://127.0.0.1:5563"
+    """Where to listen; port * takes any free one."""
+
+
+class HttpSettings(_Section):
+    """Status page, metrics for Prometheus and health checks."""
+
+    address: str = "tcp://127.0.0.1:5564"
+    """Where to listen for HTTP; port * takes any free one."""
+
+
+class SecuritySettings(_Section):
+    """Who may reach the service from other machines."""
+
+    secret_key_file: Path | None = None
+    """The service's CURVE secret key (``prenet4d keygen`` makes one). With it, every ZeroMQ socket
+    is encrypted, and only who has the service's public key gets in."""
+    insecure: bool = False
+    """Listen beyond this machine without encryption: anyone who reaches the port may read and
+    command."""
+
+
+class LogSettings(_Section):
+    """What is written to standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least important messages to write."""
+    format: Literal["text", "json"] = "text"
+    """json: one object a line, with the acquisition's id."""
+
+
+class Settings(BaseSettings):
+    """Everything that can be set, section by section.
+
+    Made by :func:`load_settings`, or directly from keyword arguments (which win over the
+    environment).
+    """
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        env_prefix=ENVIRONMENT_PREFIX,
+        env_nested_delimiter="__",
+        nested_model_default_partial_update=True,
+        use_attribute_docstrings=True,
+    )
+
+    source: SourceSettings = SourceSettings()
+    ring: RingSettings = RingSettings()
+    batch: BatchSettings = BatchSettings()
+    corrector: CorrectorSettings = CorrectorSettings()
+    stream: StreamSettings = StreamSettings()
+    lossless: LosslessSettings = LosslessSettings()
+    control: ControlSettings = ControlSettings()
+    http: HttpSettings = HttpSettings()
+    security: SecuritySettings = SecuritySettings()
+    log: LogSettings = LogSettings()
+    drain_s: Annotated[float, Field(ge=0)] = 10.0
+    """On Ctrl-C or SIGTERM, frames already received are still corrected for at most so long."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - no .env file is read
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - nor secrets' folder
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags, then the environment, then the TOML file that :func:`load_settings` was given."""
+        file = getattr(init_settings, "init_kwargs", {}).pop(_FILE, {})
+        return init_settings, env_settings, InitSettingsSource(settings_cls, file)
+
+    @model_validator(mode="after")
+    def _reachable_only_on_purpose(self) -> Settings:
+        zmq_addresses = {
+            "stream.address": self.stream.address,
+            "lossless.address": self.lossless.address,
+            "control.address": self.control.address,
+        }
+        if self.source.kind == "native":
+            zmq_addresses["source.address"] = self.source.endpoint
+        exposed = {name: where for name, where in zmq_addresses.items() if not is_local(where)}
+        if self.security.secret_key_file is None and exposed and not self.security.insecure:
+            name, where = next(iter(exposed.items()))
+            raise ValueError(
+                f"{name} = {where!r} can be reached from other machines. Protect it with keys "
+                "(prenet4d keygen; security.secret_key_file), or set security.insecure = true."
+            )
+        if not is_local(self.http.address) and not self.security.insecure:
+            raise ValueError(
+                f"http.address = {self.http.address!r} can be reached from other machines, and "
+                "HTTP is not encrypted. Listen on 127.0.0.1, or set security.insecure = true."
+            )
+        return self
+
+
+def load_settings(path: Path | str | None = None, **sections: Any) -> Settings:
+    """Read the settings from a TOML file, the environment and keyword arguments; later ones win.
+
+    Args:
+        path: a TOML file laid out as :func:`example_toml` shows.
+        sections: ``source={"kind": "native"}``, …: only what is to be changed.
+
+    Raises:
+        ConfigError: the file cannot be read, or something in it, in the environment or in
+            ``sections`` is unknown or makes no sense; the message names it.
+    """
+    _refuse_unknown_environment()
+    try:
+        return Settings(**{_FILE: _read_toml(path) if path else {}}, **sections)
+    except ValidationError as error:
+        raise ConfigError(_sentence(error)) from None
+
+
+def _read_toml(path: Path | str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"The configuration {path} cannot be read: {error.strerror}.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"The configuration {path} is not valid TOML: {error}.") from None
+
+
+def _refuse_unknown_environment() -> None:
+    """A misspelled section would otherwise be ignored in silence, as pydantic-settings has it."""
+    for name in os.environ:
+        if name.startswith(ENVIRONMENT_PREFIX):
+            section = name.removeprefix(ENVIRONMENT_PREFIX).split("__")[0].lower()
+            if section not in Settings.model_fields:
+                raise ConfigError(
+                    f"The environment variable {name} sets an unknown section {section!r}."
+                    + _did_you_mean(section, Settings.model_fields)
+                )
+
+
+def _sentence(error: ValidationError) -> str:
+    """The first thing that is wrong, and where."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        *path, key = [str(part) for part in first["loc"]]
+        known: Any = Settings
+        for part in path:
+            known = known.model_fields[part].annotation
+        return f"There is no setting {where!r}." + _did_you_mean(key, known.model_fields)
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{where}: {message}." if where and not message.endswith(".") else message
+
+
+def _did_you_mean(key: str, known: Mapping[str, Any]) -> str:
+    match = difflib.get_close_matches(key, known, n=1)
+    return f" Did you mean {match[0]!r}?" if match else f" There are: {', '.join(known)}."
+
+
+def example_toml() -> str:
+    """A commented configuration that holds every setting at its default."""
+    top: list[str] = []
+    sections: list[str] = []
+    for name, field in Settings.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            sections += ["", *_comment(field.annotation.__doc__ or ""), f"[{name}]"]
+            for key, inner in field.annotation.model_fields.items():
+                sections += _comment(inner.description or "", indent="  ")
+                sections.append(_assignment(key, inner.get_default(call_default_factory=True)))
+        else:
+            top += [*_comment(field.description or ""), _assignment(name, field.get_default())]
+    head = "# Every setting of the prenet4d service, at its default. Delete what you do not change."
+    return "\n".join([head, "", *top, *sections]) + "\n"
+
+
+def _comment(text: str, indent: str = "") -> Iterator[str]:
+    for line in text.strip().splitlines():
+        yield f"#{indent} {line.strip()}".replace("``", "").rstrip()
+
+
+def _assignment(key: str, value: Any) -> str:
+    if value is None:
+        return f"# {key} ="
+    if isinstance(value, ByteSize):
+        return f'{key} = "{value.human_readable()}"'
+    if isinstance(value, Path):
+        value = str(value)
+    # JSON's booleans, numbers, strings and flat lists are TOML's too.
+    return f"{key} = {json.dumps(value)}"

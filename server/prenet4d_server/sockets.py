@@ -1,0 +1,109 @@
+"""Opening ZeroMQ sockets so that errors are sentences and nothing is reachable by accident."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import os
+from pathlib import Path
+from typing import TypeAlias
+from urllib.parse import urlsplit
+
+import zmq
+import zmq.auth
+
+from prenet4d_server.errors import BindError, ConfigError
+
+KeyPair: TypeAlias = tuple[bytes, bytes]
+"""CURVE keys ``(public, secret)``, Z85."""
+
+_REASONS = {
+    errno.EADDRINUSE: "another program uses the port; stop it, or choose another port",
+    errno.EADDRNOTAVAIL: "the address is not one of this machine's",
+    errno.ENODEV: "the address is not one of this machine's",
+    errno.EINVAL: "it is not a valid address",
+    errno.EPROTONOSUPPORT: "the transport is unknown; use tcp:// or ipc://",
+}
+
+
+def bind(socket: zmq.Socket[bytes], address: str, what: str) -> str:
+    """Bind and return the actual address, with the port that ``*`` became.
+
+    Args:
+        socket: the socket to bind.
+        address: ``tcp://host:port`` or ``ipc://path``.
+        what: the setting that holds the address, for the error's sentence.
+
+    Raises:
+        BindError: the address cannot be bound; the message says why and what to do.
+    """
+    try:
+        socket.bind(address)
+    except zmq.ZMQError as error:
+        reason = _REASONS.get(error.errno or 0, error.strerror or str(error))
+        raise BindError(f"Cannot listen on {address} ({what}): {reason}.") from None
+    return str(socket.getsockopt_string(zmq.LAST_ENDPOINT)).rstrip("\0")
+
+
+def protect(socket: zmq.Socket[bytes], keys: KeyPair | None) -> None:
+    """Make the socket a CURVE server, where there are keys: one needs the public key to get in."""
+    if keys is not None:
+        socket.curve_server = True
+        socket.curve_publickey, socket.curve_secretkey = keys
+
+
+def is_local(address: str) -> bool:
+    """Whether an address to listen on can be reached from this machine only."""
+    parts = urlsplit(address)
+    if parts.scheme in ("ipc", "inproc"):
+        return True
+    host = parts.netloc.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host in ("localhost", "lo")
+
+
+def generate_keys(directory: Path) -> tuple[Path, Path]:
+    """Make the service's CURVE key pair as two files, which are never overwritten.
+
+    Returns:
+        ``(public, secret)``: give ``prenet4d.key`` to clients, and name ``prenet4d.key_secret``
+        (readable by its owner only) in ``security.secret_key_file``.
+
+    Raises:
+        ConfigError: the files exist already, or the directory cannot be written.
+    """
+    secret = directory / "prenet4d.key_secret"
+    if secret.exists():
+        raise ConfigError(f"{secret} exists already. Delete it first, or use another directory.")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        mask = os.umask(0o077)
+        try:
+            public, made = zmq.auth.create_certificates(directory, "prenet4d")
+        finally:
+            os.umask(mask)
+        Path(public).chmod(0o644)
+    except OSError as error:
+        raise ConfigError(f"Cannot write keys to {directory}: {error.strerror}.") from None
+    return Path(public), Path(made)
+
+
+def load_keys(secret_key_file: Path | None) -> KeyPair | None:
+    """Read the key pair from the secret key's file; ``None`` for no file.
+
+    Raises:
+        ConfigError: the file cannot be read or holds no secret key.
+    """
+    if secret_key_file is None:
+        return None
+    try:
+        public, secret = zmq.auth.load_certificate(secret_key_file)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"The key file {secret_key_file} cannot be read: {error}.") from None
+    if secret is None:
+        raise ConfigError(
+            f"{secret_key_file} holds no secret key; name the file that ends in .key_secret."
+        )
+    return public, secret
