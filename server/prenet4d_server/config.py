@@ -29,7 +29,8 @@ from prenet4d_server.sockets import is_local
 
 ENVIRONMENT_PREFIX = "PRENET4D_"
 
-_FILE = "_file"  # carries the file's content to Settings, where it ranks below the environment
+_FILE = "_file"
+"""Carries the TOML file to ``Settings``, where it ranks below the environment."""
 
 _Positive = Annotated[float, Field(gt=0)]
 _Size = Annotated[int, Field(ge=1)]
@@ -59,9 +60,7 @@ class SourceSettings(_Section):
     """dectris2: which threshold channel to correct, by name or number; the first by default."""
     scan_shape: tuple[_Size, _Size] | None = None
     """[rows, columns] of the scan, for detectors that do not know it."""
-    gain: _FILE = "_file"  # carries the file's content to Settings, where it ranks below the environment
-
-_Positive = 1.0
+    gain: _Positive = 1.0
     """Detector counts per electron, for detectors that do not say it."""
     max_message: ByteSize = Field(default=ByteSize(256 << 20), ge=1 << 16)
     """Larger messages are refused."""
@@ -74,9 +73,7 @@ _Positive = 1.0
     """replay: frames per second; as fast as it goes by default."""
     repeat: _Size = 1
     """replay: how many times the file is streamed."""
-    silent_after_s: _FILE = "_file"  # carries the file's content to Settings, where it ranks below the environment
-
-_Positive = 10.0
+    silent_after_s: _Positive = 10.0
     """An event tells when the detector has been silent for so long in the middle of a scan."""
 
     @model_validator(mode="after")
@@ -133,9 +130,7 @@ class StreamSettings(_Section):
     high_water: _Size = 16
     """Messages that wait for a subscriber that is slow; it misses what comes beyond them. One
     message holds a whole batch."""
-    mean_every_s: _FILE = "_file"  # carries the file's content to Settings, where it ranks below the environment
-
-_Positive = 1.0
+    mean_every_s: _Positive = 1.0
     """The running mean pattern is published no more often than this."""
 
 
@@ -144,16 +139,12 @@ class LosslessSettings(_Section):
 
     address: str = "tcp://127.0.0.1:5562"
     """Where to listen; port * takes any free one."""
-    heartbeat_s: _FILE = "_file"  # carries the file's content to Settings, where it ranks below the environment
-
-_Positive = 5.0
+    heartbeat_s: _Positive = 5.0
     """A receiver that is silent for longer is dropped."""
     on_lag: Literal["hold", "drop"] = "hold"
     """When a receiver does not keep up. hold: hold the pipeline back, up to max_lag_s. drop: drop
     the receiver at once."""
-    max_lag_s: _FILE = "_file"  # carries the file's content to Settings, where it ranks below the environment
-
-_Positive = 30.0
+    max_lag_s: _Positive = 30.0
     """With hold: a receiver that takes nothing for longer is dropped, so that the scan goes on."""
 
 
@@ -270,7 +261,7 @@ def load_settings(path: Path | str | None = None, **sections: Any) -> Settings:
     """
     _refuse_unknown_environment()
     try:
-        return Settings(**{_FILE: _read_toml(path) if path else {}}, **sections)
+        return Settings(**{_FILE: _read_toml(path) if path else {}, **sections})
     except ValidationError as error:
         raise ConfigError(_sentence(error)) from None
 
