@@ -74,6 +74,10 @@ class AcquisitionEnd:
     """The detector says that the acquisition is over."""
 
     series: str
+    aborted: bool = False
+    """The sender says that it ended early."""
+    reason: str = ""
+    """Why it was aborted, for people to read."""
 
 
 @dataclass(frozen=True, slots=True)
