@@ -8,6 +8,7 @@ Prenet4dError
 │   ├── PayloadMismatch      an array's bytes do not fit its dtype × shape
 │   ├── OversizeMessage      larger than the receiver allows
 │   └── MissingCodec         compressed with a codec that is not installed here
+├── InvalidUse               a call that cannot be carried out; nothing was sent
 ├── NoAnswer                 nobody answered within the timeout
 ├── ConnectionRefused        the service answered, and refused (bad name, not allowed, lagging)
 └── CommandRefused           a control command was refused; the message says why
@@ -44,6 +45,10 @@ class OversizeMessage(ProtocolError):
 
 class MissingCodec(ProtocolError):
     """A payload is compressed with a codec that is not installed here."""
+
+
+class InvalidUse(Prenet4dError, ValueError):
+    """A call that cannot be carried out as it was made; the message says what to do instead."""
 
 
 class NoAnswer(Prenet4dError):

@@ -1,9 +1,11 @@
 """The messages of the wire protocol: one pydantic model for each type, and nothing else.
 
-Each message type is one pydantic model here. Its ``LAYOUT`` says which arrays it carries and how
-their shapes depend on each other: ``n`` frames of ``h`` × ``w`` pixels. Units and coordinates:
-pixels, ``[y, x]``, pixel centers at integers; angles in radians from +x toward +y; times in seconds
-since the epoch; latencies in milliseconds; intensities in detector counts.
+Its ``LAYOUT`` says which arrays a message carries; where two of them have a side of the same name
+(``n`` frames of ``h`` × ``w`` pixels), it has the same length.
+
+Units and coordinates: pixels, ``[y, x]``, pixel centers at integers, ``(0, 0)`` the first pixel's;
+angles in radians from +x (columns) toward +y (rows); times in seconds since the epoch; latencies in
+milliseconds; intensities in detector counts.
 
 Fields may be added within a version (receivers ignore those they do not know); anything else that
 changes makes a new version.
@@ -12,8 +14,9 @@ changes makes a new version.
 from __future__ import annotations
 
 import time as _time
+from dataclasses import dataclass
 from enum import IntFlag
-from typing import Annotated, Any, ClassVar, Literal, TypeAlias, get_args
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeAlias, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -44,7 +47,8 @@ class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class ArraySpec(_Model):
+@dataclass(frozen=True, slots=True)  # no model: two are made for every message of frames
+class ArraySpec:
     """How one array part is to be read."""
 
     name: str
@@ -54,15 +58,28 @@ class ArraySpec(_Model):
     """``lz4``: one bare LZ4 block of the array's bytes."""
 
 
+class ArrayRule(NamedTuple):
+    """What a message type demands of one of its arrays."""
+
+    dtypes: tuple[str, ...]
+    """Any one of these."""
+    shape: tuple[str | int, ...]
+    """A letter stands for the same size in all arrays of the message."""
+    doc: str
+    optional: bool = False
+
+
 class Header(_Model):
     """The fields that every message carries."""
 
-    LAYOUT: ClassVar[dict[str, tuple[tuple[str, ...], str]]] = {}
-    """Array name → (allowed dtypes, shape symbols); a name ending in ``?`` is optional."""
+    LAYOUT: ClassVar[dict[str, ArrayRule]] = {}
+    """The arrays of this message type, by name."""
 
     protocol: Literal["prenet4d"] = "prenet4d"
     version: Literal[1] = 1
+    """Raised by any change that is more than a new field."""
     type: str
+    """Which message this is; the same as the first part."""
     publisher: str = ""
     """Identifies the sending process's life: a new value means that it restarted."""
     acquisition_id: str = ""
@@ -72,21 +89,31 @@ class Header(_Model):
     time: float = Field(default_factory=_time.time)
     """When the message was made, in seconds since the epoch."""
     arrays: tuple[ArraySpec, ...] = ()
+    """How to read the parts that follow the header, in their order."""
 
 
 # --- ingest: FrameSender → service -------------------------------------------------------------
 
-_FRAME_DTYPES = get_args(FrameDType)
+_FRAME_DTYPES: tuple[str, ...] = get_args(FrameDType)
+_INDICES = ArrayRule(("int64",), ("n",), "Number of each frame within the acquisition, from 0.")
 
 
 class AcquisitionStart(Header):
     """An acquisition (usually one scan) begins."""
 
-    LAYOUT: ClassVar = {"pixel_mask?": (("bool",), "h w")}
+    LAYOUT: ClassVar = {
+        "pixel_mask": ArrayRule(
+            ("bool",),
+            ("h", "w"),
+            "True where a pixel can be trusted; absent: all can.",
+            optional=True,
+        )
+    }
     type: Literal["acquisition_start"] = "acquisition_start"
     frame_shape: tuple[Annotated[int, Field(ge=8, le=8192)], Annotated[int, Field(ge=8, le=8192)]]
     """``(h, w)`` in pixels."""
     dtype: FrameDType
+    """Of every frame of the acquisition."""
     scan_shape: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
     """``(ny, nx)``; frame ``i`` belongs to probe position ``(i // nx, i % nx)``."""
     expected_frames: Annotated[int, Field(ge=1)] | None = None
@@ -96,20 +123,46 @@ class AcquisitionStart(Header):
     gain: Annotated[float, Field(gt=0)] = 1.0
     """Counts per electron."""
     detector: str = "native"
+    """Where the frames come from, for people to read."""
     metadata: dict[str, str | int | float | bool | None] = Field(default_factory=dict)
+    """Whatever else is to be kept with the acquisition, under names of the sender's choice."""
 
 
 class Frames(Header):
     """One or many raw frames."""
 
-    LAYOUT: ClassVar = {"indices": (("int64",), "n"), "frames": (_FRAME_DTYPES, "n h w")}
+    LAYOUT: ClassVar = {
+        "indices": _INDICES,
+        "frames": ArrayRule(_FRAME_DTYPES, ("n", "h", "w"), "Raw detector images, in counts."),
+    }
     type: Literal["frames"] = "frames"
+
+
+class Counters(_Model):
+    """Every frame is in exactly one place: received = corrected + rejected + shed + in_flight."""
+
+    received: int = 0
+    corrected: int = 0
+    rejected: int = 0
+    """Could not be used."""
+    shed: int = 0
+    """Dropped because the service could not keep up and was told to drop."""
+    in_flight: int = 0
+    rejected_by_reason: dict[str, int] = Field(default_factory=dict)
 
 
 class AcquisitionEnd(Header):
     """The acquisition is over; also published as the last word on it, with its counters."""
 
     type: Literal["acquisition_end"] = "acquisition_end"
+    aborted: bool = False
+    """It ended early: the sender failed, or the service gave it up."""
+    reason: str = ""
+    """Why it was aborted, for people to read."""
+    frames: Annotated[int, Field(ge=0)] | None = None
+    """How many frames the sender sent, where it says so."""
+    counters: Counters | None = None
+    """What became of this acquisition's frames; the service fills it in."""
 
 
 # --- stream and lossless: service → subscribers and receivers -----------------------------------
@@ -123,17 +176,7 @@ class Ellipticity(_Model):
     ratio_sigma: float | None = None
     """One sigma; ``None`` before the first reading."""
     theta_sigma: float | None = None
-
-
-class Counters(_Model):
-    """Every frame is in exactly one place: received = corrected + rejected + shed + in_flight."""
-
-    received: int = 0
-    corrected: int = 0
-    rejected: int = 0
-    shed: int = 0
-    in_flight: int = 0
-    rejected_by_reason: dict[str, int] = Field(default_factory=dict)
+    """One sigma, in radians; ``None`` before the first reading."""
 
 
 class Latency(_Model):
@@ -147,45 +190,68 @@ class Latencies(_Model):
     """Where a frame's time goes, from its arrival to its publication."""
 
     queue: Latency
+    """From arrival to the start of its batch."""
     compute: Latency
+    """In the corrector."""
     total: Latency
+    """From arrival to publication."""
+
+
+def _per_frame(doc: str) -> ArrayRule:
+    return ArrayRule(("float32",), ("n", 2), doc)
 
 
 class Telemetry(Header):
     """What was found in one batch of frames, and how the service is doing."""
 
     LAYOUT: ClassVar = {
-        "indices": (("int64",), "n"),
-        "center": (("float32",), "n 2"),
-        "center_sigma": (("float32",), "n 2"),
-        "tracked": (("float32",), "n 2"),
-        "tracked_sigma": (("float32",), "n 2"),
-        "shift": (("float32",), "n 2"),
-        "dose": (("float32",), "n"),
-        "flags": (("uint8",), "n"),
+        "indices": _INDICES,
+        "center": _per_frame("Center of each frame on its own, [cy, cx], in pixels."),
+        "center_sigma": _per_frame("One sigma of ``center``, in pixels."),
+        "tracked": _per_frame("Center followed over the scan, [cy, cx], in pixels."),
+        "tracked_sigma": _per_frame("One sigma of ``tracked``, in pixels."),
+        "shift": _per_frame(
+            "What was applied: reference center − center in use, [y, x], in pixels."
+        ),
+        "dose": ArrayRule(("float32",), ("n",), "Electrons in each frame."),
+        "flags": ArrayRule(("uint8",), ("n",), "Sums of ``FrameFlag``."),
     }
     type: Literal["telemetry"] = "telemetry"
     batch: int
     """The batch's number within the service's life; its patterns carry the same."""
     frame_shape: tuple[int, int]
+    """``(h, w)`` in pixels."""
     scan_shape: tuple[int, int] | None = None
+    """``(ny, nx)``, where it is known."""
     expected_frames: int | None = None
+    """``None`` where the detector runs until it is stopped."""
     reference_center: tuple[float, float]
+    """``(cy, cx)`` in pixels: where the corrected patterns have their center."""
     ellipticity: Ellipticity
+    """The one that this batch was corrected with."""
     state: State
+    """Of the ellipticity: still being read, settled, held by the operator, or not to be trusted."""
     patterns_averaged: int
     """Patterns in the running mean that the ellipticity is read from."""
     latency: Latencies
     frames_per_second: float
+    """Corrected frames per second, recently."""
     backlog: int
     """Frames waiting in the ring."""
     counters: Counters
 
 
 class _Patterns(Header):
-    LAYOUT: ClassVar = {"indices": (("int64",), "n"), "patterns": (("float32",), "n h w")}
+    LAYOUT: ClassVar = {
+        "indices": _INDICES,
+        "patterns": ArrayRule(
+            ("float32",), ("n", "h", "w"), "In counts; NaN where there is no source."
+        ),
+    }
     batch: int
+    """The same as in the telemetry of this batch."""
     scan_shape: tuple[int, int] | None = None
+    """``(ny, nx)``, where it is known."""
 
 
 class Corrected(_Patterns):
@@ -203,10 +269,12 @@ class Aligned(_Patterns):
 class Mean(Header):
     """The running mean of the recentered raw patterns, before the ellipse is taken out."""
 
-    LAYOUT: ClassVar = {"mean": (("float32",), "h w")}
+    LAYOUT: ClassVar = {"mean": ArrayRule(("float32",), ("h", "w"), "In counts per pattern.")}
     type: Literal["mean"] = "mean"
     patterns: int
+    """How many patterns it averages."""
     ellipticity: Ellipticity
+    """The latest reading of this mean."""
 
 
 class Event(Header):
@@ -217,7 +285,9 @@ class Event(Header):
     code: str
     """Stable name for programs: ``acquisition_started``, ``frame_rejected``, …"""
     message: str
+    """The sentence."""
     details: dict[str, str | int | float | bool | None] = Field(default_factory=dict)
+    """The numbers in it, for programs."""
 
 
 # --- lossless path: receiver ↔ service ----------------------------------------------------------
@@ -228,7 +298,9 @@ class Register(Header):
 
     type: Literal["register"] = "register"
     name: str
+    """Who this is, for people to read."""
     topics: tuple[str, ...]
+    """Message types, from the same list as on the stream."""
     credit: Annotated[int, Field(ge=1)]
     """One credit is one message."""
 
@@ -237,8 +309,9 @@ class Registered(Header):
     """The service's answer to ``register``."""
 
     type: Literal["registered"] = "registered"
-    heartbeat_s: float
-    """Silence longer than this gets a receiver dropped."""
+    heartbeat_s: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    """Silence longer than this means that the other side is gone; each side sends a heartbeat (or
+    anything else) every quarter of it."""
 
 
 class Credit(Header):
@@ -269,17 +342,30 @@ class ControlRequest(Header):
 
     type: Literal["control_request"] = "control_request"
     command: str
+    """``status``, ``config``, ``freeze``, ``unfreeze``, ``recalibrate``, ``save_calibration``,
+    ``load_calibration`` or ``snapshot``."""
     arguments: dict[str, Any] = Field(default_factory=dict)
+    """``load_calibration`` takes ``calibration``, a map as ``save_calibration`` returned it."""
 
 
 class ControlReply(Header):
     """The answer to the request with the same ``sequence``."""
 
-    LAYOUT: ClassVar = {"mean?": (("float32",), "h w")}
+    LAYOUT: ClassVar = {
+        "mean": ArrayRule(
+            ("float32",),
+            ("h", "w"),
+            "``snapshot``: the running mean, if there is one.",
+            optional=True,
+        )
+    }
     type: Literal["control_reply"] = "control_reply"
     ok: bool
+    """Whether it was done."""
     error: str = ""
+    """Where it was not: why, in one sentence."""
     result: dict[str, Any] = Field(default_factory=dict)
+    """What the command returns."""
 
 
 AnyHeader = Annotated[

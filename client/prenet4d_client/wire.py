@@ -14,13 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
-from typing import Any, TypeAlias, cast, get_args
+from typing import Any, TypeAlias, get_args
 
 import msgpack
 import numpy as np
 import numpy.typing as npt
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from prenet4d_client.errors import (
     MalformedMessage,
@@ -35,21 +36,47 @@ from prenet4d_client.messages import MESSAGE_TYPES, VERSION, ArraySpec, DType, H
 PROTOCOL = "prenet4d"
 MAX_MESSAGE_BYTES = 1 << 30
 MAX_HEADER_BYTES = 1 << 20
+_LZ4_MAX_RATIO = 255  # one byte of an LZ4 block stands for at most this many
 
 Array: TypeAlias = npt.NDArray[Any]
 
-_DTYPES = {name: np.dtype(name).newbyteorder("<") for name in get_args(DType)}
-_adapters: dict[str, TypeAdapter[Header]] = {
-    name: TypeAdapter(model) for name, model in MESSAGE_TYPES.items()
+_DTYPES: dict[DType, np.dtype[Any]] = {
+    name: np.dtype(name).newbyteorder("<") for name in get_args(DType)
+}
+# By dtype, in either byte order: asking numpy for a dtype's name takes ten times as long.
+_NAMES = {
+    stored: name for name, dtype in _DTYPES.items() for stored in (dtype, dtype.newbyteorder("S"))
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A decoded message: its header and its arrays, which may be read-only views."""
+    """A decoded message: its header and its arrays, which may be read-only views.
+
+    Arrays and header fields can also be had as attributes of the message itself:
+    ``batch.patterns``, ``telemetry.ellipticity.ratio``, ``event.message``.
+    """
 
     header: Header
     arrays: dict[str, Array]
+    gap: int = 0
+    """Messages of this type that were missed just before this one."""
+
+    def __getattr__(self, name: str) -> Any:
+        # Names that no field can have are asked for by copy, pickle and the like.
+        if not name.startswith("_"):
+            if name in self.arrays:
+                return self.arrays[name]
+            if name in type(self.header).model_fields:
+                return getattr(self.header, name)
+        raise AttributeError(f"A {self.header.type} message has no field or array {name!r}.")
+
+    def __dir__(self) -> list[str]:
+        return [*object.__dir__(self), *type(self.header).model_fields, *self.arrays]
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{name}{array.shape}" for name, array in self.arrays.items())
+        return f"<{self.header.type} {self.header.sequence}: {shapes or 'no arrays'}>"
 
 
 def encode(
@@ -65,30 +92,35 @@ def encode(
     Raises:
         PayloadMismatch: the arrays are not those that this message type carries.
         MissingCodec: ``lz4`` was asked for and is not installed.
+        MalformedMessage: a free field (metadata, a result) holds what msgpack cannot carry.
     """
     specs: list[ArraySpec] = []
     buffers: list[Any] = []
     for name, array in (arrays or {}).items():
-        if array.dtype.name not in _DTYPES:
-            raise PayloadMismatch(
-                f"Array {name!r} has dtype {array.dtype}, which has no wire form."
-            )
-        data = np.ascontiguousarray(array, dtype=_DTYPES[array.dtype.name])
-        specs.append(
-            ArraySpec(
-                name=name,
-                dtype=cast("DType", array.dtype.name),
-                shape=data.shape,
-                encoding="lz4" if lz4 else "raw",
-            )
-        )
+        dtype = _NAMES.get(array.dtype)
+        if dtype is None:
+            raise PayloadMismatch(f"Array {name!r} has dtype {array.dtype}, with no wire form.")
+        data = np.ascontiguousarray(array, dtype=_DTYPES[dtype])
+        specs.append(ArraySpec(name, dtype, array.shape, "lz4" if lz4 else "raw"))
         # A zero-size memoryview cannot be cast, and there is nothing to share in it.
         raw = data.data.cast("B") if data.size else b""
-        buffers.append(_lz4().compress(raw, store_size=False) if lz4 else raw)
-    complete = header.model_copy(update={"arrays": tuple(specs)})
-    _check_layout(complete)
-    packed: bytes = msgpack.packb(complete.model_dump(), use_bin_type=True)
-    return [complete.type.encode(), packed, *buffers]
+        buffers.append(lz4_block().compress(raw, store_size=False) if lz4 else raw)
+    _check_layout(type(header), tuple(specs))
+    try:
+        packed: bytes = msgpack.packb({**vars(header), "arrays": specs}, default=_as_map)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise MalformedMessage(
+            f"A field of this {header.type} message cannot be sent: {error}."
+        ) from None
+    return [header.type.encode(), packed, *buffers]
+
+
+def _as_map(value: object) -> dict[str, Any]:
+    if isinstance(value, BaseModel):
+        return vars(value)
+    if isinstance(value, ArraySpec):
+        return {key: getattr(value, key) for key in ArraySpec.__slots__}
+    raise TypeError(f"{type(value).__name__} has no wire form")
 
 
 def decode(parts: Sequence[Any], *, max_bytes: int = MAX_MESSAGE_BYTES) -> Message:
@@ -103,25 +135,25 @@ def decode(parts: Sequence[Any], *, max_bytes: int = MAX_MESSAGE_BYTES) -> Messa
         MissingCodec: what is wrong with the message, in one sentence.
     """
     views = [memoryview(part) for part in parts]
-    total = sum(view.nbytes for view in views)
+    total = sum([view.nbytes for view in views])
     if total > max_bytes:
         raise OversizeMessage(f"The message has {total} bytes; at most {max_bytes} are accepted.")
     if len(views) < 2:
         raise MalformedMessage(f"A message has at least 2 parts; this one has {len(views)}.")
     header = _decode_header(bytes(views[0][:64]), views[1])
-    _check_layout(header)
+    _check_layout(type(header), header.arrays)
     if len(views) - 2 != len(header.arrays):
         raise PayloadMismatch(
             f"The header announces {len(header.arrays)} arrays; {len(views) - 2} parts follow it."
         )
-    announced = sum(_nbytes(spec) for spec in header.arrays)
-    if announced > max_bytes:
+    sizes = [_nbytes(spec) for spec in header.arrays]
+    if sum(sizes) > max_bytes:
         raise OversizeMessage(
-            f"The arrays need {announced} bytes; at most {max_bytes} are accepted."
+            f"The arrays need {sum(sizes)} bytes; at most {max_bytes} are accepted."
         )
     arrays = {
-        spec.name: _read_array(spec, view)
-        for spec, view in zip(header.arrays, views[2:], strict=True)
+        spec.name: _read_array(spec, size, view)
+        for spec, size, view in zip(header.arrays, sizes, views[2:], strict=True)
     }
     return Message(header, arrays)
 
@@ -138,78 +170,92 @@ def _decode_header(topic: bytes, packed: memoryview) -> Header:
     version = fields.get("version")
     if version != VERSION or isinstance(version, bool):
         raise UnsupportedVersion(
-            f"The message has protocol version {version!r}; this package speaks {VERSION}. "
+            f"The message has protocol version {version!r:.40}; this package speaks {VERSION}. "
             "Install matching versions of prenet4d on both sides."
         )
     kind = fields.get("type")
-    adapter = _adapters.get(kind) if isinstance(kind, str) else None
-    if adapter is None:
-        raise UnknownType(f"Version {VERSION} of the protocol has no message type {kind!r}.")
+    model = MESSAGE_TYPES.get(kind) if isinstance(kind, str) else None
+    if model is None:
+        raise UnknownType(f"Version {VERSION} of the protocol has no message type {kind!r:.80}.")
     if topic != str(kind).encode():
         raise MalformedMessage(f"The topic {topic!r} does not match the message type {kind!r}.")
     try:
-        return adapter.validate_python(fields)
+        return model.model_validate(fields)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        where = ".".join(str(key) for key in first["loc"]) or "header"
-        raise MalformedMessage(f"A {kind} message has a wrong {where}: {first['msg']}.") from None
+        raise MalformedMessage(f"A {kind} message has a wrong {explain(error)}.") from None
 
 
-def _check_layout(header: Header) -> None:
+def explain(error: ValidationError) -> str:
+    """The first fault that pydantic found, as ``field: what is wrong with it``."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    where = ".".join(str(key) for key in first["loc"]) or "header"
+    return f"{where}: {first['msg']}"
+
+
+@lru_cache(maxsize=256)  # of a stream's messages, nearly all have the same few layouts
+def _check_layout(model: type[Header], specs: tuple[ArraySpec, ...]) -> None:
     """The arrays are those of the type, no more and no fewer, with fitting dtypes and shapes."""
-    present = {spec.name: spec for spec in header.arrays}
-    if len(present) != len(header.arrays):
-        raise PayloadMismatch(f"A {header.type} message names an array twice.")
+    kind = model.model_fields["type"].default
+    present = {spec.name: spec for spec in specs}
+    if len(present) != len(specs):
+        raise PayloadMismatch(f"A {kind} message names an array twice.")
     sizes: dict[str, int] = {}
-    for key, (dtypes, symbols) in header.LAYOUT.items():
-        spec = present.pop(key.rstrip("?"), None)
+    for name, rule in model.LAYOUT.items():
+        spec = present.pop(name, None)
         if spec is None:
-            if key.endswith("?"):
+            if rule.optional:
                 continue
-            raise PayloadMismatch(f"A {header.type} message lacks its array {key!r}.")
-        if spec.dtype not in dtypes:
-            allowed = " or ".join(dtypes)
-            raise PayloadMismatch(
-                f"Array {spec.name!r} has dtype {spec.dtype}; it must be {allowed}."
-            )
-        names = symbols.split()
-        fits = len(names) == len(spec.shape) and all(
-            size == (int(name) if name.isdigit() else sizes.setdefault(name, size))
-            for name, size in zip(names, spec.shape, strict=True)
+            raise PayloadMismatch(f"A {kind} message lacks its array {name!r}.")
+        if spec.dtype not in rule.dtypes:
+            allowed = " or ".join(rule.dtypes)
+            raise PayloadMismatch(f"Array {name!r} has dtype {spec.dtype}; it must be {allowed}.")
+        fits = len(rule.shape) == len(spec.shape) and all(
+            size == (sizes.setdefault(side, size) if isinstance(side, str) else side)
+            for side, size in zip(rule.shape, spec.shape, strict=True)
         )
         if not fits:
             raise PayloadMismatch(
-                f"Array {spec.name!r} has shape {spec.shape}; "
-                f"it must be ({', '.join(names)}) in agreement with the message's other arrays."
+                f"Array {name!r} has shape {spec.shape}; it must be "
+                f"({', '.join(map(str, rule.shape))}) in agreement with the message's other arrays."
             )
     if present:
-        raise PayloadMismatch(
-            f"A {header.type} message has no array named {next(iter(present))!r}."
-        )
+        raise PayloadMismatch(f"A {kind} message has no array named {next(iter(present))!r}.")
 
 
 def _nbytes(spec: ArraySpec) -> int:
     return int(prod(spec.shape) * _DTYPES[spec.dtype].itemsize)
 
 
-def _read_array(spec: ArraySpec, view: memoryview) -> Array:
-    expected = _nbytes(spec)
+def _read_array(spec: ArraySpec, expected: int, view: memoryview) -> Array:
     if spec.encoding == "lz4":
+        # Checked first, so that a small message cannot make us reserve a large memory.
+        if expected > _LZ4_MAX_RATIO * view.nbytes:
+            raise _mismatch(spec, f"{view.nbytes} bytes of LZ4 cannot hold them")
+        codec = lz4_block()
         try:
-            view = memoryview(_lz4().decompress(view, uncompressed_size=expected))
-        except (_lz4().LZ4BlockError, ValueError, OverflowError) as error:
-            raise PayloadMismatch(
-                f"Array {spec.name!r} is not an LZ4 block of {expected} bytes: {error}."
-            ) from None
+            view = memoryview(codec.decompress(view, uncompressed_size=expected))
+        except (codec.LZ4BlockError, ValueError, OverflowError) as error:
+            raise _mismatch(spec, f"its LZ4 block is corrupt: {error}") from None
     if view.nbytes != expected:
-        raise PayloadMismatch(
-            f"Array {spec.name!r} announces {spec.dtype} {spec.shape}, that is {expected} bytes; "
-            f"{view.nbytes} came."
-        )
-    return np.frombuffer(view, dtype=_DTYPES[spec.dtype]).reshape(spec.shape)
+        raise _mismatch(spec, f"{view.nbytes} came")
+    try:
+        array = np.frombuffer(view, dtype=_DTYPES[spec.dtype]).reshape(spec.shape)
+    except ValueError as error:  # no bytes in a shape that numpy cannot have: (0, 2**40, 2**40)
+        raise _mismatch(spec, f"no array can have that shape: {error}") from None
+    if spec.dtype == "bool" and (array.view(np.uint8) > 1).any():
+        raise _mismatch(spec, "a bool is 0 or 1, and it holds other bytes")
+    return array
 
 
-def _lz4() -> Any:
+def _mismatch(spec: ArraySpec, what: str) -> PayloadMismatch:
+    return PayloadMismatch(
+        f"Array {spec.name!r} announces {spec.dtype} {spec.shape}, "
+        f"that is {_nbytes(spec)} bytes; {what}."
+    )
+
+
+def lz4_block() -> Any:
+    """The LZ4 codec; raises MissingCodec where it is not installed."""
     try:
         import lz4.block
     except ImportError:

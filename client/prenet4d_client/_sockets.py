@@ -1,0 +1,84 @@
+"""How every client opens and closes its ZeroMQ socket."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import zmq
+from zmq.utils import z85
+
+from prenet4d_client.errors import InvalidUse
+
+
+def connect(
+    context: zmq.Context[zmq.Socket[bytes]],
+    kind: int,
+    address: str,
+    *,
+    server_key: str | bytes | None,
+    options: dict[int, Any],
+) -> zmq.Socket[bytes]:
+    """Open a socket of this kind towards ``address``; ``options`` are set before it connects.
+
+    Raises:
+        InvalidUse: the address or the key cannot be one.
+    """
+    socket = context.socket(kind)
+    try:
+        socket.linger = 0
+        for option, value in options.items():
+            socket.setsockopt(option, value)
+        if server_key is not None:
+            _encrypt(socket, server_key)
+        socket.connect(address)
+    except zmq.ZMQError as error:
+        socket.close()
+        raise InvalidUse(
+            f"Cannot connect to {address!r}: {error}. An address looks like tcp://host:5561."
+        ) from None
+    except InvalidUse:
+        socket.close()
+        raise
+    return socket
+
+
+def _encrypt(socket: zmq.Socket[bytes], server_key: str | bytes) -> None:
+    """Encrypt with CURVE under a key pair made for this connection alone.
+
+    The service proves with its key that it is the one meant.
+    """
+    if not zmq.has("curve"):
+        raise InvalidUse("This pyzmq was built without CURVE: install one of its wheels.")
+    key = server_key.encode("ascii", "replace") if isinstance(server_key, str) else server_key
+    try:
+        raw = z85.decode(key)
+    except (ValueError, KeyError):
+        raw = b""
+    if len(raw) != 32:
+        raise InvalidUse("server_key must be the service's public CURVE key: 40 characters in Z85.")
+    socket.curve_publickey, socket.curve_secretkey = zmq.curve_keypair()
+    socket.curve_serverkey = key
+
+
+def wait(socket: zmq.Socket[bytes], deadline: float | None) -> bool:
+    """Whether something can be received before ``deadline``; ``None`` waits for ever."""
+    while not socket.poll(milliseconds(next_slice(deadline))):
+        if deadline is not None and time.monotonic() >= deadline:
+            return False
+    return True
+
+
+def next_slice(deadline: float | None) -> float:
+    """How long to wait before looking up: Windows lets Ctrl-C through only between waits."""
+    return 0.5 if deadline is None else max(0.0, min(0.5, deadline - time.monotonic()))
+
+
+def deadline_after(timeout: float | None) -> float | None:
+    """When ``timeout`` seconds from now will be up."""
+    return None if timeout is None else time.monotonic() + timeout
+
+
+def milliseconds(seconds: float) -> int:
+    """Seconds as ZeroMQ wants them."""
+    return max(0, round(seconds * 1000))

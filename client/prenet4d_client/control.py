@@ -1,0 +1,154 @@
+"""``ControlClient``: ask the service how it is, and tell it what to do."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from typing import Any, Self
+
+import zmq
+
+from prenet4d_client._sockets import connect, deadline_after, wait
+from prenet4d_client.errors import CommandRefused, InvalidUse, NoAnswer, ProtocolError
+from prenet4d_client.messages import ControlReply, ControlRequest
+from prenet4d_client.wire import MAX_MESSAGE_BYTES, Message, decode, encode
+
+
+class ControlClient:
+    """Sends commands to the service, one at a time, and waits for each answer.
+
+    ::
+
+        with ControlClient("tcp://127.0.0.1:5563") as service:
+            print(service.status())
+            service.freeze()
+
+    Every method raises :class:`CommandRefused` where the service declines (its sentence says why),
+    :class:`NoAnswer` where none comes within ``timeout`` (the command may have been carried out all
+    the same; the client can go on being used), and :class:`ProtocolError` where the answer breaks
+    the protocol. To be used from one thread at a time.
+
+    Args:
+        address: the service's control address.
+        timeout: seconds to wait for each answer.
+        server_key: the service's public CURVE key (Z85), where it has one.
+
+    Raises:
+        InvalidUse: the address or the key cannot be one.
+    """
+
+    def __init__(
+        self,
+        address: str = "tcp://127.0.0.1:5563",
+        *,
+        timeout: float = 5.0,
+        max_bytes: int = MAX_MESSAGE_BYTES,
+        server_key: str | bytes | None = None,
+    ) -> None:
+        self.address = address
+        self._timeout = timeout
+        self._max_bytes = max_bytes
+        self._server_key = server_key
+        self._publisher = uuid.uuid4().hex
+        self._sequence = 0
+        self._context = zmq.Context()
+        self._socket = self._connect()
+
+    def status(self) -> dict[str, Any]:
+        """Return what the service is doing: state, acquisition, rates, counters, receivers."""
+        return self._result("status")
+
+    def config(self) -> dict[str, Any]:
+        """Return the configuration that the service runs with."""
+        return self._result("config")
+
+    def freeze(self) -> None:
+        """Keep the present ellipticity, whatever the patterns say, until :meth:`unfreeze`."""
+        self._result("freeze")
+
+    def unfreeze(self) -> None:
+        """Follow the patterns again."""
+        self._result("unfreeze")
+
+    def recalibrate(self) -> None:
+        """Forget the running mean and the ellipticity, and find them anew."""
+        self._result("recalibrate")
+
+    def save_calibration(self) -> dict[str, Any]:
+        """Return the present calibration, to be kept in a file and loaded for a later scan."""
+        return self._result("save_calibration")
+
+    def load_calibration(self, calibration: Mapping[str, Any]) -> None:
+        """Use a calibration that :meth:`save_calibration` returned."""
+        self._result("load_calibration", calibration=dict(calibration))
+
+    def snapshot(self) -> Message:
+        """Return what a subscriber who comes late has missed.
+
+        Its ``result`` holds the status, the acquisition and the ellipticity; its array ``mean``,
+        where there is one yet, (h, w) float32 counts, is the running mean.
+        """
+        return self._ask("snapshot")
+
+    def close(self) -> None:
+        """Close the connection; may be called twice."""
+        self._socket.close()
+        self._context.term()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _result(self, command: str, **arguments: object) -> dict[str, Any]:
+        result: dict[str, Any] = self._ask(command, **arguments).result
+        return result
+
+    def _ask(self, command: str, **arguments: object) -> Message:
+        if self._context.closed:
+            raise InvalidUse("This ControlClient is closed: make a new one.")
+        request = ControlRequest(
+            publisher=self._publisher,
+            sequence=self._sequence,
+            command=command,
+            arguments=arguments,
+        )
+        self._sequence += 1
+        try:
+            reply = self._exchange(request)
+        except ProtocolError:
+            self._reconnect()
+            raise
+        if reply is None:
+            self._reconnect()
+            raise NoAnswer(
+                f"No service answered {command!r} at {self.address} within {self._timeout:g} s: "
+                "is it running, and is this its control address?"
+            )
+        if not reply.ok:
+            raise CommandRefused(reply.error or f"The service refuses to {command}.")
+        return reply
+
+    def _exchange(self, request: ControlRequest) -> Message | None:
+        """Send the request and return its reply, or ``None`` where none comes in time."""
+        self._socket.send_multipart(encode(request))
+        deadline = deadline_after(self._timeout)
+        while wait(self._socket, deadline):
+            answer = self._socket.recv_multipart(copy=False)
+            reply = decode([part.buffer for part in answer], max_bytes=self._max_bytes)
+            if not isinstance(reply.header, ControlReply):
+                raise ProtocolError(f"The service answered with a {reply.header.type} message.")
+            if reply.header.sequence == request.sequence:
+                return reply
+        return None
+
+    def _connect(self) -> zmq.Socket[bytes]:
+        return connect(
+            self._context, zmq.DEALER, self.address, server_key=self._server_key, options={}
+        )
+
+    def _reconnect(self) -> None:
+        """Start afresh, so that an answer which comes too late finds nobody."""
+        self._socket.close()
+        self._socket = self._connect()

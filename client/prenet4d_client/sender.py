@@ -1,0 +1,310 @@
+"""``FrameSender``: hand raw frames to the service."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self, TypeAlias, cast, get_args
+
+import numpy as np
+import numpy.typing as npt
+import zmq
+from pydantic import ValidationError
+
+from prenet4d_client._sockets import connect, milliseconds
+from prenet4d_client.errors import InvalidUse, NoAnswer
+from prenet4d_client.messages import AcquisitionEnd, AcquisitionStart, FrameDType, Frames, Header
+from prenet4d_client.wire import encode, explain, lz4_block
+
+Metadata: TypeAlias = Mapping[str, str | int | float | bool | None]
+
+_DTYPES = " or ".join(get_args(FrameDType))
+
+
+class FrameSender:
+    """Sends acquisitions of raw frames to the service's ingest socket.
+
+    ::
+
+        with FrameSender("tcp://127.0.0.1:5560") as sender:
+            sender.start(frame_shape=(256, 256), dtype="uint16", scan_shape=(64, 64))
+            for frame in camera:
+                sender.send(frame)
+
+    Leaving the block ends the acquisition; leaving it by an exception tells the service that it was
+    aborted. Several acquisitions may follow each other over one sender: :meth:`end` one, then
+    :meth:`start` the next. When the service cannot keep up, :meth:`send` waits: nothing is lost and
+    at most ``queue`` messages wait here.
+
+    Args:
+        address: the service's ingest address.
+        timeout: seconds to wait for a service that is absent or does not take more, before
+            :class:`NoAnswer` is raised.
+        queue: how many messages may wait in this process.
+        lz4: compress the frames (needs the extra ``lz4``).
+        server_key: the service's public CURVE key (Z85), where it has one.
+
+    Raises:
+        MissingCodec: ``lz4`` was asked for and is not installed.
+        InvalidUse: the address or the key cannot be one.
+    """
+
+    def __init__(
+        self,
+        address: str = "tcp://127.0.0.1:5560",
+        *,
+        timeout: float = 10.0,
+        queue: int = 32,
+        lz4: bool = False,
+        server_key: str | bytes | None = None,
+    ) -> None:
+        if lz4:
+            lz4_block()
+        self.address = address
+        self._timeout = timeout
+        self._lz4 = lz4
+        self._publisher = uuid.uuid4().hex
+        self._sequences: dict[str, int] = {}
+        self._start: AcquisitionStart | None = None
+        self._next_index = 0
+        self._sent = 0
+        # A context of its own, because only its end waits until the last frames are handed over.
+        self._context = zmq.Context()
+        self._socket = connect(
+            self._context,
+            zmq.PUSH,
+            address,
+            server_key=server_key,
+            options={
+                zmq.SNDHWM: queue,
+                zmq.SNDTIMEO: milliseconds(timeout),
+                # Without it, messages for a service that is not there would pile up and be lost.
+                zmq.IMMEDIATE: 1,
+            },
+        )
+
+    def start(
+        self,
+        *,
+        frame_shape: tuple[int, int],
+        dtype: npt.DTypeLike,
+        scan_shape: tuple[int, int] | None = None,
+        expected_frames: int | None = None,
+        pixel_mask: npt.ArrayLike | None = None,
+        saturation_value: float | None = None,
+        gain: float = 1.0,
+        detector: str = "native",
+        metadata: Metadata | None = None,
+        acquisition_id: str | None = None,
+    ) -> str:
+        """Announce an acquisition.
+
+        Args:
+            frame_shape: ``(h, w)`` in pixels.
+            dtype: uint8, uint16, uint32 or float32.
+            scan_shape: ``(ny, nx)``; frame ``i`` belongs to probe position ``(i // nx, i % nx)``.
+            expected_frames: how many will come, where no ``scan_shape`` says it.
+            pixel_mask: (h, w), true where a pixel can be trusted; ``None``: all can.
+            saturation_value: counts at and above which a pixel is saturated.
+            gain: counts per electron.
+            detector: where the frames come from, for people to read.
+            metadata: whatever else is to be kept with the acquisition.
+            acquisition_id: a name for it that no other has; ``None`` makes one.
+
+        Returns:
+            The acquisition's id, which everything the service says about it carries.
+
+        Raises:
+            InvalidUse: one of these cannot be, or the last acquisition has not ended.
+            NoAnswer: no service took the message within ``timeout``.
+        """
+        if self._start is not None:
+            raise InvalidUse("The last acquisition has not ended: call end() before start().")
+        try:
+            header = AcquisitionStart(
+                **self._identity("acquisition_start", acquisition_id or _new_id()),
+                frame_shape=frame_shape,
+                dtype=cast("FrameDType", _dtype_name(dtype)),
+                scan_shape=scan_shape,
+                expected_frames=expected_frames,
+                saturation_value=saturation_value,
+                gain=gain,
+                detector=detector,
+                metadata=dict(metadata or {}),
+            )
+        except ValidationError as error:
+            raise InvalidUse(f"This acquisition cannot be: {explain(error)}.") from None
+        arrays: dict[str, npt.NDArray[Any]] = {}
+        if pixel_mask is not None:
+            arrays["pixel_mask"] = np.asarray(pixel_mask, dtype=np.bool_)
+            if arrays["pixel_mask"].shape != header.frame_shape:
+                raise InvalidUse(
+                    f"The pixel mask has shape {arrays['pixel_mask'].shape}; "
+                    f"the frames have {header.frame_shape}."
+                )
+        self._send(header, arrays)
+        self._start, self._next_index, self._sent = header, 0, 0
+        return header.acquisition_id
+
+    def send(self, frames: npt.NDArray[Any], indices: npt.ArrayLike | None = None) -> None:
+        """Send one frame or many.
+
+        Many frames a message is faster. The frames are copied before this returns.
+
+        Args:
+            frames: (h, w) or (n, h, w), of the announced shape and dtype, in counts.
+            indices: the number of the frame, or of each of the n, within the acquisition, from 0;
+                ``None`` goes on counting from the last one sent.
+
+        Raises:
+            InvalidUse: no acquisition was started, or the frames are not what it announced.
+            NoAnswer: the service took nothing for ``timeout`` seconds; none of these frames was
+                sent, and the call may be repeated.
+        """
+        start = self._start
+        if start is None:
+            raise InvalidUse("No acquisition is running: call start() before send().")
+        block = np.asarray(frames)
+        if block.ndim == 2:
+            block = block[np.newaxis]
+        if block.dtype != start.dtype and block.dtype.newbyteorder("=") != start.dtype:
+            raise InvalidUse(
+                f"The frames have dtype {block.dtype}, and start() announced {start.dtype}: "
+                f"convert them (frames.astype({start.dtype!r})) or announce another of {_DTYPES}."
+            )
+        if block.ndim != 3 or block.shape[1:] != start.frame_shape:
+            h, w = start.frame_shape
+            raise InvalidUse(
+                f"The frames have shape {np.shape(frames)}, and start() announced frames of "
+                f"{h} × {w}: send ({h}, {w}) or (n, {h}, {w})."
+            )
+        if indices is None:
+            numbers = np.arange(self._next_index, self._next_index + len(block), dtype=np.int64)
+        else:
+            numbers = self._numbers(indices, len(block))
+        if len(block) == 0:
+            return
+        header = Frames(**self._identity("frames", start.acquisition_id))
+        self._send(header, {"indices": numbers, "frames": block})
+        self._next_index = int(numbers[-1]) + 1
+        self._sent += len(block)
+
+    def end(self, *, aborted: str = "") -> None:
+        """End the acquisition.
+
+        Args:
+            aborted: why it ended early, where it did.
+
+        Raises:
+            InvalidUse: no acquisition is running.
+            NoAnswer: the service took nothing for ``timeout`` seconds.
+        """
+        start, self._start = self._start, None
+        if start is None:
+            raise InvalidUse("No acquisition is running: call start() before end().")
+        self._send(
+            AcquisitionEnd(
+                **self._identity("acquisition_end", start.acquisition_id),
+                aborted=bool(aborted),
+                reason=aborted,
+                frames=self._sent,
+            ),
+            {},
+        )
+
+    def close(self) -> None:
+        """End what is running and hand over what still waits; may be called twice.
+
+        Raises:
+            NoAnswer: the service did not take all of it within ``timeout`` seconds.
+        """
+        if self._socket.closed:
+            return
+        try:
+            if self._start is not None:
+                self.end()
+        finally:
+            self._hand_over()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self.close()
+            return
+        # The exception on its way out is the one to be seen, whatever else fails now.
+        try:
+            if self._start is not None:
+                self._socket.sndtimeo = min(self._socket.sndtimeo, 1000)
+                self.end(aborted=f"{type(error).__name__}: {error}")
+            self.close()
+        except NoAnswer as second:
+            error.add_note(str(second))
+            self._hand_over(within=0.0)
+
+    def _hand_over(self, within: float | None = None) -> None:
+        if self._socket.closed:
+            return
+        patience = self._timeout if within is None else within
+        self._socket.close(linger=milliseconds(patience))
+        began = time.monotonic()
+        self._context.term()  # returns when all is handed over, or when the linger is up
+        if within is None and time.monotonic() - began >= patience:
+            raise NoAnswer(
+                f"The service at {self.address} did not take the last frames within "
+                f"{patience:g} s, and they are lost."
+            )
+
+    def _identity(self, kind: str, acquisition_id: str) -> dict[str, Any]:
+        return {
+            "publisher": self._publisher,
+            "acquisition_id": acquisition_id,
+            "sequence": self._sequences.get(kind, 0),
+        }
+
+    def _send(self, header: Header, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        if self._socket.closed:
+            raise InvalidUse("This FrameSender is closed: make a new one.")
+        parts = encode(header, arrays, lz4=self._lz4)
+        try:
+            # Copied, because a camera's buffer is often filled again as soon as this returns.
+            self._socket.send_multipart(parts, copy=True)
+        except zmq.Again:
+            raise NoAnswer(
+                f"No service took the message at {self.address} within {self._timeout:g} s: is it "
+                "running, is this its ingest address, and does it keep up?"
+            ) from None
+        self._sequences[header.type] = header.sequence + 1
+
+    @staticmethod
+    def _numbers(indices: npt.ArrayLike, n: int) -> npt.NDArray[np.int64]:
+        numbers = np.atleast_1d(np.asarray(indices))
+        if numbers.shape != (n,) or numbers.dtype.kind not in "iu" or (numbers < 0).any():
+            raise InvalidUse(
+                f"indices must be {n} integers from 0, one for each frame; they have "
+                f"shape {numbers.shape} and dtype {numbers.dtype}, starting with {numbers[:3]}."
+            )
+        return numbers.astype(np.int64)
+
+
+def _new_id() -> str:
+    """Sortable and readable, and still no other acquisition's."""
+    return f"{time.strftime('%Y%m%dT%H%M%S')}-{uuid.uuid4().hex[:8]}"
+
+
+def _dtype_name(dtype: npt.DTypeLike) -> str:
+    try:
+        name = np.dtype(dtype).name
+    except TypeError:
+        name = str(dtype)
+    if name not in get_args(FrameDType):
+        raise InvalidUse(f"Frames of dtype {name} cannot be sent: convert them to {_DTYPES}.")
+    return name

@@ -1,0 +1,177 @@
+"""``Subscriber``: what the service publishes, as an iterator."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Self
+
+import zmq
+
+from prenet4d_client._gaps import GapCounter
+from prenet4d_client._sockets import connect, deadline_after, milliseconds, wait
+from prenet4d_client.errors import InvalidUse, NoAnswer, ProtocolError
+from prenet4d_client.messages import STREAM_TOPICS
+from prenet4d_client.wire import MAX_MESSAGE_BYTES, Message, decode
+
+if TYPE_CHECKING:
+    import zmq.asyncio
+
+_log = logging.getLogger(__name__)
+
+
+class Subscriber:
+    """Iterates over what the service publishes: ``for`` and ``async for`` both work.
+
+    ::
+
+        with Subscriber("tcp://127.0.0.1:5561", topics="corrected") as stream:
+            for batch in stream:
+                print(batch.indices, batch.patterns.shape)
+
+    Fields and arrays of a message are its attributes. The service waits for no subscriber: one that
+    is too slow misses messages, and is told so by ``message.gap`` (missed just before this one) and
+    ``missed`` (in all). Use :class:`LosslessReceiver` where nothing may be missed. It reconnects by
+    itself when the service is started again. A message that breaks the protocol is skipped, logged
+    and counted in ``bad``.
+
+    Args:
+        address: the service's stream address.
+        topics: one message type or several: ``telemetry``, ``corrected``, ``aligned``, ``mean``,
+            ``event``, ``acquisition_start``, ``acquisition_end``.
+        timeout: seconds to wait for the next message before :class:`NoAnswer` is raised; ``None``
+            waits for ever.
+        queue: how many messages may wait here before newer ones are missed.
+        max_bytes: the largest message to accept.
+        server_key: the service's public CURVE key (Z85), where it has one.
+
+    Raises:
+        InvalidUse: there is no such topic, or the address or the key cannot be one.
+    """
+
+    def __init__(
+        self,
+        address: str = "tcp://127.0.0.1:5561",
+        topics: str | Iterable[str] = "telemetry",
+        *,
+        timeout: float | None = None,
+        queue: int = 64,
+        max_bytes: int = MAX_MESSAGE_BYTES,
+        server_key: str | bytes | None = None,
+    ) -> None:
+        self.address = address
+        self.topics = stream_topics(topics)
+        self.bad = 0
+        self._timeout = timeout
+        self._max_bytes = max_bytes
+        self._gaps = GapCounter()
+        self._context = zmq.Context()
+        self._socket = connect(
+            self._context,
+            zmq.SUB,
+            address,
+            server_key=server_key,
+            options={zmq.RCVHWM: queue},
+        )
+        for topic in self.topics:
+            self._socket.subscribe(topic)
+        self._async_socket: zmq.asyncio.Socket | None = None
+
+    @property
+    def missed(self) -> int:
+        """Messages missed so far."""
+        return self._gaps.missed
+
+    def receive(self) -> Message:
+        """Wait for the next message.
+
+        Raises:
+            NoAnswer: nothing came within ``timeout`` seconds.
+        """
+        deadline = deadline_after(self._timeout)
+        while wait(self._open(), deadline):
+            if (message := self._take()) is not None:
+                return message
+        raise self._silence()
+
+    async def receive_async(self) -> Message:
+        """The same as :meth:`receive`, for asyncio."""
+        import zmq.asyncio  # here, because loading asyncio takes time that few need to spend
+
+        if self._async_socket is None:
+            self._async_socket = zmq.asyncio.Socket(shadow=self._open())
+        deadline = deadline_after(self._timeout)
+        left = None if deadline is None else milliseconds(deadline - time.monotonic())
+        while await self._async_socket.poll(left):
+            if (message := self._take()) is not None:
+                return message
+            left = None if deadline is None else milliseconds(deadline - time.monotonic())
+        raise self._silence()
+
+    def close(self) -> None:
+        """Leave the stream; may be called twice."""
+        if self._async_socket is not None:
+            self._async_socket.close()
+        self._socket.close()
+        self._context.term()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Message:
+        return self.receive()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Message:
+        return await self.receive_async()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        self.close()
+
+    def _open(self) -> zmq.Socket[bytes]:
+        if self._socket.closed:
+            raise InvalidUse("This Subscriber is closed: make a new one.")
+        return self._socket
+
+    def _take(self) -> Message | None:
+        """Read what is waiting, without waiting for it; ``None`` where it is not usable."""
+        frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+        try:
+            message = decode([frame.buffer for frame in frames], max_bytes=self._max_bytes)
+        except ProtocolError as error:
+            self.bad += 1
+            _log.warning("Skipped a message from %s: %s", self.address, error)
+            return None
+        gap = self._gaps.gap_before(message.header)
+        return replace(message, gap=gap) if gap else message
+
+    def _silence(self) -> NoAnswer:
+        return NoAnswer(
+            f"Nothing came from {self.address} within {self._timeout:g} s on "
+            f"{', '.join(self.topics)}: is the service running, is this its stream address, "
+            "and does it get frames?"
+        )
+
+
+def stream_topics(topics: str | Iterable[str]) -> tuple[str, ...]:
+    """The topics as a tuple; raises InvalidUse for one that is not published."""
+    chosen = (topics,) if isinstance(topics, str) else tuple(topics)
+    for topic in chosen or ("",):
+        if topic not in STREAM_TOPICS:
+            raise InvalidUse(
+                f"There is no topic {topic!r}: choose from {', '.join(STREAM_TOPICS)}."
+            )
+    return chosen
