@@ -1,0 +1,35 @@
+"""What can go wrong in the engines.
+
+EngineError
+├── BackendError       an engine that cannot be built or run here
+├── CalibrationError   a calibration that cannot be read or does not fit
+├── FrameError         frames of a shape, type or value that cannot be corrected
+├── TrainingError      a training that cannot start or go on
+└── WeightsError       shipped weights that are missing or not what they should be
+"""
+
+from __future__ import annotations
+
+
+class EngineError(Exception):
+    """Anything that prenet4d_engines refuses or fails at; catch this to catch all."""
+
+
+class BackendError(EngineError):
+    """An engine cannot be built or run on this machine."""
+
+
+class CalibrationError(EngineError):
+    """A calibration cannot be read, or does not fit the frames."""
+
+
+class FrameError(EngineError):
+    """Frames have a shape, a type or values that cannot be corrected."""
+
+
+class TrainingError(EngineError):
+    """A training cannot start or go on."""
+
+
+class WeightsError(EngineError):
+    """Weights are missing, damaged, or belong to another network."""

@@ -1,0 +1,7 @@
+"""The three networks: denoiser, center, ellipse. One file each, with the FP32 work around it."""
+
+from prenet4d_engines.models.center import CenterNet
+from prenet4d_engines.models.denoiser import Denoiser
+from prenet4d_engines.models.ellipse import EllipseNet
+
+__all__ = ["CenterNet", "Denoiser", "EllipseNet"]

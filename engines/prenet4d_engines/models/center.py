@@ -1,0 +1,187 @@
+"""Where the direct beam is: a fully convolutional network that says so with its own sigma.
+
+The network reads raw counts, summed over f x f pixels so that the smaller side has about 128
+bins: sums lose no electron and keep Poisson noise. It answers on a grid of stride 4 with a
+heatmap, a local offset and a log-sigma per cell; `decode` turns them into pixels in FP32, outside
+the engine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from prenet4d_engines.models.layers import Attention, Conv, Down, Residual
+
+IN_CHANNELS: Final = 6
+STRIDE: Final = 4
+"""Binned pixels per cell of the output grid."""
+MULTIPLE: Final = 16
+"""Sides of the network's input are multiples of this."""
+BINS: Final = 128
+"""The smaller side of a frame is binned to about this many pixels."""
+HEAT, OFFSET_Y, OFFSET_X, LOG_SIGMA_Y, LOG_SIGMA_X, USABLE = range(6)
+LOG_SIGMA_RANGE: Final = (-6.0, 4.0)
+
+
+@dataclass(frozen=True)
+class CenterConfig:
+    """Width and depth: channels and residual blocks at strides 2, 4, 8 and 16."""
+
+    channels: tuple[int, int, int, int] = (24, 48, 64, 96)
+    blocks: tuple[int, int, int, int] = (1, 1, 2, 2)
+    heads: int = 4
+
+
+@dataclass(frozen=True)
+class CenterGrid:
+    """How the network's cells map back to frame pixels: factor f of the binning."""
+
+    factor: int
+
+
+@dataclass(frozen=True)
+class CenterEstimate:
+    """Centers of n frames.
+
+    Attributes:
+        center: (n, 2) float32, (cy, cx) in frame pixels.
+        sigma: (n, 2) float32, one standard deviation of each in pixels.
+        usable: (n,) float32, probability that the frame shows a usable beam.
+    """
+
+    center: Tensor
+    sigma: Tensor
+    usable: Tensor
+
+
+class CenterNet(nn.Module):
+    """ResNet trunk, attention on the coarsest map, a small feature pyramid back to stride 4."""
+
+    def __init__(self, config: CenterConfig | None = None):
+        super().__init__()
+        self.config = config or CenterConfig()
+        c1, c2, c3, c4 = self.config.channels
+        b1, b2, b3, b4 = self.config.blocks
+        self.stem = Conv(4 * IN_CHANNELS, c1)
+        self.stage1 = nn.Sequential(*(Residual(c1) for _ in range(b1)))
+        self.stage2 = nn.Sequential(Down(c1, c2), *(Residual(c2) for _ in range(b2)))
+        self.stage3 = nn.Sequential(Down(c2, c3), *(Residual(c3) for _ in range(b3)))
+        self.stage4 = nn.Sequential(
+            Down(c3, c4),
+            *(Residual(c4) for _ in range(b4)),
+            Attention(c4, self.config.heads),
+            Residual(c4),
+        )
+        self.lateral3, self.lateral2 = nn.Conv2d(c4, c3, 1), nn.Conv2d(c3, c2, 1)
+        self.pyramid3, self.pyramid2 = Residual(c3), Residual(c2)
+        self.head = nn.Sequential(Conv(c2, c2), nn.Conv2d(c2, 5, 1))
+        self.usable = nn.Linear(c4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, 6, h, w) from `prepare` -> maps (n, 6, h / 4, w / 4) for `decode`."""
+        x = functional.pixel_unshuffle(x, 2)  # (n, 24, h/2, w/2)
+        x1 = self.stage1(self.stem(x))  # (n, c1, h/2, w/2)
+        x2 = self.stage2(x1)  # (n, c2, h/4, w/4)
+        x3 = self.stage3(x2)  # (n, c3, h/8, w/8)
+        x4 = self.stage4(x3)  # (n, c4, h/16, w/16)
+        x3 = self.pyramid3(x3 + functional.interpolate(self.lateral3(x4), scale_factor=2.0))
+        x2 = self.pyramid2(x2 + functional.interpolate(self.lateral2(x3), scale_factor=2.0))
+        maps = self.head(x2)  # (n, 5, h/4, w/4)
+        usable = self.usable(x4.mean((2, 3)))[:, :, None, None]  # (n, 1, 1, 1)
+        return torch.cat([maps, usable.expand(-1, -1, maps.shape[2], maps.shape[3])], dim=1)
+
+
+def prepare(frames: Tensor, mask: Tensor) -> tuple[Tensor, CenterGrid]:
+    """Bin raw frames and scale them for the network, in FP32.
+
+    Args:
+        frames: (n, h, w) float32 counts.
+        mask: (h, w) or (n, h, w) bool, True where the pixel is valid.
+
+    Returns:
+        The network's input (n, 6, H, W), H and W multiples of 16: amplitude, logarithm, blurred
+        logarithm, valid share, and the coordinates y and x from -1 to 1 over the frame; and how
+        to map back.
+    """
+    n, h, w = frames.shape
+    factor = max(1, round(min(h, w) / BINS))
+    step = factor * MULTIPLE
+    pad = (0, -w % step, 0, -h % step)
+    valid = functional.pad(mask.to(frames.dtype).expand(n, h, w)[:, None], pad)
+    counts = functional.pad(frames[:, None], pad) * valid
+    if factor > 1:
+        counts = functional.avg_pool2d(counts, factor) * factor**2
+        valid = functional.avg_pool2d(valid, factor)
+    counts = counts / valid.clamp_min(1.0 / factor**2)
+
+    # the intensity that a typical electron sees: at least one count
+    level = (counts**2).sum((2, 3), keepdim=True) / counts.sum((2, 3), keepdim=True).clamp_min(1.0)
+    amplitude = (counts / level.clamp_min(1.0)).sqrt()
+    near = functional.avg_pool2d(counts * (valid > 0), 5, 1, 2) / functional.avg_pool2d(
+        (valid > 0).to(counts.dtype), 5, 1, 2
+    ).clamp_min(0.04)
+    rows = torch.arange(counts.shape[2], device=frames.device, dtype=frames.dtype)
+    columns = torch.arange(counts.shape[3], device=frames.device, dtype=frames.dtype)
+    y = (rows * factor / (0.5 * h) - 1.0)[:, None].expand_as(counts)
+    x = (columns * factor / (0.5 * w) - 1.0)[None, :].expand_as(counts)
+    channels = [
+        amplitude,
+        torch.log1p(counts) * 0.25,
+        torch.log(near + 0.02) * 0.25,
+        valid,
+        y,
+        x,
+    ]
+    return torch.cat(channels, dim=1), CenterGrid(factor)
+
+
+def at_cell(maps: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
+    """Read center and log-sigma from the 3x3 cells around a cell, in binned pixels.
+
+    Args:
+        maps: (n, 6, H, W) float32.
+        cell: (n, 2) int64 row and column of the middle cell.
+
+    Returns:
+        (n, 2) center and (n, 2) log-sigma, [y, x], averaged with the softmax of the heatmap over
+        the nine cells.
+    """
+    n, _, height, width = maps.shape
+    steps = torch.arange(-1, 2, device=maps.device)
+    rows = cell[:, 0, None, None] + steps[None, :, None]  # (n, 3, 1)
+    columns = cell[:, 1, None, None] + steps[None, None, :]  # (n, 1, 3)
+    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)  # (n, 3, 3)
+    rows, columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
+    index = (rows * width + columns).view(n, 1, 9)
+    near = maps.flatten(2).gather(2, index.expand(-1, maps.shape[1], -1))  # (n, 6, 9)
+    heat = near[:, HEAT].masked_fill(~inside.view(n, 9), float("-inf"))
+    weight = heat.softmax(-1)[:, None]  # (n, 1, 9)
+    corner = torch.stack([rows.expand(n, 3, 3), columns.expand(n, 3, 3)], 1).view(n, 2, 9)
+    place = STRIDE * (corner + near[:, OFFSET_Y : OFFSET_X + 1]) + 0.5 * (STRIDE - 1)
+    log_sigma = near[:, LOG_SIGMA_Y : LOG_SIGMA_X + 1].clamp(*LOG_SIGMA_RANGE)
+    return (weight * place).sum(-1), (weight * log_sigma).sum(-1)
+
+
+def hottest_cell(maps: Tensor) -> Tensor:
+    """Return the (n, 2) int64 row and column where the heatmap is highest."""
+    best = maps[:, HEAT].flatten(1).argmax(1)
+    return torch.stack([best // maps.shape[3], best % maps.shape[3]], dim=1)
+
+
+def decode(maps: Tensor, grid: CenterGrid) -> CenterEstimate:
+    """Turn the network's maps (n, 6, H, W) into centers in frame pixels, in FP32.
+
+    Binned pixel k of factor f lies at f k + (f - 1) / 2 in frame pixels.
+    """
+    maps = maps.float()
+    place, log_sigma = at_cell(maps, hottest_cell(maps))
+    return CenterEstimate(
+        center=grid.factor * place + 0.5 * (grid.factor - 1),
+        sigma=grid.factor * log_sigma.exp(),
+        usable=maps[:, USABLE].mean((1, 2)).sigmoid(),
+    )

@@ -1,0 +1,173 @@
+"""From counts to rates: a small U-Net that sees every noise level as the same noise.
+
+Poisson noise of n counts has variance n; 2 sqrt(n + 3/8) has variance one (Anscombe 1948). The
+network reads differences in that domain, logarithms for the scale, and returns a *residual in
+units of the noise*. `stabilise` and `restore` do everything that needs FP32 outside the engine:
+the residual is added to a baseline that is the pixel itself where counts are many and its
+neighbourhood's mean where they are few. So a half-precision engine never has to carry a count.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+IN_CHANNELS: Final = 4
+MULTIPLE: Final = 16
+"""Sides of the network's input are multiples of this."""
+
+
+@dataclass(frozen=True)
+class DenoiserConfig:
+    """Channels at strides 2, 4, 8 and 16, and residual blocks per level and direction."""
+
+    channels: tuple[int, int, int, int] = (16, 32, 64, 96)
+    blocks: int = 1
+    heads: int = 4
+
+
+@dataclass(frozen=True)
+class Stabilised:
+    """What `restore` needs to return to counts: the baseline 2 sqrt(rate), (n, h, w)."""
+
+    baseline: Tensor
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions beside an identity; no normalisation, the input is already scaled."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.one = nn.Conv2d(channels, channels, 3, padding=1)
+        self.two = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.zeros_(self.two.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, channels, h, w) -> the same."""
+        change: Tensor = self.two(functional.relu(self.one(functional.relu(x))))
+        return x + change
+
+
+class ChannelAttention(nn.Module):
+    """Attention between channels (as in Restormer, Zamir et al. 2022): linear in the pixels.
+
+    It gathers the whole frame at any size, with a cost that does not grow with its square.
+    """
+
+    def __init__(self, channels: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = nn.Conv2d(channels, channels, 1)
+        self.temperature = nn.Parameter(torch.ones(heads, 1, 1))
+        nn.init.zeros_(self.out.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, channels, h, w) -> the same."""
+        n, c, h, w = x.shape
+        q, k, v = self.qkv(x).reshape(n, 3, self.heads, c // self.heads, h * w).unbind(1)
+        # root mean squares, not norms: means over many pixels stay inside FP16's range
+        q = q * torch.rsqrt(q.square().mean(-1, keepdim=True) + 1e-3)
+        k = k * torch.rsqrt(k.square().mean(-1, keepdim=True) + 1e-3) * (1.0 / (h * w))
+        weight = (q @ k.transpose(-1, -2) * self.temperature).softmax(-1)  # (n, heads, d, d)
+        mixed: Tensor = self.out((weight @ v).reshape(n, c, h, w))
+        return x + mixed
+
+
+class Denoiser(nn.Module):
+    """U-Net on the pixel-unshuffled frame, skips added, attention at the bottom."""
+
+    def __init__(self, config: DenoiserConfig | None = None):
+        super().__init__()
+        self.config = config or DenoiserConfig()
+        channels, blocks = self.config.channels, self.config.blocks
+
+        def level(width: int) -> nn.Sequential:
+            return nn.Sequential(*(Block(width) for _ in range(blocks)))
+
+        self.stem = nn.Conv2d(4 * IN_CHANNELS, channels[0], 3, padding=1)
+        self.encoders = nn.ModuleList(level(c) for c in channels[:-1])
+        self.downs = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in pairwise(channels))
+        self.bottom = nn.Sequential(
+            Block(channels[-1]),
+            ChannelAttention(channels[-1], self.config.heads),
+            Block(channels[-1]),
+        )
+        self.ups = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in pairwise(channels))
+        self.decoders = nn.ModuleList(level(c) for c in channels[:-1])
+        self.head = nn.Conv2d(channels[0], 4, 3, padding=1)
+        nn.init.zeros_(self.head.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, 4, h, w) from `stabilise` -> residual in units of noise (n, 1, h, w)."""
+        x = self.stem(functional.pixel_unshuffle(x, 2))  # (n, c0, h/2, w/2)
+        skips = []
+        for encoder, down in zip(self.encoders, self.downs, strict=True):
+            x = encoder(x)
+            skips.append(x)
+            x = down(x)  # (n, c_k, h / 2^(k+1), w / 2^(k+1))
+        x = self.bottom(x)
+        for decoder, up, skip in zip(
+            reversed(self.decoders), reversed(self.ups), reversed(skips), strict=True
+        ):
+            x = decoder(skip + functional.interpolate(up(x), scale_factor=2.0))
+        return functional.pixel_shuffle(self.head(functional.relu(x)), 2)  # (n, 1, h, w)
+
+
+def _mean_around(counts: Tensor, valid: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Mean of the valid pixels in a size x size window, and the share of them."""
+    share = functional.avg_pool2d(valid, size, 1, size // 2)
+    return functional.avg_pool2d(counts, size, 1, size // 2) / share.clamp_min(1e-6), share
+
+
+def stabilise(frames: Tensor, mask: Tensor) -> tuple[Tensor, Stabilised]:
+    """Scale frames for the network, in FP32.
+
+    Args:
+        frames: (n, h, w) float32 counts, not negative.
+        mask: (h, w) or (n, h, w) bool, True where the pixel is valid; other pixels are filled
+            from their surroundings.
+
+    Returns:
+        The network's input (n, 4, H, W), H and W padded to multiples of 16 by replication: the
+        pixel's deviation from its neighbourhood in units of noise (asinh), the logarithms of the
+        pixel and of its wide neighbourhood (the noise level), and the mask; and what `restore`
+        needs. All values stay within +-10 for any count up to 10^6.
+    """
+    n, h, w = frames.shape
+    valid = mask.to(frames.dtype).expand(n, h, w)[:, None]
+    counts = frames[:, None] * valid
+    near, near_share = _mean_around(counts, valid, 5)
+    wide, wide_share = _mean_around(counts, valid, 11)
+    overall = counts.sum((2, 3), keepdim=True) / valid.sum((2, 3), keepdim=True).clamp_min(1.0)
+    wide = torch.where(wide_share > 1e-6, wide, overall)
+    near = torch.where(near_share > 1e-6, near, wide)
+    filled = torch.where(valid > 0, counts, near)
+
+    trust = near / (near + 3.0) * valid
+    baseline = 2.0 * (trust * filled + (1.0 - trust) * wide + 1e-4).sqrt()
+    deviation = 2.0 * ((filled + 0.375).sqrt() - (near + 0.375).sqrt())
+    channels = [
+        torch.asinh(deviation),
+        torch.log1p(filled) * 0.5,
+        torch.log(wide + 1e-3) * 0.5,
+        valid,
+    ]
+    x = functional.pad(
+        torch.cat(channels, 1), (0, -w % MULTIPLE, 0, -h % MULTIPLE), mode="replicate"
+    )
+    return x, Stabilised(baseline[:, 0])
+
+
+def restore(y: Tensor, context: Stabilised) -> Tensor:
+    """Turn the network's residual (n, 1, H, W) into rates in counts (n, h, w), float32, > 0."""
+    h, w = context.baseline.shape[1:]
+    value = context.baseline + y[:, 0, :h, :w].float()
+    # a smooth positive part: the gradient never dies where the rate is nearly zero
+    positive = 0.5 * (value + torch.sqrt(value * value + 4e-4))
+    return 0.25 * positive * positive

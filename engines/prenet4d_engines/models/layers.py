@@ -1,0 +1,73 @@
+"""The few blocks that the networks share: residual convolutions and attention, all FP16-safe."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class Conv(nn.Module):
+    """3x3 convolution, batch norm, optional ReLU; zero padding, or circular along columns."""
+
+    def __init__(self, inputs: int, outputs: int, *, relu: bool = True, circular: bool = False):
+        super().__init__()
+        self.circular = circular
+        self.conv = nn.Conv2d(inputs, outputs, 3, padding=(1, 0 if circular else 1), bias=False)
+        self.norm = nn.BatchNorm2d(outputs)
+        self.relu = relu
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, inputs, h, w) -> (n, outputs, h, w)."""
+        if self.circular:
+            x = torch.cat([x[..., -1:], x, x[..., :1]], dim=-1)
+        x = self.norm(self.conv(x))
+        return functional.relu(x) if self.relu else x
+
+
+class Residual(nn.Module):
+    """Two convolutions beside an identity."""
+
+    def __init__(self, channels: int, *, circular: bool = False):
+        super().__init__()
+        self.one = Conv(channels, channels, circular=circular)
+        self.two = Conv(channels, channels, relu=False, circular=circular)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, channels, h, w) -> the same."""
+        return functional.relu(x + self.two(self.one(x)))
+
+
+class Down(nn.Module):
+    """Halve both sides by a 2x2 convolution: cells merge without overlap, none is favoured."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, 2, stride=2, bias=False)
+        self.norm = nn.BatchNorm2d(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, inputs, h, w) -> (n, outputs, h / 2, w / 2)."""
+        return functional.relu(self.norm(self.conv(x)))
+
+
+class Attention(nn.Module):
+    """Self-attention over all cells of a coarse map, added to it."""
+
+    def __init__(self, channels: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.BatchNorm2d(channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, channels, h, w) -> the same."""
+        n, c, h, w = x.shape
+        d = c // self.heads
+        q, k, v = self.qkv(self.norm(x)).reshape(n, 3, self.heads, d, h * w).unbind(1)
+        # both factors are scaled before the product: no intermediate leaves FP16's range
+        scores = (q * d**-0.25).transpose(-1, -2) @ (k * d**-0.25)  # (n, heads, hw, hw)
+        mixed = v @ scores.softmax(-1).transpose(-1, -2)  # (n, heads, d, hw)
+        change: Tensor = self.out(mixed.reshape(n, c, h, w))
+        return x + change

@@ -1,0 +1,49 @@
+"""Simulated diffraction: real crystals, exact geometry, honest cameras.
+
+`draw_pattern` describes, `render` draws, `expose` takes frames; `simulate_scan` and `draw_scan`
+give whole scans whose truth is known.
+"""
+
+from prenet4d_engines.simulate.detector import (
+    Detector,
+    draw_detector,
+    draw_dose,
+    expose,
+    ideal_detector,
+)
+from prenet4d_engines.simulate.materials import HELD_OUT, MATERIALS, TRAINING, Material
+from prenet4d_engines.simulate.pattern import (
+    KINDS,
+    Kind,
+    Optics,
+    Pattern,
+    draw_center,
+    draw_ellipticity,
+    draw_optics,
+    draw_orientation,
+    draw_pattern,
+)
+from prenet4d_engines.simulate.render import distortion, render
+
+__all__ = [
+    "HELD_OUT",
+    "KINDS",
+    "MATERIALS",
+    "TRAINING",
+    "Detector",
+    "Kind",
+    "Material",
+    "Optics",
+    "Pattern",
+    "distortion",
+    "draw_center",
+    "draw_detector",
+    "draw_dose",
+    "draw_ellipticity",
+    "draw_optics",
+    "draw_orientation",
+    "draw_pattern",
+    "expose",
+    "ideal_detector",
+    "render",
+]

@@ -1,0 +1,156 @@
+"""What a camera makes of an expected pattern: counting, readout, blur, bad pixels, saturation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+LOWEST_DOSE, HIGHEST_DOSE = 10**1.5, 1e6
+"""Range of electrons per pattern that training draws from, log-uniformly."""
+
+
+@dataclass(frozen=True)
+class Detector:
+    """One camera.
+
+    Attributes:
+        valid: (h, w) bool; False marks pixels known to be bad, which read 0.
+        blur: Standard deviation in px of the modulation transfer, 0 for none.
+        readout: Standard deviation of the readout noise in electrons; 0 for a counting camera.
+        saturation: Highest electrons a pixel reports.
+        hot: (k, 3): row, column and mean extra electrons of pixels that nobody has flagged.
+    """
+
+    valid: NDArray[np.bool_]
+    blur: float = 0.0
+    readout: float = 0.0
+    saturation: float = float("inf")
+    hot: NDArray[np.float64] | None = None
+
+
+def ideal_detector(frame_shape: tuple[int, int]) -> Detector:
+    """Return a counting camera without a fault."""
+    return Detector(np.ones(frame_shape, np.bool_))
+
+
+def draw_dose(rng: np.random.Generator) -> float:
+    """Draw electrons per pattern, log-uniform over the training range."""
+    return float(np.exp(rng.uniform(np.log(LOWEST_DOSE), np.log(HIGHEST_DOSE))))
+
+
+def draw_detector(
+    rng: np.random.Generator,
+    frame_shape: tuple[int, int],
+    center: tuple[float, float] | None = None,
+) -> Detector:
+    """Draw a camera: half of them faultless counters, the others with something wrong.
+
+    Args:
+        rng: Source of randomness.
+        frame_shape: (h, w).
+        center: The direct beam, where a beam stop would end; None for no beam stop.
+    """
+    h, w = frame_shape
+    valid = np.ones(frame_shape, np.bool_)
+    if rng.random() < 0.5:
+        return Detector(valid)
+    size = min(h, w)
+    if rng.random() < 0.25:
+        width = int(rng.integers(1, max(2, size // 40) + 1))
+        row = h // 2 if rng.random() < 0.6 else int(rng.integers(0, h))
+        valid[max(0, row - width // 2) : row - width // 2 + width] = False
+        if rng.random() < 0.7:
+            column = w // 2 if rng.random() < 0.6 else int(rng.integers(0, w))
+            valid[:, max(0, column - width // 2) : column - width // 2 + width] = False
+    if rng.random() < 0.35:
+        dead = int(rng.integers(1, 1 + h * w // 800))
+        valid[rng.integers(0, h, dead), rng.integers(0, w, dead)] = False
+    if center is not None and rng.random() < 0.12:
+        valid &= ~_beam_stop(rng, frame_shape, center)
+    hot = None
+    if rng.random() < 0.15:
+        count = int(rng.integers(1, 4))
+        hot = np.stack(
+            [
+                rng.integers(0, h, count),
+                rng.integers(0, w, count),
+                np.exp(rng.uniform(0, 6, count)),
+            ],
+            axis=1,
+        ).astype(np.float64)
+    return Detector(
+        valid=valid,
+        blur=float(rng.uniform(0.3, 0.8)) if rng.random() < 0.35 else 0.0,
+        readout=float(np.exp(rng.uniform(np.log(0.02), np.log(0.5))))
+        if rng.random() < 0.25
+        else 0.0,
+        saturation=float(2 ** rng.integers(6, 15)) if rng.random() < 0.15 else float("inf"),
+        hot=hot,
+    )
+
+
+def _beam_stop(
+    rng: np.random.Generator, frame_shape: tuple[int, int], center: tuple[float, float]
+) -> NDArray[np.bool_]:
+    """A disk on a bar that reaches to the frame's edge."""
+    h, w = frame_shape
+    size = min(h, w)
+    angle = rng.uniform(0, 2 * np.pi)
+    cy, cx = np.asarray(center) + rng.normal(0, 0.01 * size, 2)
+    y, x = np.mgrid[:h, :w]
+    along = (x - cx) * np.cos(angle) + (y - cy) * np.sin(angle)
+    across = np.abs(-(x - cx) * np.sin(angle) + (y - cy) * np.cos(angle))
+    radius = rng.uniform(0.03, 0.09) * size
+    bar = rng.uniform(0.2, 1.0) * radius
+    stop: NDArray[np.bool_] = (np.hypot(along, across) < radius) | ((along > 0) & (across < bar))
+    return stop
+
+
+def expose(
+    expected: Tensor,
+    dose: float | Tensor,
+    detector: Detector,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Take frames of expected intensities.
+
+    Args:
+        expected: (n, h, w) float32, each frame with sum 1.
+        dose: Electrons per pattern, one number or (n,).
+        detector: The camera; its valid pixels must have the frame's shape.
+        generator: Source of randomness on the same device.
+
+    Returns:
+        The frames (n, h, w) float32 in electrons, bad pixels 0; and the clean expectation
+        (n, h, w) float32 in electrons that a perfect denoiser would return.
+    """
+    per_frame = torch.as_tensor(dose, dtype=torch.float32, device=expected.device).reshape(-1, 1, 1)
+    rate = expected * per_frame
+    if detector.blur > 0:
+        rate = _blur(rate, detector.blur)
+    if np.isfinite(detector.saturation):
+        rate = rate.clamp_max(detector.saturation)
+    frames = torch.poisson(rate, generator=generator)
+    if detector.hot is not None:
+        for row, column, extra in detector.hot:
+            frames[:, int(row), int(column)] += extra
+    if detector.readout > 0:
+        noise = torch.randn(frames.shape, generator=generator, device=frames.device)
+        frames = (frames + detector.readout * noise).clamp_min_(0.0)
+    if np.isfinite(detector.saturation):
+        frames.clamp_max_(detector.saturation)
+    valid = torch.from_numpy(detector.valid).to(frames.device)
+    return frames * valid, rate
+
+
+def _blur(image: Tensor, sigma: float) -> Tensor:
+    """Blur with a separable 5-tap Gaussian of the given standard deviation in px."""
+    taps = torch.exp(-0.5 * (torch.arange(-2, 3, device=image.device) / sigma) ** 2)
+    taps = taps / taps.sum()
+    padded = torch.nn.functional.pad(image[:, None], (2, 2, 2, 2), mode="replicate")
+    rows = torch.nn.functional.conv2d(padded, taps.view(1, 1, 5, 1))
+    return torch.nn.functional.conv2d(rows, taps.view(1, 1, 1, 5))[:, 0]

@@ -1,0 +1,287 @@
+"""The training loop, the same for all three networks: reads top to bottom.
+
+Samples are simulated on the fly by worker processes. Weights are averaged (EMA); the averages are
+what is validated and shipped. Every few hundred steps a checkpoint holds all that is needed to go
+on: weights, averages, optimiser, step and the log so far.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from prenet4d_engines.errors import TrainingError
+from prenet4d_engines.models import CenterNet, Denoiser, EllipseNet
+from prenet4d_engines.train.losses import LOSSES
+from prenet4d_engines.train.samples import BATCHES, VALIDATION_SEED, Sample, Samples, Task
+
+NETWORKS: Final[dict[Task, Callable[[], nn.Module]]] = {
+    "denoise": Denoiser,
+    "center": CenterNet,
+    "ellipse": EllipseNet,
+}
+_PEAK_RATE: Final[dict[Task, float]] = {"denoise": 1e-3, "center": 2e-3, "ellipse": 2e-3}
+_WARM_UP_STEPS: Final = 200
+_EMA_DECAY: Final = 0.998
+_VALIDATION_BATCHES: Final = 6
+_LOG_EVERY: Final = 20
+_CHECKPOINT_EVERY: Final = 250
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training stands.
+
+    Attributes:
+        step: Steps done.
+        steps: Steps in all, as far as the time allows them.
+        loss: Training loss, averaged over the last steps.
+        validation: Validation figures of the averaged weights, where this step made them.
+        samples_per_second: Training speed.
+        seconds_left: Estimated time left.
+    """
+
+    step: int
+    steps: int
+    loss: float
+    validation: dict[str, float]
+    samples_per_second: float
+    seconds_left: float
+
+
+def train(
+    task: Task,
+    *,
+    steps: int,
+    out_dir: Path,
+    batch_size: int = 64,
+    seed: int = 0,
+    threads: int = 2,
+    workers: int = 1,
+    resume: bool = False,
+    minutes: float | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Path:
+    """Train one network from simulated patterns.
+
+    Args:
+        task: Which network.
+        steps: Optimiser steps; the learning rate falls to zero over them.
+        out_dir: Takes `checkpoint.pt`, `log.jsonl`, `loss.png` and `<task>.safetensors`.
+        batch_size: Samples per step, even.
+        seed: Below 9,000,000; the same seed on the same machine gives the same samples.
+        threads: Threads of the optimiser.
+        workers: Simulator processes; 0 simulates in this process.
+        resume: Go on from `checkpoint.pt` in `out_dir`.
+        minutes: Stop after that long even if steps are left; the schedule then follows the
+            clock, so that the rate still reaches zero.
+        on_progress: Called every few steps.
+
+    Returns:
+        The path of the averaged weights as safetensors.
+
+    Raises:
+        TrainingError: Unknown task, bad numbers, nothing to resume, or a loss that is not finite.
+    """
+    if task not in NETWORKS:
+        raise TrainingError(f"There is no network {task!r}. Choose one of {', '.join(NETWORKS)}.")
+    if steps < 1 or batch_size < 2 or batch_size % 2:
+        raise TrainingError("steps must be at least 1 and batch_size an even number.")
+    if not 0 <= seed < VALIDATION_SEED:
+        raise TrainingError(f"The seed must lie in [0, {VALIDATION_SEED}): others are not ours.")
+    out_dir.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(threads)
+    torch.manual_seed(seed)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    network = NETWORKS[task]().to(device)
+    average = copy.deepcopy(network).eval()
+    optimiser = torch.optim.AdamW(network.parameters(), lr=_PEAK_RATE[task], weight_decay=1e-2)
+    step, spent = 0, 0.0
+    checkpoint = out_dir / "checkpoint.pt"
+    log = out_dir / "log.jsonl"
+    if resume:
+        if not checkpoint.exists():
+            raise TrainingError(f"There is no checkpoint to resume in {out_dir}.")
+        state = torch.load(checkpoint, map_location=device, weights_only=True)
+        if state["task"] != task:
+            raise TrainingError(f"The checkpoint in {out_dir} is of {state['task']!r}.")
+        network.load_state_dict(state["network"])
+        average.load_state_dict(state["average"])
+        optimiser.load_state_dict(state["optimiser"])
+        step, spent = state["step"], state["seconds"]
+    else:
+        log.unlink(missing_ok=True)
+
+    loader = DataLoader(
+        Samples(task, batch_size, seed, start=step),
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=8 if workers else None,
+    )
+    validation = _validation_set(task, batch_size)
+    started = time.monotonic() - spent
+    smooth: float | None = None
+    first, first_time = step, time.monotonic()
+    for sample in loader:
+        seconds = time.monotonic() - started
+        share = step / steps if minutes is None else max(step / steps, seconds / (60 * minutes))
+        if share >= 1.0:
+            break
+        for group in optimiser.param_groups:
+            group["lr"] = _rate(task, step, share)
+        loss = _step(task, network, optimiser, sample, device)
+        if not math.isfinite(loss):
+            raise TrainingError(f"The loss is {loss} at step {step}; lower the learning rate.")
+        step += 1
+        _follow(average, network, step)
+        smooth = loss if smooth is None else 0.98 * smooth + 0.02 * loss
+
+        last = step >= steps
+        if step % _LOG_EVERY == 0 or last:
+            figures: dict[str, float] = {}
+            if step % _CHECKPOINT_EVERY < _LOG_EVERY or last:
+                figures = validate(task, average, validation, device)
+                _save(checkpoint, task, network, average, optimiser, step, seconds)
+            speed = (step - first) / (time.monotonic() - first_time)
+            left = max(0.0, (1 - share) * seconds / max(share, 1e-6))
+            progress = Progress(step, steps, smooth, figures, batch_size * speed, left)
+            with log.open("a") as lines:
+                lines.write(json.dumps(asdict(progress)) + "\n")
+            if on_progress is not None:
+                on_progress(progress)
+
+    weights = out_dir / f"{task}.safetensors"
+    save_file(
+        {name: value.contiguous().cpu() for name, value in average.state_dict().items()}, weights
+    )
+    _plot(task, log, out_dir / "loss.png")
+    return weights
+
+
+def _rate(task: Task, step: int, share: float) -> float:
+    """Warm up linearly, then fall to zero along a cosine."""
+    warm = min(1.0, (step + 1) / _WARM_UP_STEPS)
+    return _PEAK_RATE[task] * warm * 0.5 * (1.0 + math.cos(math.pi * min(share, 1.0)))
+
+
+def _step(
+    task: Task,
+    network: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    sample: Sample,
+    device: torch.device,
+) -> float:
+    network.train()
+    with torch.autocast(device.type, torch.bfloat16, enabled=False):
+        loss, _ = LOSSES[task](_HalfPrecision(network, device), _to(sample, device))
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+    optimiser.step()
+    return float(loss.detach())
+
+
+class _HalfPrecision(nn.Module):
+    """The network under bf16 autocast, inside a loss that stays in FP32."""
+
+    def __init__(self, network: nn.Module, device: torch.device):
+        super().__init__()
+        self.network, self.device = network, device
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16):
+            y: Tensor = self.network(x)
+        return y.float()
+
+
+def _to(sample: Sample, device: torch.device) -> Sample:
+    return {name: value.to(device) for name, value in sample.items()}
+
+
+@torch.no_grad()
+def _follow(average: nn.Module, network: nn.Module, step: int) -> None:
+    """Move the averaged weights and statistics toward the current ones."""
+    decay = min(_EMA_DECAY, (1 + step) / (10 + step))
+    ours, theirs = average.state_dict(), network.state_dict()
+    for name, value in ours.items():
+        if value.is_floating_point():
+            value.lerp_(theirs[name], 1.0 - decay)
+        else:
+            value.copy_(theirs[name])
+
+
+def _validation_set(task: Task, batch_size: int) -> list[Sample]:
+    rng = np.random.default_rng(VALIDATION_SEED)
+    return [BATCHES[task](rng, batch_size) for _ in range(_VALIDATION_BATCHES)]
+
+
+@torch.no_grad()
+def validate(
+    task: Task, network: nn.Module, batches: list[Sample], device: torch.device
+) -> dict[str, float]:
+    """Return loss and figures over a fixed set, averaged over its batches, in FP32."""
+    network.eval()
+    rows = []
+    for sample in batches:
+        loss, figures = LOSSES[task](network, _to(sample, device))
+        rows.append({"loss": loss, **figures})
+    return {name: float(torch.stack([row[name] for row in rows]).mean()) for name in rows[0]}
+
+
+def _save(
+    path: Path,
+    task: Task,
+    network: nn.Module,
+    average: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    step: int,
+    seconds: float,
+) -> None:
+    """Write a checkpoint beside the old one, then replace it: a kill leaves one of them whole."""
+    fresh = path.with_suffix(".new")
+    torch.save(
+        {
+            "task": task,
+            "network": network.state_dict(),
+            "average": average.state_dict(),
+            "optimiser": optimiser.state_dict(),
+            "step": step,
+            "seconds": seconds,
+        },
+        fresh,
+    )
+    fresh.replace(path)
+
+
+def _plot(task: Task, log: Path, picture: Path) -> None:
+    """Draw training and validation loss over steps."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.plot([r["step"] for r in rows], [r["loss"] for r in rows], label="training")
+    checked = [r for r in rows if r["validation"]]
+    axes.plot(
+        [r["step"] for r in checked],
+        [r["validation"]["loss"] for r in checked],
+        label="validation, averaged weights",
+    )
+    axes.set(xlabel="step", ylabel="loss", title=task)
+    axes.legend()
+    figure.savefig(picture, dpi=120)

@@ -1,0 +1,122 @@
+"""What each network is asked for: one loss per task, and the figures shown beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from prenet4d_engines.models import center, denoiser, ellipse
+from prenet4d_engines.train.samples import Sample, Task
+
+Figures = dict[str, Tensor]
+
+
+def denoise_loss(network: nn.Module, sample: Sample) -> tuple[Tensor, Figures]:
+    """Poisson deviance between predicted and true rates, in units of what the dose allows.
+
+    The deviance 2 (l - m + m ln(m / l)) is a Bregman divergence: its minimum is the conditional
+    mean, so counts are kept on average. It is about four times the squared error of the square
+    roots, which treats bright and dark alike.
+    """
+    mask = sample["mask"]
+    x, context = denoiser.stabilise(sample["frame"], mask)
+    rate = denoiser.restore(network(_channels_last(x)), context)
+    true = sample["rate"]
+    deviance = 2.0 * (rate - true + true * (true.clamp_min(1e-12) / rate).log())
+    valid = mask.float()
+    per_frame = (deviance * valid).sum((1, 2)) / valid.sum((1, 2)).clamp_min(1.0)
+    possible = (true.clamp_max(1.0) * valid).sum((1, 2)) / valid.sum((1, 2)).clamp_min(1.0)
+    loss = (per_frame / (possible + 1e-3) ** 0.75).mean()
+
+    with torch.no_grad():
+        error = ((rate.sqrt() - true.sqrt()).square() * valid).sum((1, 2))
+        noisy = ((sample["frame"].sqrt() - true.sqrt()).square() * valid).sum((1, 2))
+        kept = (rate * valid).sum((1, 2)) / (true * valid).sum((1, 2)).clamp_min(1e-6)
+        figures = {
+            "gain_db": 10 * torch.log10(noisy / error.clamp_min(1e-12)).median(),
+            "counts_kept": kept.median(),
+            "worse_than_input": (error > noisy).float().mean(),
+        }
+    return loss, figures
+
+
+def center_loss(network: nn.Module, sample: Sample) -> tuple[Tensor, Figures]:
+    """Cross entropy of the heatmap, Laplace likelihood of the decoded center, usable or not.
+
+    Where the heatmap's best cell is wrong, its offset has nothing to learn, but its sigma has:
+    how wrong it may be.
+    """
+    x, grid = center.prepare(sample["frame"], sample["mask"])
+    maps = network(_channels_last(x)).float()
+    usable = sample["usable"]
+    target = (sample["center"] - 0.5 * (grid.factor - 1)) / grid.factor  # binned px
+    cells = (target - 0.5 * (center.STRIDE - 1)) / center.STRIDE
+    height, width = maps.shape[2:]
+    rows = torch.arange(height, device=maps.device)[None, :, None]
+    columns = torch.arange(width, device=maps.device)[None, None, :]
+    square = (rows - cells[:, :1, None]) ** 2 + (columns - cells[:, 1:, None]) ** 2
+    wanted = torch.softmax((-square / (2 * 0.6**2)).flatten(1), 1)
+    entropy = -(wanted * maps[:, center.HEAT].flatten(1).log_softmax(1)).sum(1)
+
+    truth = cells.round().long()
+    truth[:, 0].clamp_(0, height - 1)
+    truth[:, 1].clamp_(0, width - 1)
+    best = center.hottest_cell(maps)
+    wrong = (best - truth).abs().amax(1) > 1
+    place, log_sigma = center.at_cell(maps, torch.where(wrong[:, None], truth, best))
+    error = (place - target).abs()
+    likelihood = (2**0.5 * error * torch.exp(-log_sigma) + log_sigma).sum(1)
+    far, far_log_sigma = center.at_cell(maps, best)
+    far_error = (far - target).abs().detach()
+    likelihood = torch.where(
+        wrong,
+        (2**0.5 * far_error * torch.exp(-far_log_sigma) + far_log_sigma).sum(1),
+        likelihood,
+    )
+    located = entropy + 0.5 * likelihood + 0.5 * error.clamp_max(8.0).sum(1)
+    answer = maps[:, center.USABLE].mean((1, 2))
+    loss = (located * usable).sum() / usable.sum().clamp_min(1.0)
+    loss = loss + functional.binary_cross_entropy_with_logits(answer, usable)
+
+    with torch.no_grad():
+        shown = usable > 0.5
+        distance = (far - target).norm(dim=1)[shown] * grid.factor
+        covered = (far - target).abs()[shown] < far_log_sigma.exp()[shown]
+        figures = {
+            "median_px": distance.median(),
+            "p90_px": distance.quantile(0.9),
+            "within_sigma": covered.float().mean(),
+            "wrong_cell": wrong[shown].float().mean(),
+        }
+    return loss, figures
+
+
+def ellipse_loss(network: nn.Module, sample: Sample) -> tuple[Tensor, Figures]:
+    """Laplace likelihood of the distortion's vector under the votes' own precision."""
+    x = ellipse.prepare(sample["mean"], sample["valid"])
+    found = ellipse.decode(network(_channels_last(x)))
+    error = (found.vector - sample["vector"]).norm(dim=1)
+    scaled = error / found.sigma
+    loss = (scaled + 2 * found.sigma.log()).mean() + 10 * (error / ellipse.SCALE).mean()
+    with torch.no_grad():
+        figures = {
+            "median_percent": 100 * error.median(),
+            "p90_percent": 100 * error.quantile(0.9),
+            "within_sigma": (scaled < 1.51).float().mean(),  # 68 % of a 2-D Gaussian
+        }
+    return loss, figures
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+LOSSES: Final[dict[Task, Callable[[nn.Module, Sample], tuple[Tensor, Figures]]]] = {
+    "denoise": denoise_loss,
+    "center": center_loss,
+    "ellipse": ellipse_loss,
+}

@@ -1,0 +1,220 @@
+"""Endless batches of simulated samples, reproducible from a seed, one recipe per network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Final, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from prenet4d_engines.simulate.detector import (
+    Detector,
+    draw_detector,
+    draw_dose,
+    expose,
+)
+from prenet4d_engines.simulate.materials import TRAINING
+from prenet4d_engines.simulate.pattern import (
+    EDGE,
+    KINDS,
+    Kind,
+    Pattern,
+    draw_ellipticity,
+    draw_optics,
+    draw_pattern,
+)
+from prenet4d_engines.simulate.render import render
+
+Task = Literal["denoise", "center", "ellipse"]
+Sample = dict[str, Tensor]
+
+VALIDATION_SEED: Final = 9_000_000
+"""Seeds from here are validation's; from 10,000,000 evaluation's. Training stays below."""
+
+_CENTER_SHAPES: Final = ((128, 128), (128, 128), (128, 128), (96, 96), (160, 160), (96, 192))
+_EXPOSURES: Final = 2
+"""How often one expectation is exposed: rendering costs more than counting."""
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """One frame as the camera took it, and the truth about it."""
+
+    frame: Tensor  # (h, w) electrons
+    rate: Tensor  # (h, w) expected electrons
+    mask: Tensor  # (h, w) bool
+    center: tuple[float, float]
+
+
+def denoise_batch(rng: np.random.Generator, batch_size: int) -> Sample:
+    """Frames, rates and masks (n, 128, 128): windows of frames of 128 to 384 pixels.
+
+    The network is local; a window of a larger frame trains it for that frame at a fraction of
+    the cost.
+    """
+    side = 128
+    patterns: list[Pattern] = []
+    for _ in range(batch_size // _EXPOSURES):
+        virtual = int(rng.choice([128, 192, 256, 256, 384]))
+        pattern = draw_pattern(rng, (virtual, virtual))
+        # windows crowd around the beam, where the structure is
+        middle = np.asarray(pattern.center) + rng.normal(0, 0.3 * virtual, 2)
+        corner = np.clip(np.round(middle) - side // 2, 0, virtual - side)
+        patterns.append(
+            pattern.moved((pattern.center[0] - corner[0], pattern.center[1] - corner[1]))
+        )
+    seen = _expose_all(rng, patterns, (side, side))
+    return {
+        "frame": torch.stack([s.frame for s in seen]),
+        "rate": torch.stack([s.rate for s in seen]),
+        "mask": torch.stack([s.mask for s in seen]),
+    }
+
+
+def center_batch(rng: np.random.Generator, batch_size: int) -> Sample:
+    """Frames and masks (n, h, w), center (n, 2) in px, usable (n,) 0 or 1."""
+    shape = _CENTER_SHAPES[rng.integers(len(_CENTER_SHAPES))]
+    patterns = [draw_pattern(rng, shape) for _ in range(batch_size // _EXPOSURES)]
+    seen = _expose_all(rng, patterns, shape)
+    usable = [float(p.has_beam) for p in patterns for _ in range(_EXPOSURES)]
+    return {
+        "frame": torch.stack([s.frame for s in seen]),
+        "mask": torch.stack([s.mask for s in seen]),
+        "center": torch.tensor([s.center for s in seen]),
+        "usable": torch.tensor(usable),
+    }
+
+
+def _expose_all(
+    rng: np.random.Generator, patterns: list[Pattern], shape: tuple[int, int]
+) -> list[_Seen]:
+    """Expose every pattern a few times, each with its own dose, camera and symmetry."""
+    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    seen = []
+    for pattern, expected in zip(patterns, render(patterns, shape), strict=True):
+        for _ in range(_EXPOSURES):
+            camera = draw_detector(rng, shape, pattern.center if pattern.has_beam else None)
+            dose = draw_dose(rng)
+            frame, rate = expose(expected[None], dose, camera, generator)
+            mask = torch.from_numpy(camera.valid)
+            seen.append(
+                turned(
+                    _Seen(frame[0], rate[0], mask, pattern.center),
+                    flip_y=bool(rng.integers(2)),
+                    flip_x=bool(rng.integers(2)),
+                    swap=shape[0] == shape[1] and bool(rng.integers(2)),
+                )
+            )
+    return seen
+
+
+def turned(seen: _Seen, *, flip_y: bool, flip_x: bool, swap: bool) -> _Seen:
+    """Apply one of the eight symmetries of the square to a frame and its center, exactly."""
+    images = [seen.frame, seen.rate, seen.mask]
+    cy, cx = seen.center
+    h, w = seen.frame.shape
+    if flip_y:
+        images, cy = [i.flip(0) for i in images], h - 1 - cy
+    if flip_x:
+        images, cx = [i.flip(1) for i in images], w - 1 - cx
+    if swap:
+        images, (cy, cx) = [i.T for i in images], (cx, cy)
+    return _Seen(images[0], images[1], images[2], (cy, cx))
+
+
+_MEAN_KINDS: Final[dict[Kind, float]] = {
+    "cbed": 0.42,
+    "spots": 0.16,
+    "rings": 0.16,
+    "grains": 0.12,
+    "amorphous": 0.12,
+    "vacuum": 0.02,
+}
+
+
+def draw_mean(
+    rng: np.random.Generator, shape: tuple[int, int], ellipticity: tuple[float, float]
+) -> list[Pattern]:
+    """Draw the grains that one mean pattern is made of, each with its residual center error."""
+    kind = list(_MEAN_KINDS)[rng.choice(len(_MEAN_KINDS), p=list(_MEAN_KINDS.values()))]
+    material = list(TRAINING.values())[rng.integers(len(TRAINING))]
+    optics = draw_optics(rng, kind, material, shape)
+    jitter = rng.uniform(0, 0.5)
+    offset = rng.normal(0, 0.15, 2)
+    grains = int(rng.integers(1, 9)) if kind in ("cbed", "spots", "grains") else 1
+    patterns = []
+    for _ in range(grains):
+        at = np.asarray(shape) / 2 - 0.5 + offset + rng.normal(0, 0.3 * jitter, 2)
+        pattern = draw_pattern(
+            rng,
+            shape,
+            kind=kind,
+            material=material,
+            optics=optics,
+            center=(float(at[0]), float(at[1])),
+            ellipticity=ellipticity,
+        )
+        disks = pattern.disks.copy()
+        disks[:, EDGE] = np.hypot(disks[:, EDGE], jitter / 1.8)
+        patterns.append(replace(pattern, disks=disks))
+    return patterns
+
+
+def ellipse_batch(rng: np.random.Generator, batch_size: int) -> Sample:
+    """Mean patterns and validity (n, h, w) and the distortion's vector (n, 2)."""
+    side = int(rng.choice([128, 128, 128, 192, 256]))
+    shape = (side, side)
+    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    means, weights, vectors = [], [], []
+    for _ in range(batch_size // _EXPOSURES):
+        # half broad, half what is left after a first correction
+        largest = 1.13 if rng.random() < 0.5 else 1.02
+        ratio, theta = draw_ellipticity(rng, largest)
+        expected = render(draw_mean(rng, shape, (ratio, theta)), shape).mean(0, keepdim=True)
+        for _ in range(_EXPOSURES):
+            camera: Detector = replace(draw_detector(rng, shape), saturation=float("inf"))
+            dose = draw_dose(rng) * float(np.exp(rng.uniform(np.log(32), np.log(1024))))
+            frame, _ = expose(expected, min(max(dose, 2e3), 1e8), camera, generator)
+            image, valid, angle = frame[0], torch.from_numpy(camera.valid), theta
+            if rng.integers(2):
+                image, valid, angle = image.flip(1), valid.flip(1), np.pi - angle
+            if rng.integers(2):
+                image, valid, angle = image.T, valid.T, np.pi / 2 - angle
+            means.append(image)
+            weights.append(valid.float())
+            vectors.append(np.log(ratio) * np.array([np.cos(2 * angle), np.sin(2 * angle)]))
+    return {
+        "mean": torch.stack(means),
+        "valid": torch.stack(weights),
+        "vector": torch.from_numpy(np.stack(vectors)).float(),
+    }
+
+
+BATCHES: Final[dict[Task, Callable[[np.random.Generator, int], Sample]]] = {
+    "denoise": denoise_batch,
+    "center": center_batch,
+    "ellipse": ellipse_batch,
+}
+
+
+class Samples(IterableDataset[Sample]):
+    """Batches of a task without end; (seed, start, worker) fixes every one of them."""
+
+    def __init__(self, task: Task, batch_size: int, seed: int, start: int = 0):
+        self.task, self.batch_size, self.seed, self.start = task, batch_size, seed, start
+
+    def __iter__(self) -> Iterator[Sample]:
+        """Yield batches."""
+        torch.set_num_threads(1)
+        info = get_worker_info()
+        worker = info.id if info else 0
+        rng = np.random.default_rng([self.seed, self.start, worker])
+        while True:
+            yield BATCHES[self.task](rng, self.batch_size)
+
+
+__all__ = ["BATCHES", "KINDS", "VALIDATION_SEED", "Sample", "Samples", "Task"]
