@@ -65,7 +65,7 @@ class SourceError(ServiceError):
 
 
 class BadMessage(SourceError):
-    """A message that is not of the detector's protocol, truncated, oversize or of another version."""
+    """A message that is not of the protocol, truncated, oversize or of another version."""
 
     code = "bad_message"
 

@@ -1,9 +1,9 @@
 """What every detector is turned into: a start, blocks of frames, an end, and faults.
 
 A *source* speaks one detector's protocol and knows nothing of rings, batches or corrections. It is
-polled by the ingest loop and answers with the events below, in the order in which the detector said
-them. Frames stay encoded: ``FrameBlock.read_into`` decodes them straight into the slots of the ring,
-on as many threads as the ingest loop likes. A new detector is one new file beside this one.
+polled by the ingest loop and answers with the events below, in the order in which the detector
+said them. Frames stay encoded: ``FrameBlock.read_into`` decodes them straight into the slots of the
+ring, on as many threads as the ingest loop likes. A new detector is one new file beside this one.
 """
 
 from __future__ import annotations

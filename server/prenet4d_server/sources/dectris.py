@@ -1,0 +1,183 @@
+"""What DECTRIS' two stream protocols have in common: a start that may leave things unsaid.
+
+Either protocol may keep the frame's shape or dtype to itself until the first image (Stream V1 with
+header detail ``none`` says neither). The start is then held back until that image is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, TypeAlias
+
+import numpy as np
+import zmq
+
+from prenet4d_server.errors import BadMessage, BadStart, CorruptFrame, SequenceError
+from prenet4d_server.sources.base import AcquisitionEnd, AcquisitionStart, Pixels
+from prenet4d_server.sources.encoded import EncodedFrame, EventList
+from prenet4d_server.sources.zmq_source import MAX_BYTES, ZmqSource, connect
+
+Scalar: TypeAlias = "str | int | float | bool | None"
+
+FRAME_TYPES = {name: np.dtype(name) for name in ("uint8", "uint16", "uint32", "float32")}
+
+_HIGH_WATER = 512
+_MAX_TEXT = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """What a start message says."""
+
+    series: str
+    frame_shape: tuple[int, int] | None
+    dtype: np.dtype[Any] | None
+    expected_frames: int | None = None
+    saturation_value: float | None = None
+    detector: str = "DECTRIS"
+    mask: EncodedFrame | None = None
+    """Nonzero where a pixel cannot be trusted."""
+    metadata: Mapping[str, Scalar] = field(default_factory=dict)
+
+
+class DectrisSource(ZmqSource):
+    """Connects to a DECTRIS detector's PUSH socket; the detector need not be there yet.
+
+    Args:
+        address: ``tcp://detector:port``.
+        scan_shape: ``(ny, nx)``, which the detector does not know.
+        gain: counts per electron.
+        context: the ZeroMQ context to live in; a context of its own by default.
+        max_bytes: larger messages are refused.
+
+    Raises:
+        ConfigError: the address makes no sense.
+    """
+
+    copies = True
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        scan_shape: tuple[int, int] | None = None,
+        gain: float = 1.0,
+        context: zmq.Context[Any] | None = None,
+        max_bytes: int = MAX_BYTES,
+    ) -> None:
+        super().__init__(address, context=context, max_bytes=max_bytes, high_water=_HIGH_WATER)
+        self._scan_shape = scan_shape
+        self._gain = gain
+        self._held: Announcement | None = None
+
+    def _attach(self) -> None:
+        connect(self._socket, self.address)
+
+    def _begin(self, said: Announcement, events: EventList) -> None:
+        """A start came."""
+        if said.frame_shape is None or said.dtype is None:
+            self._held = said
+        else:
+            self._held = None
+            self._start(said, said.frame_shape, said.dtype, events)
+
+    def _take_image(self, series: str, index: int, frame: EncodedFrame, events: EventList) -> None:
+        """An image came."""
+        held = self._held
+        if held is not None and held.series == series:
+            self._held = None
+            shape, dtype = held.frame_shape or frame.shape, held.dtype or frame.dtype
+            self._start(held, shape, dtype.newbyteorder("="), events)
+        events.add_frame(series, index, frame)
+
+    def _finish(self, series: str, events: EventList) -> None:
+        """An end came."""
+        if self._held is not None and self._held.series == series:
+            self._held = None
+            raise SequenceError(
+                f"Series {series} ended before its first image, and its start did not say what "
+                "its images are: there is nothing to keep of it."
+            )
+        events.add(AcquisitionEnd(series))
+
+    def _start(
+        self, said: Announcement, shape: tuple[int, int], dtype: np.dtype[Any], events: EventList
+    ) -> None:
+        if not all(8 <= size <= 8192 for size in shape):
+            raise BadStart(
+                f"Series {said.series} announces frames of {shape[0]} × {shape[1]} pixels; "
+                "each side must have 8 to 8192."
+            )
+        mask: Pixels | None = None
+        if said.mask is not None:
+            try:
+                mask = _valid_pixels(said.mask, shape)
+            except (CorruptFrame, BadMessage) as error:
+                events.add_error(
+                    BadMessage(f"The pixel mask of series {said.series} is left out. {error}")
+                )
+        events.add(
+            AcquisitionStart(
+                series=said.series,
+                frame_shape=shape,
+                dtype=dtype,
+                scan_shape=self._scan_shape,
+                expected_frames=said.expected_frames,
+                pixel_mask=mask,
+                saturation_value=said.saturation_value,
+                gain=self._gain,
+                detector=said.detector,
+                metadata=said.metadata,
+            )
+        )
+
+
+def scalars(fields: Mapping[Any, Any]) -> dict[str, Scalar]:
+    """Keep the fields that are single values, which is what acquisition metadata can hold."""
+    kept: dict[str, Scalar] = {}
+    for key, value in fields.items():
+        if isinstance(value, datetime):
+            kept[str(key)] = value.isoformat()
+        elif isinstance(value, str):
+            kept[str(key)] = value[:_MAX_TEXT]
+        elif isinstance(value, bool | float | None) or (
+            isinstance(value, int) and -(2**63) <= value < 2**63
+        ):
+            kept[str(key)] = value
+    return kept
+
+
+def positive(value: object) -> int | None:
+    """The value, if it is a count; ``None`` for anything else."""
+    return value if isinstance(value, int) and 0 < value < 2**63 else None
+
+
+def number(value: object) -> float | None:
+    """The value, if it is a positive number; ``None`` for anything else."""
+    if isinstance(value, int | float) and 0 < value < 1e300:
+        return float(value)
+    return None
+
+
+def sides(x: object, y: object) -> tuple[int, int] | None:
+    """``(h, w)`` from a message's width and height; ``None`` where it does not say both.
+
+    Raises:
+        BadStart: it says something else than two integers.
+    """
+    if x is None or y is None:
+        return None
+    if not (isinstance(x, int) and isinstance(y, int)):
+        raise BadStart(f"The start announces frames of {x!r} × {y!r} pixels.")
+    return y, x
+
+
+def _valid_pixels(encoded: EncodedFrame, shape: Sequence[int]) -> Pixels:
+    if encoded.shape != shape:
+        raise BadMessage(f"It is {encoded.shape} pixels; the frames are {shape}.")
+    bits = np.empty(encoded.shape, encoded.dtype.newbyteorder("="))
+    encoded.read_into(bits)
+    valid: Pixels = bits == 0
+    return valid

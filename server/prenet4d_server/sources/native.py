@@ -1,0 +1,180 @@
+"""prenet4d's own protocol: what ``prenet4d_client.FrameSender`` sends.
+
+Several senders may be connected; an acquisition's id tells them apart.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+import msgpack
+import numpy as np
+import numpy.typing as npt
+import zmq
+from prenet4d_client import messages, wire
+from prenet4d_client.errors import ProtocolError
+
+from prenet4d_server.errors import BadMessage, CorruptFrame, FrameError, WrongFrame
+from prenet4d_server.sockets import KeyPair, bind, protect
+from prenet4d_server.sources.base import (
+    AcquisitionEnd,
+    AcquisitionStart,
+    Fault,
+    Indices,
+    Pixels,
+    SourceEvent,
+)
+from prenet4d_server.sources.compression import Buffer
+from prenet4d_server.sources.encoded import EventList
+from prenet4d_server.sources.zmq_source import MAX_BYTES, ZmqSource
+
+_HIGH_WATER = 64
+_MAX_FRAMES = 1 << 20
+"""No message that was meant holds more."""
+
+
+class NativeSource(ZmqSource):
+    """A :class:`~prenet4d_server.sources.base.Source` that listens for ``FrameSender``.
+
+    Args:
+        address: where to listen, ``tcp://127.0.0.1:5560``.
+        context: the ZeroMQ context to live in; a context of its own by default.
+        max_bytes: larger messages are refused.
+        curve: the service's CURVE keys, where senders must know the public one.
+
+    Raises:
+        BindError: the address cannot be bound; the message says why.
+    """
+
+    name = "native"
+    copies = False
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        context: zmq.Context[Any] | None = None,
+        max_bytes: int = MAX_BYTES,
+        curve: KeyPair | None = None,
+    ) -> None:
+        self._curve = curve
+        super().__init__(address, context=context, max_bytes=max_bytes, high_water=_HIGH_WATER)
+
+    def _attach(self) -> None:
+        protect(self._socket, self._curve)
+        self.address = bind(self._socket, self.address, "source.address")
+
+    def poll(self, timeout_s: float) -> Sequence[SourceEvent]:
+        """Return what came, in order, with neighbouring small messages joined into one block."""
+        return _join_blocks(super().poll(timeout_s))
+
+    def _read(self, parts: Sequence[Buffer], events: EventList) -> None:
+        try:
+            message = wire.decode(parts, max_bytes=self._max_bytes)
+        except ProtocolError as error:
+            frames = _announced_frames(parts)
+            refusal = CorruptFrame(str(error)) if frames else BadMessage(str(error))
+            events.add(Fault(refusal, frames))
+            return
+        header = message.header
+        if isinstance(header, messages.Frames):
+            events.add(
+                NativeBlock(
+                    header.acquisition_id, message.arrays["indices"], [message.arrays["frames"]]
+                )
+            )
+        elif isinstance(header, messages.AcquisitionStart):
+            events.add(_start(header, message.arrays.get("pixel_mask")))
+        elif isinstance(header, messages.AcquisitionEnd):
+            events.add(AcquisitionEnd(header.acquisition_id))
+        else:
+            raise BadMessage(f"A {header.type} message is not for the service to receive.")
+
+
+class NativeBlock:
+    """A :class:`~prenet4d_server.sources.base.FrameBlock` of one or several messages' frames."""
+
+    def __init__(self, series: str, indices: Indices, stacks: Sequence[Pixels]) -> None:
+        self.series = series
+        self.indices = indices
+        self.stacks = stacks
+        self._starts = [0, *accumulate(map(len, stacks))]
+
+    def read_into(self, start: int, out: Pixels) -> Sequence[tuple[int, FrameError]]:
+        """Copy some of the frames; see ``FrameBlock.read_into``."""
+        failed: list[tuple[int, FrameError]] = []
+        stop = start + len(out)
+        number = bisect_right(self._starts, start) - 1
+        while start < stop:
+            first, stack = self._starts[number], self.stacks[number]
+            end = min(stop, first + len(stack))
+            frames = stack[start - first : end - first]
+            slots, out = out[: len(frames)], out[len(frames) :]
+            if frames.shape == slots.shape and frames.dtype == slots.dtype:
+                np.copyto(slots, frames)
+            else:
+                wrong = WrongFrame(
+                    f"The frames are {frames.dtype} {frames.shape[1:]}; "
+                    f"their acquisition is {slots.dtype} {slots.shape[1:]}."
+                )
+                failed.extend((index, wrong) for index in range(start, end))
+            start, number = end, number + 1
+        return failed
+
+
+def _join_blocks(events: Sequence[SourceEvent]) -> list[SourceEvent]:
+    joined: list[SourceEvent] = []
+    run: list[NativeBlock] = []
+
+    def close_run() -> None:
+        if run:
+            stacks = [stack for block in run for stack in block.stacks]
+            indices = np.concatenate([block.indices for block in run])
+            joined.append(NativeBlock(run[0].series, indices, stacks))
+            run.clear()
+
+    for event in events:
+        if not isinstance(event, NativeBlock):
+            close_run()
+            joined.append(event)
+        elif len(event.indices):
+            if run and run[0].series != event.series:
+                close_run()
+            run.append(event)
+    close_run()
+    return joined
+
+
+def _start(
+    header: messages.AcquisitionStart, pixel_mask: npt.NDArray[np.bool_] | None
+) -> AcquisitionStart:
+    return AcquisitionStart(
+        series=header.acquisition_id,
+        frame_shape=header.frame_shape,
+        dtype=np.dtype(header.dtype),
+        scan_shape=header.scan_shape,
+        expected_frames=header.expected_frames,
+        pixel_mask=pixel_mask,
+        saturation_value=header.saturation_value,
+        gain=header.gain,
+        detector=header.detector,
+        metadata=header.metadata,
+    )
+
+
+def _announced_frames(parts: Sequence[Buffer]) -> int:
+    """How many frames a message that cannot be used would have brought."""
+    if bytes(parts[0][:16]) != b"frames":
+        return 0
+    try:
+        match msgpack.unpackb(parts[1], raw=False):
+            case {"arrays": [{"shape": [int(count), *_]}, *_]} if (
+                0 < count <= wire.MAX_HEADER_BYTES
+            ):
+                return count
+    except (IndexError, ValueError, TypeError, msgpack.UnpackException, RecursionError):
+        pass
+    return 1

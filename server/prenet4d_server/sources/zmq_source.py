@@ -1,0 +1,129 @@
+"""What every detector that speaks ZeroMQ has in common: a PULL socket, polled in bounded bites."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, ClassVar, Self
+
+import zmq
+
+from prenet4d_server.errors import BadMessage, ConfigError, ServiceError
+from prenet4d_server.sources.base import SourceEvent
+from prenet4d_server.sources.compression import Buffer
+from prenet4d_server.sources.encoded import EventList
+
+MAX_BYTES = 256 << 20
+"""The largest message accepted by default."""
+
+_MESSAGES_PER_POLL = 256
+_BYTES_PER_POLL = 32 << 20
+
+
+class ZmqSource(ABC):
+    """A :class:`~prenet4d_server.sources.base.Source` on a ZeroMQ PULL socket.
+
+    A protocol is written by implementing :meth:`_read`. One thread polls; :meth:`close` belongs to
+    the same thread.
+
+    Args:
+        address: to listen on or to connect to; see ``listens``.
+        context: the ZeroMQ context to live in; a context of its own by default.
+        max_bytes: larger messages become faults. Parts of more than four times this size are not
+            even received: ZeroMQ cuts the connection, and the sender connects anew.
+        high_water: messages that may wait in ZeroMQ before the sender is held back.
+    """
+
+    name: str
+    copies: ClassVar[bool]
+    """Whether parts are copied into ``bytes`` (faster for small parts) or handed on as they are."""
+
+    def __init__(
+        self, address: str, *, context: zmq.Context[Any] | None, max_bytes: int, high_water: int
+    ) -> None:
+        self.address = address
+        self._max_bytes = max_bytes
+        self._own_context = zmq.Context() if context is None else None
+        self._socket = (context or self._own_context or zmq.Context()).socket(zmq.PULL)
+        self._socket.rcvhwm = high_water
+        self._socket.maxmsgsize = 4 * max_bytes
+        self._socket.linger = 0
+        # Notice a detector that lost its power without saying goodbye.
+        self._socket.tcp_keepalive = 1
+        self._socket.tcp_keepalive_idle = 10
+        self._socket.tcp_keepalive_intvl = 5
+        try:
+            self._attach()
+        except ServiceError:
+            self.close()
+            raise
+
+    @abstractmethod
+    def _attach(self) -> None:
+        """Bind or connect the socket, and set ``address`` to what it became."""
+
+    @abstractmethod
+    def _read(self, parts: Sequence[Buffer], events: EventList) -> None:
+        """Turn one message into events.
+
+        Raises:
+            ServiceError: why it cannot be used; a ``FrameError`` where one frame is lost by it.
+        """
+
+    def poll(self, timeout_s: float) -> Sequence[SourceEvent]:
+        """Return what came, in order; see ``Source.poll``."""
+        events = EventList()
+        if not self._socket.poll(round(timeout_s * 1000)):
+            return []
+        received = 0
+        for _ in range(_MESSAGES_PER_POLL):
+            try:
+                parts: list[Any] = self._socket.recv_multipart(zmq.NOBLOCK, copy=self.copies)
+            except zmq.Again:
+                break
+            size = sum(map(len, parts))
+            received += size
+            try:
+                if size > self._max_bytes:
+                    raise BadMessage(
+                        f"A message of {size} bytes; at most {self._max_bytes} are accepted."
+                    )
+                self._read(parts if self.copies else [part.buffer for part in parts], events)
+            except ServiceError as error:
+                events.add_error(error)
+            if received >= _BYTES_PER_POLL:
+                break
+        return events.take()
+
+    def close(self) -> None:
+        """Close the socket; may be called twice."""
+        self._socket.close()
+        if self._own_context is not None:
+            self._own_context.term()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def connect(socket: zmq.Socket[bytes], address: str) -> None:
+    """Connect to a detector, which need not be there yet: ZeroMQ goes on trying.
+
+    Raises:
+        ConfigError: the address makes no sense.
+    """
+    socket.reconnect_ivl, socket.reconnect_ivl_max = 100, 2000
+    try:
+        socket.connect(address)
+    except zmq.ZMQError as error:
+        raise ConfigError(
+            f"Cannot connect to {address}: {error.strerror}. Use tcp://host:port."
+        ) from None
