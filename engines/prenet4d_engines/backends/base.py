@@ -1,0 +1,43 @@
+"""What every backend does: run the three networks, and nothing else.
+
+A backend maps an engine's input tensor to its output tensor. Everything around that (scaling
+counts, decoding centers, resampling) needs FP32 and is written once, outside.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Backend(Protocol):
+    """Runs the three networks on one device; inputs and outputs are float32 on that device."""
+
+    @property
+    def name(self) -> str:
+        """Short and stable: ``torch``."""
+        ...
+
+    @property
+    def description(self) -> str:
+        """One sentence for a person: where and in which precision it runs, and why."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs must lie and outputs will."""
+        ...
+
+    def denoise(self, x: Tensor) -> Tensor:
+        """Run the denoiser on what ``stabilise`` made: (n, C, H, W) → (n, 1, H, W)."""
+        ...
+
+    def center(self, x: Tensor) -> Tensor:
+        """Run the center network on what ``prepare`` made: (n, C, H, W) → maps."""
+        ...
+
+    def ellipse(self, x: Tensor) -> Tensor:
+        """Run the ellipse network on what ``prepare`` made: (n, C, R, P) → votes."""
+        ...

@@ -1,0 +1,140 @@
+"""The networks in PyTorch: the reference on every machine, and the default without a GPU.
+
+On the CPU: channels-last, float32; bfloat16 for each network where the processor has units for it
+and the results agree with float32 (see ``parity``). The ellipse network runs once in many frames
+and stays in float32. On an NVIDIA GPU: float16, channels-last, under the same check; that path is
+written as plainly as possible and has not been measured.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from prenet4d_engines import weights
+from prenet4d_engines.backends import parity
+from prenet4d_engines.errors import BackendUnavailable
+
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_SHORT = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+
+
+class TorchBackend:
+    """Runs the shipped networks with torch.
+
+    Args:
+        precision: ``auto`` takes the fastest arithmetic that agrees with float32 here; any other is
+            used as it is.
+        threads: CPU threads, set for the whole process; ``None`` leaves torch's setting alone.
+        device: ``cpu`` or ``cuda``; ``None`` takes the GPU if torch sees one.
+
+    Raises:
+        BackendUnavailable: the device or precision does not run here.
+    """
+
+    name = "torch"
+
+    def __init__(
+        self,
+        precision: Precision = "auto",
+        *,
+        threads: int | None = None,
+        device: str | None = None,
+    ):
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        on_gpu = self.device.type == "cuda"
+        if on_gpu and not torch.cuda.is_available():
+            raise BackendUnavailable(
+                "torch sees no NVIDIA GPU; install a CUDA build of torch, or use the CPU."
+            )
+        if precision == "float16" and not on_gpu:
+            raise BackendUnavailable(
+                "float16 needs an NVIDIA GPU; on the CPU choose auto, float32 or bfloat16."
+            )
+        if threads is not None:
+            torch.set_num_threads(threads)
+
+        denoiser, center = (self._ready(weights.load(name)) for name in ("denoise", "center"))
+        self._ellipse = _Cast(self._ready(weights.load("ellipse")), torch.float32)
+        self._denoise, self._center = (_Cast(net, torch.float32) for net in (denoiser, center))
+        where = (
+            torch.cuda.get_device_name(self.device)
+            if on_gpu
+            else f"the CPU with {torch.get_num_threads()} threads"
+        )
+        why = "as asked" if precision != "auto" else "this CPU has no units for bfloat16"
+        if precision == "auto" and (on_gpu or _has_bfloat16_units()):
+            why = self._gate(denoiser, center, torch.float16 if on_gpu else torch.bfloat16)
+        elif precision not in ("auto", "float32"):
+            dtype = _DTYPES[precision]
+            self._denoise, self._center = (_Cast(net, dtype) for net in (denoiser, center))
+        self.description = (
+            f"PyTorch on {where}: denoiser in {_SHORT[self._denoise.dtype]}, "
+            f"center in {_SHORT[self._center.dtype]}, ellipse in float32 ({why})."
+        )
+
+    def denoise(self, x: Tensor) -> Tensor:
+        """Run the denoiser: (n, C, H, W) → (n, 1, H, W), float32."""
+        return self._denoise(x)
+
+    def center(self, x: Tensor) -> Tensor:
+        """Run the center network: (n, C, H, W) → (n, 6, H/4, W/4), float32."""
+        return self._center(x)
+
+    def ellipse(self, x: Tensor) -> Tensor:
+        """Run the ellipse network: (n, C, R, P) → (n, 4, R/8, P/8), float32."""
+        return self._ellipse(x)
+
+    def _ready(self, network: nn.Module) -> nn.Module:
+        return _folded(network).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+    def _gate(self, denoiser: nn.Module, center: nn.Module, dtype: torch.dtype) -> str:
+        """Use ``dtype`` for each network that agrees with float32; return what was found."""
+        frames = parity.patterns(self.device)
+        denoise, find = _Cast(denoiser, dtype), _Cast(center, dtype)
+        with torch.inference_mode():
+            counts = parity.denoiser_deviation(denoise, self._denoise, frames)
+            pixels = parity.center_deviation(find, self._center, frames)
+        # A deviation that is no number fails both comparisons.
+        if counts <= parity.COUNTS_BOUND:
+            self._denoise = denoise
+        if pixels <= parity.CENTER_BOUND:
+            self._center = find
+        return (
+            f"{_SHORT[dtype]} differs from float32 by {counts:.2%} in counts, "
+            f"{parity.COUNTS_BOUND:.1%} allowed, and by {pixels:.3f} px in the center, "
+            f"{parity.CENTER_BOUND} allowed"
+        )
+
+
+class _Cast:
+    """A network in its own arithmetic between float32 tensors."""
+
+    def __init__(self, network: nn.Module, dtype: torch.dtype):
+        self.dtype = dtype
+        self._network = network if dtype == torch.float32 else copy.deepcopy(network).to(dtype)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        x = x.to(self.dtype, memory_format=torch.channels_last)
+        y: Tensor = self._network(x)
+        return y.float()
+
+
+def _folded(network: nn.Module) -> nn.Module:
+    """Fold every batch norm that follows a convolution (as ``conv`` and ``norm``) into it."""
+    for block in network.modules():
+        conv, norm = getattr(block, "conv", None), getattr(block, "norm", None)
+        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            block.conv, block.norm = fuse_conv_bn_eval(conv, norm), nn.Identity()
+    return network
+
+
+def _has_bfloat16_units() -> bool:
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(capabilities.get(unit) for unit in ("avx512_bf16", "amx_bf16", "bf16", "arm_bf16"))
