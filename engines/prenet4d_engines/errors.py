@@ -4,12 +4,8 @@ EngineError
 ├── BackendError       an engine that cannot be built or run here
 ├── CalibrationError   a calibration that cannot be read or does not fit
 ├── FrameError         frames of a shape, type or value that cannot be corrected
-├── SimulationError    a simulation asked for that cannot be
 ├── TrainingError      a training that cannot start or go on
-├── WeightsError       shipped weights that are missing or not what they should be
-├── BadFrames          frames, mask or indices that do not fit their acquisition
-├── CalibrationError   a calibration that cannot be read, or does not fit these frames
-└── BackendUnavailable the backend or precision asked for does not run here
+└── WeightsError       shipped weights that are missing or not what they should be
 """
 
 from __future__ import annotations
@@ -31,25 +27,9 @@ class FrameError(EngineError):
     """Frames have a shape, a type or values that cannot be corrected."""
 
 
-class SimulationError(EngineError):
-    """What was asked of the simulator makes no pattern or scan."""
-
-
 class TrainingError(EngineError):
     """A training cannot start or go on."""
 
 
 class WeightsError(EngineError):
     """Weights are missing, damaged, or belong to another network."""
-
-
-class BadFrames(EngineError):
-    """Frames, mask or indices do not fit the acquisition they were announced for."""
-
-
-class CalibrationError(EngineError):
-    """A calibration cannot be read, or does not fit these frames."""
-
-
-class BackendUnavailable(EngineError):
-    """The backend or precision that was asked for does not run here."""

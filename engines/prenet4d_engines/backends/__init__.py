@@ -6,7 +6,7 @@ from typing import Literal
 
 from prenet4d_engines.backends.base import Backend
 from prenet4d_engines.backends.torch_backend import Precision, TorchBackend
-from prenet4d_engines.errors import BackendUnavailable
+from prenet4d_engines.errors import BackendError
 
 __all__ = ["Backend", "Precision", "TorchBackend", "select"]
 
@@ -27,8 +27,8 @@ def select(
         threads: CPU threads, set for the whole process; ``None`` leaves torch's setting alone.
 
     Raises:
-        BackendUnavailable: there is no such backend, or it does not run here.
+        BackendError: there is no such backend, or it does not run here.
     """
     if name not in ("auto", "torch"):
-        raise BackendUnavailable(f"There is no backend {name!r}; choose auto or torch.")
+        raise BackendError(f"There is no backend {name!r}; choose auto or torch.")
     return TorchBackend(precision, threads=threads)

@@ -17,7 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from prenet4d_engines import weights
 from prenet4d_engines.backends import parity
-from prenet4d_engines.errors import BackendUnavailable
+from prenet4d_engines.errors import BackendError
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -35,7 +35,7 @@ class TorchBackend:
         device: ``cpu`` or ``cuda``; ``None`` takes the GPU if torch sees one.
 
     Raises:
-        BackendUnavailable: the device or precision does not run here.
+        BackendError: the device or precision does not run here.
     """
 
     name = "torch"
@@ -50,11 +50,11 @@ class TorchBackend:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         on_gpu = self.device.type == "cuda"
         if on_gpu and not torch.cuda.is_available():
-            raise BackendUnavailable(
+            raise BackendError(
                 "torch sees no NVIDIA GPU; install a CUDA build of torch, or use the CPU."
             )
         if precision == "float16" and not on_gpu:
-            raise BackendUnavailable(
+            raise BackendError(
                 "float16 needs an NVIDIA GPU; on the CPU choose auto, float32 or bfloat16."
             )
         if threads is not None:
