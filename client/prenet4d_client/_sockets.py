@@ -12,7 +12,6 @@ from prenet4d_client.errors import InvalidUse
 
 
 def connect(
-    context: zmq.Context[zmq.Socket[bytes]],
     kind: int,
     address: str,
     *,
@@ -21,10 +20,12 @@ def connect(
 ) -> zmq.Socket[bytes]:
     """Open a socket of this kind towards ``address``; ``options`` are set before it connects.
 
+    It has a context of its own, because only a context's end waits until all is handed over.
+
     Raises:
         InvalidUse: the address or the key cannot be one.
     """
-    socket = context.socket(kind)
+    socket = zmq.Context().socket(kind)
     try:
         socket.linger = 0
         for option, value in options.items():
@@ -33,14 +34,21 @@ def connect(
             _encrypt(socket, server_key)
         socket.connect(address)
     except zmq.ZMQError as error:
-        socket.close()
+        disconnect(socket)
         raise InvalidUse(
             f"Cannot connect to {address!r}: {error}. An address looks like tcp://host:5561."
         ) from None
     except InvalidUse:
-        socket.close()
+        disconnect(socket)
         raise
     return socket
+
+
+def disconnect(socket: zmq.Socket[bytes], *, linger: float = 0.0) -> None:
+    """Close the socket, and wait up to ``linger`` seconds until what was sent is handed over."""
+    if not socket.closed:
+        socket.close(linger=milliseconds(linger))
+        socket.context.term()
 
 
 def _encrypt(socket: zmq.Socket[bytes], server_key: str | bytes) -> None:

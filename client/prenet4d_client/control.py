@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import zmq
 
-from prenet4d_client._sockets import connect, deadline_after, wait
+from prenet4d_client._sockets import connect, deadline_after, disconnect, wait
 from prenet4d_client.errors import CommandRefused, InvalidUse, NoAnswer, ProtocolError
 from prenet4d_client.messages import ControlReply, ControlRequest
 from prenet4d_client.wire import MAX_MESSAGE_BYTES, Message, decode, encode
@@ -51,7 +51,6 @@ class ControlClient:
         self._server_key = server_key
         self._publisher = uuid.uuid4().hex
         self._sequence = 0
-        self._context = zmq.Context()
         self._socket = self._connect()
 
     def status(self) -> dict[str, Any]:
@@ -92,8 +91,7 @@ class ControlClient:
 
     def close(self) -> None:
         """Close the connection; may be called twice."""
-        self._socket.close()
-        self._context.term()
+        disconnect(self._socket)
 
     def __enter__(self) -> Self:
         return self
@@ -106,7 +104,7 @@ class ControlClient:
         return result
 
     def _ask(self, command: str, **arguments: object) -> Message:
-        if self._context.closed:
+        if self._socket.closed:
             raise InvalidUse("This ControlClient is closed: make a new one.")
         request = ControlRequest(
             publisher=self._publisher,
@@ -144,11 +142,9 @@ class ControlClient:
         return None
 
     def _connect(self) -> zmq.Socket[bytes]:
-        return connect(
-            self._context, zmq.DEALER, self.address, server_key=self._server_key, options={}
-        )
+        return connect(zmq.DEALER, self.address, server_key=self._server_key, options={})
 
     def _reconnect(self) -> None:
         """Start afresh, so that an answer which comes too late finds nobody."""
-        self._socket.close()
+        disconnect(self._socket)
         self._socket = self._connect()

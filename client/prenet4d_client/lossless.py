@@ -14,7 +14,13 @@ from typing import Self
 import zmq
 
 from prenet4d_client._gaps import GapCounter
-from prenet4d_client._sockets import connect, deadline_after, milliseconds, next_slice
+from prenet4d_client._sockets import (
+    connect,
+    deadline_after,
+    disconnect,
+    milliseconds,
+    next_slice,
+)
 from prenet4d_client.errors import (
     ConnectionRefused,
     InvalidUse,
@@ -35,7 +41,7 @@ from prenet4d_client.wire import MAX_MESSAGE_BYTES, Message, decode, encode
 
 _TOPICS = ("telemetry", "corrected", "event", "acquisition_start", "acquisition_end")
 _CONVERSATION = ("registered", "heartbeat", "goodbye")  # they cost no credit
-_GOODBYE_LINGER_MS = 1000
+_GOODBYE_LINGER_S = 1.0
 
 
 class LosslessReceiver:
@@ -111,12 +117,9 @@ class LosslessReceiver:
         self._beat_every: float | None = None
         self._heard = self._spoke = time.monotonic()
 
-        self._context = zmq.Context()
         # No high-water mark: the credit bounds what can wait.
-        self._socket = connect(
-            self._context, zmq.DEALER, address, server_key=server_key, options={zmq.RCVHWM: 0}
-        )
-        self._ring, self._bell = (self._context.socket(zmq.PAIR) for _ in range(2))
+        self._socket = connect(zmq.DEALER, address, server_key=server_key, options={zmq.RCVHWM: 0})
+        self._ring, self._bell = (self._socket.context.socket(zmq.PAIR) for _ in range(2))
         self._bell.bind("inproc://bell")
         self._ring.connect("inproc://bell")
         self._thread = threading.Thread(target=self._run, name=f"lossless {name}", daemon=True)
@@ -169,11 +172,8 @@ class LosslessReceiver:
         with self._state:
             self._closing = True
             self._state.notify_all()
-            if not self._ring.closed:
-                self._wake()
+            self._wake()
         self._thread.join()
-        self._ring.close()
-        self._context.term()
 
     def _await_service(self) -> None:
         self._wait_until(lambda: self._registered or self._failure is not None, None)
@@ -189,9 +189,9 @@ class LosslessReceiver:
         return True
 
     def _wake(self) -> None:
-        # With the bell full or gone, our thread needs no further ringing.
-        with suppress(zmq.Again):
-            self._ring.send(b"", zmq.NOBLOCK)
+        if not self._ring.closed:
+            with suppress(zmq.Again):  # so many rings are waiting that one more changes nothing
+                self._ring.send(b"", zmq.NOBLOCK)
 
     def __iter__(self) -> Self:
         return self
@@ -215,8 +215,10 @@ class LosslessReceiver:
             self._fail(error)
         finally:
             self._fail(Prenet4dError("The receiving thread has ended unexpectedly: see its log."))
-            self._socket.close(linger=_GOODBYE_LINGER_MS)
             self._bell.close()
+            with self._state:
+                self._ring.close()
+            disconnect(self._socket, linger=_GOODBYE_LINGER_S)
 
     def _converse(self) -> None:
         """Receive, grant credit and keep the heart beating, until this receiver is closed."""

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import zmq
 from pydantic import ValidationError
 
-from prenet4d_client._sockets import connect, milliseconds
+from prenet4d_client._sockets import connect, disconnect, milliseconds
 from prenet4d_client.errors import InvalidUse, NoAnswer
 from prenet4d_client.messages import AcquisitionEnd, AcquisitionStart, FrameDType, Frames, Header
 from prenet4d_client.wire import encode, explain, lz4_block
@@ -70,10 +70,7 @@ class FrameSender:
         self._start: AcquisitionStart | None = None
         self._next_index = 0
         self._sent = 0
-        # A context of its own, because only its end waits until the last frames are handed over.
-        self._context = zmq.Context()
         self._socket = connect(
-            self._context,
             zmq.PUSH,
             address,
             server_key=server_key,
@@ -254,9 +251,8 @@ class FrameSender:
         if self._socket.closed:
             return
         patience = self._timeout if within is None else within
-        self._socket.close(linger=milliseconds(patience))
         began = time.monotonic()
-        self._context.term()  # returns when all is handed over, or when the linger is up
+        disconnect(self._socket, linger=patience)
         if within is None and time.monotonic() - began >= patience:
             raise NoAnswer(
                 f"The service at {self.address} did not take the last frames within "

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Self
 import zmq
 
 from prenet4d_client._gaps import GapCounter
-from prenet4d_client._sockets import connect, deadline_after, milliseconds, wait
+from prenet4d_client._sockets import connect, deadline_after, disconnect, milliseconds, wait
 from prenet4d_client.errors import InvalidUse, NoAnswer, ProtocolError
 from prenet4d_client.messages import STREAM_TOPICS
 from prenet4d_client.wire import MAX_MESSAGE_BYTES, Message, decode
@@ -67,9 +67,7 @@ class Subscriber:
         self._timeout = timeout
         self._max_bytes = max_bytes
         self._gaps = GapCounter()
-        self._context = zmq.Context()
         self._socket = connect(
-            self._context,
             zmq.SUB,
             address,
             server_key=server_key,
@@ -114,8 +112,7 @@ class Subscriber:
         """Leave the stream; may be called twice."""
         if self._async_socket is not None:
             self._async_socket.close()
-        self._socket.close()
-        self._context.term()
+        disconnect(self._socket)
 
     def __iter__(self) -> Self:
         return self

@@ -1,0 +1,253 @@
+"""``FrameSender`` against a real PULL socket."""
+
+import threading
+
+import numpy as np
+import pytest
+import zmq
+from prenet4d_client import FrameSender, InvalidUse, MissingCodec, NoAnswer, decode
+
+
+@pytest.fixture
+def pull(bind):
+    return bind(zmq.PULL)
+
+
+def received(pull):
+    return decode(pull.socket.recv_multipart())
+
+
+def start(sender, **changes):
+    return sender.start(**({"frame_shape": (8, 9), "dtype": "uint16"} | changes))
+
+
+def frames(n, dtype=np.uint16):
+    return np.arange(n * 72).reshape(n, 8, 9).astype(dtype)
+
+
+def test_an_acquisition_arrives_as_it_was_sent(pull):
+    mask = np.ones((8, 9), bool)
+    mask[2] = False
+    with FrameSender(pull.address) as sender:
+        name = start(
+            sender,
+            scan_shape=(2, 3),
+            pixel_mask=mask,
+            saturation_value=4095,
+            gain=2.0,
+            metadata={"sample": "Si"},
+        )
+        sender.send(frames(1)[0])
+        sender.send(frames(3))
+        sender.send(frames(2), indices=[5, 4])
+    begin, one, many, told, end = (received(pull) for _ in range(5))
+
+    assert begin.acquisition_id == name
+    assert begin.frame_shape == (8, 9)
+    assert begin.scan_shape == (2, 3)
+    assert (begin.saturation_value, begin.gain) == (4095, 2.0)
+    assert begin.metadata == {"sample": "Si"}
+    np.testing.assert_array_equal(begin.pixel_mask, mask)
+    assert [m.indices.tolist() for m in (one, many, told)] == [[0], [1, 2, 3], [5, 4]]
+    np.testing.assert_array_equal(many.frames, frames(3))
+    assert [m.sequence for m in (one, many, told)] == [0, 1, 2]
+    assert {m.acquisition_id for m in (one, many, told, end)} == {name}
+    assert (end.type, end.aborted, end.frames) == ("acquisition_end", False, 6)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "float32"])
+@pytest.mark.parametrize("lz4", [False, True])
+def test_every_dtype(pull, dtype, lz4):
+    if lz4:
+        pytest.importorskip("lz4.block", reason="the extra lz4 is not installed")
+    with FrameSender(pull.address, lz4=lz4) as sender:
+        start(sender, dtype=np.dtype(dtype))
+        sender.send(frames(2, dtype))
+    assert received(pull).dtype == dtype
+    block = received(pull)
+    assert block.frames.dtype == dtype
+    np.testing.assert_array_equal(block.frames, frames(2, dtype))
+
+
+def test_frames_of_a_detector_that_is_big_endian(pull):
+    with FrameSender(pull.address) as sender:
+        start(sender)
+        sender.send(frames(2, ">u2"))
+    received(pull)
+    np.testing.assert_array_equal(received(pull).frames, frames(2))
+
+
+def test_a_frame_may_be_overwritten_as_soon_as_it_is_sent(pull):
+    with FrameSender(pull.address) as sender:
+        sender.start(frame_shape=(512, 512), dtype="uint16")
+        buffer = np.zeros((512, 512), np.uint16)
+        for value in range(5):
+            buffer[:] = value
+            sender.send(buffer)
+    received(pull)
+    assert [int(received(pull).frames.max()) for _ in range(5)] == list(range(5))
+
+
+def test_several_acquisitions_over_one_sender(pull):
+    with FrameSender(pull.address) as sender:
+        names = []
+        for dtype in ("uint8", "float32"):
+            names.append(start(sender, dtype=dtype))
+            sender.send(frames(2, dtype))
+            sender.end()
+    messages = [received(pull) for _ in range(6)]
+    assert [m.type for m in messages] == ["acquisition_start", "frames", "acquisition_end"] * 2
+    assert [m.acquisition_id for m in messages] == [names[0]] * 3 + [names[1]] * 3
+    assert messages[4].indices.tolist() == [0, 1]
+    assert [m.sequence for m in messages] == [0, 0, 0, 1, 1, 1]
+
+
+def test_an_exception_aborts_the_acquisition_and_is_seen(pull):
+    with pytest.raises(ZeroDivisionError), FrameSender(pull.address) as sender:  # noqa: PT012
+        start(sender)
+        sender.send(frames(2))
+        1 / 0  # noqa: B018
+    received(pull), received(pull)
+    end = received(pull)
+    assert (end.type, end.aborted, end.frames) == ("acquisition_end", True, 2)
+    assert end.reason == "ZeroDivisionError: division by zero"
+
+
+# --- what is refused before it is sent -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"dtype": "int64"}, "dtype int64 cannot be sent: convert them to uint8 or uint16"),
+        ({"dtype": float}, "dtype float64 cannot be sent"),
+        ({"dtype": "counts"}, "dtype counts cannot be sent"),
+        ({"frame_shape": (8,)}, "frame_shape"),
+        ({"frame_shape": (8, 1 << 20)}, "frame_shape"),
+        ({"scan_shape": (0, 4)}, "scan_shape"),
+        ({"gain": 0}, "gain"),
+        ({"metadata": {"a": [1, 2]}}, "metadata"),
+        ({"pixel_mask": np.ones((9, 8))}, r"mask has shape \(9, 8\); the frames have \(8, 9\)"),
+    ],
+)
+def test_an_impossible_acquisition_is_refused(pull, changes, what):
+    with FrameSender(pull.address) as sender, pytest.raises(InvalidUse, match=what):
+        start(sender, **changes)
+    assert not pull.socket.poll(50)
+
+
+@pytest.mark.parametrize(
+    ("block", "indices", "what"),
+    [
+        (frames(2, np.int64), None, r"dtype int64.*announced uint16.*astype\('uint16'\)"),
+        (frames(2, np.float32), None, "dtype float32"),
+        (frames(2).transpose(0, 2, 1), None, r"shape \(2, 9, 8\).*frames of 8 × 9"),
+        (frames(2)[np.newaxis], None, r"shape \(1, 2, 8, 9\)"),
+        (frames(1)[0, 0], None, r"shape \(9,\)"),
+        (frames(2), [1], "must be 2 integers"),
+        (frames(2), 1, "must be 2 integers"),
+        (frames(2), [0.0, 1.0], "must be 2 integers"),
+        (frames(2), [0, -1], "integers from 0"),
+    ],
+)
+def test_frames_that_do_not_fit_are_refused_and_lose_nothing_else(pull, block, indices, what):
+    with FrameSender(pull.address) as sender:
+        start(sender)
+        with pytest.raises(InvalidUse, match=what):
+            sender.send(block, indices)
+        sender.send(frames(1))
+    received(pull)
+    assert received(pull).indices.tolist() == [0]
+    assert received(pull).frames == 1
+
+
+def test_calls_out_of_order_are_refused(pull):
+    sender = FrameSender(pull.address)
+    with pytest.raises(InvalidUse, match=r"call start\(\) before send\(\)"):
+        sender.send(frames(1))
+    with pytest.raises(InvalidUse, match=r"call start\(\) before end\(\)"):
+        sender.end()
+    start(sender)
+    with pytest.raises(InvalidUse, match=r"call end\(\) before start\(\)"):
+        start(sender)
+    sender.close()
+    sender.close()
+    with pytest.raises(InvalidUse, match="is closed"):
+        start(sender)
+
+
+def test_no_frames_are_no_message(pull):
+    with FrameSender(pull.address) as sender:
+        start(sender)
+        sender.send(frames(0))
+    assert [received(pull).type for _ in range(2)] == ["acquisition_start", "acquisition_end"]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "tcp://", "http://localhost:5560"])
+def test_an_address_that_is_none_is_refused(address):
+    with pytest.raises(InvalidUse, match="An address looks like"):
+        FrameSender(address)
+
+
+def test_lz4_that_is_not_installed_is_told_at_once(monkeypatch, nobody):
+    monkeypatch.setitem(__import__("sys").modules, "lz4.block", None)
+    with pytest.raises(MissingCodec, match="pip install"):
+        FrameSender(nobody, lz4=True)
+
+
+# --- a service that is absent or slow ------------------------------------------------------------
+
+
+def test_no_service(nobody):
+    with FrameSender(nobody, timeout=0.1) as sender, pytest.raises(NoAnswer, match="is it running"):
+        start(sender)
+
+
+def test_a_service_that_takes_nothing_holds_the_sender_and_the_frame_can_be_sent_again(bind):
+    pull = bind(zmq.PULL, rcvhwm=1, rcvbuf=4096)
+    sender = FrameSender(pull.address, timeout=0.2, queue=1)
+    sender.start(frame_shape=(512, 512), dtype="float32")
+    frame, sent = np.zeros((512, 512), np.float32), 0
+    with pytest.raises(NoAnswer, match="does it keep up"):  # noqa: PT012
+        while True:
+            sender.send(frame)
+            sent += 1
+    assert sent < 100
+
+    messages = []
+    reader = threading.Thread(
+        target=lambda: messages.extend(received(pull) for _ in range(sent + 3))
+    )
+    reader.start()
+    sender.send(frame)
+    sender.close()
+    reader.join()
+    indices = [m.indices[0] for m in messages if m.type == "frames"]
+    assert indices == list(range(sent + 1))
+    assert messages[-1].header.frames == sent + 1
+
+
+def test_frames_that_cannot_be_handed_over_are_told_on_close(bind):
+    pull = bind(zmq.PULL, rcvhwm=1, rcvbuf=4096)
+    sender = FrameSender(pull.address, timeout=0.2, queue=64)
+    sender.start(frame_shape=(1024, 1024), dtype="float32")
+    for _ in range(40):
+        sender.send(np.zeros((1024, 1024), np.float32))
+    with pytest.raises(NoAnswer, match=r"did not take the last frames within 0\.2 s"):
+        sender.close()
+
+
+def test_an_exception_is_not_hidden_by_a_service_that_is_gone(bind):
+    pull = bind(zmq.PULL)
+    with (  # noqa: PT012
+        pytest.raises(ZeroDivisionError) as caught,
+        FrameSender(pull.address, timeout=0.2) as sender,
+    ):
+        start(sender)
+        received(pull)
+        pull.close()
+        with pytest.raises(NoAnswer):  # noqa: PT012
+            while True:
+                sender.send(frames(1))
+        1 / 0  # noqa: B018
+    assert "No service took the message" in caught.value.__notes__[0]
