@@ -4,6 +4,7 @@ EngineError
 ├── BackendError       an engine that cannot be built or run here
 ├── CalibrationError   a calibration that cannot be read or does not fit
 ├── FrameError         frames of a shape, type or value that cannot be corrected
+├── SimulationError    a simulation asked for that cannot be
 ├── TrainingError      a training that cannot start or go on
 └── WeightsError       shipped weights that are missing or not what they should be
 """
@@ -25,6 +26,10 @@ class CalibrationError(EngineError):
 
 class FrameError(EngineError):
     """Frames have a shape, a type or values that cannot be corrected."""
+
+
+class SimulationError(EngineError):
+    """What was asked of the simulator makes no pattern or scan."""
 
 
 class TrainingError(EngineError):

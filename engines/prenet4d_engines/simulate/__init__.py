@@ -24,6 +24,7 @@ from prenet4d_engines.simulate.pattern import (
     draw_pattern,
 )
 from prenet4d_engines.simulate.render import distortion, render
+from prenet4d_engines.simulate.scan import Drift, Scan, draw_scan, simulate_scan
 
 __all__ = [
     "HELD_OUT",
@@ -31,10 +32,12 @@ __all__ = [
     "MATERIALS",
     "TRAINING",
     "Detector",
+    "Drift",
     "Kind",
     "Material",
     "Optics",
     "Pattern",
+    "Scan",
     "distortion",
     "draw_center",
     "draw_detector",
@@ -43,7 +46,9 @@ __all__ = [
     "draw_optics",
     "draw_orientation",
     "draw_pattern",
+    "draw_scan",
     "expose",
     "ideal_detector",
     "render",
+    "simulate_scan",
 ]
