@@ -1,0 +1,344 @@
+"""The recorder: a lossless receiver's messages into HDF5, one file for each acquisition."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+from prenet4d_client.errors import ConnectionRefused, NoAnswer, Prenet4dError, ProtocolError
+from prenet4d_client.lossless import LosslessReceiver
+from prenet4d_client.messages import (
+    AcquisitionEnd,
+    AcquisitionStart,
+    Aligned,
+    Corrected,
+    Counters,
+    Event,
+    Telemetry,
+)
+from prenet4d_client.wire import Message
+
+from prenet4d_server.errors import FileError
+from prenet4d_server.recording import Recording
+from prenet4d_server.recording_layout import Acquisition, Compression, Fill
+
+__all__ = ["Recorder", "Summary", "record"]
+
+_log = logging.getLogger(__name__)
+_FLUSH_S = 1.0
+_STOP_LOOK_S = 0.1
+KEEP_FREE_BYTES = 256 << 20
+"""So much of the disk is left free unless told."""
+_NEEDED_BYTES = 32 << 20
+# HDF5 brings the process down when a write fails for want of space, so that must never happen: so
+# much is left in any case, for what HDF5 still holds in memory and for closing the file.
+
+
+@dataclass(slots=True)
+class Summary:
+    """What has been recorded so far."""
+
+    files: list[Path] = field(default_factory=list)
+    """In the order in which they were begun."""
+    finished: int = 0
+    """Files that are closed."""
+    patterns: int = 0
+    """Probe positions that have a pattern, over all files."""
+    refused: int = 0
+    """Patterns and telemetry with no place: outside the scan, of another shape, too late."""
+    missed: int = 0
+    """Messages that the service sent and that did not come, or could not be read."""
+    complete: bool = True
+    """Whether every acquisition is in its file to its regular end."""
+    reason: str = ""
+    """The first thing that made it incomplete."""
+
+
+class Recorder:
+    """Writes what a :class:`LosslessReceiver` delivers to HDF5; used as a context manager.
+
+    One file for each acquisition (``recording.py`` shows its layout). ``path`` names the first; the
+    next ones get ``_002``, ``_003``, … before their suffix. A ``{n}`` in its name, as in
+    ``scan_{n:03d}.h5``, numbers all of them, from 0 and past those that exist. Nothing is
+    overwritten unless asked for.
+
+    Args:
+        path: the file, or the pattern of the files' names.
+        overwrite: replace existing files.
+        content: which patterns: ``corrected`` (denoised), ``aligned`` (raw counts) or both.
+        compression: ``none`` opens everywhere at once, and is fastest; ``bslz4`` is nearly as fast
+            and needs the package hdf5plugin where it is read; ``gzip`` opens everywhere and is
+            slow.
+        fill: what pixels without a source become: ``zero``, beside which the dataset ``coverage``
+            tells where that is so, or ``nan``.
+        keep_free: stop recording when the disk has fewer bytes than this left.
+
+    Raises:
+        FileError: the file exists, or cannot be made there.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        overwrite: bool = False,
+        content: tuple[str, ...] = ("corrected",),
+        compression: Compression = "none",
+        fill: Fill = "zero",
+        keep_free: int = KEEP_FREE_BYTES,
+    ) -> None:
+        if not content or not set(content) <= {"corrected", "aligned"}:
+            raise FileError(f"Patterns are corrected or aligned; {content} were asked for.")
+        self.summary = Summary()
+        self.topics = ("acquisition_start", "acquisition_end", "telemetry", "event", *content)
+        """What to ask a :class:`LosslessReceiver` for."""
+        self._path = Path(path)
+        self._overwrite = overwrite
+        self._content = content
+        self._compression = compression
+        self._fill = fill
+        self._keep_free = max(keep_free, _NEEDED_BYTES)
+        self._number = 0
+        self._recording: Recording | None = None
+        self._finished: set[str] = set()
+        self._flushed = time.monotonic()
+        self._check_place()
+
+    def write(self, message: Message) -> None:
+        """Record one message.
+
+        Raises:
+            FileError: the disk is full or fails. The file is closed, as far as the disk lets it be,
+                with all patterns that were written before.
+        """
+        try:
+            self._write(message)
+            if time.monotonic() - self._flushed >= _FLUSH_S:
+                self.flush()
+        except OSError as error:
+            reason = f"{self._path.parent} cannot be written to: {error.strerror or error}"
+            self.close(reason)
+            raise FileError(f"{reason}. {self._what_is_there()}") from error
+
+    def flush(self) -> None:
+        """Let readers of the file see everything up to here; ``write`` does it every second."""
+        self._flushed = time.monotonic()
+        if self._recording is not None:
+            self._check_space(0)
+            self._recording.flush()
+
+    def close(self, reason: str = "it was stopped before the acquisition's end") -> None:
+        """Close the file that is being written, if one is, as incomplete; may be called twice."""
+        self._finish(complete=False, reason=reason)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _write(self, message: Message) -> None:
+        header, arrays = message.header, message.arrays
+        if message.gap:
+            self.summary.missed += message.gap
+            self._tell_incomplete(f"{message.gap} messages were missed")
+        if isinstance(header, Event):
+            if self._recording is not None:
+                self._recording.write_event(header)
+            return
+        if header.acquisition_id in self._finished:
+            self.summary.refused += len(arrays.get("indices", ()))
+            return
+        if isinstance(header, AcquisitionStart):
+            self._begin(
+                Acquisition(
+                    header.acquisition_id,
+                    header.frame_shape,
+                    header.scan_shape,
+                    header,
+                    arrays.get("pixel_mask"),
+                )
+            )
+        elif isinstance(header, Telemetry):
+            recording = self._recording_of(header, header.frame_shape)
+            recording.write_telemetry(header, arrays)
+        elif isinstance(header, Corrected | Aligned) and header.type in self._content:
+            patterns = arrays["patterns"]
+            h, w = patterns.shape[1:]
+            recording = self._recording_of(header, (h, w))
+            self._check_space(patterns.nbytes)
+            self.summary.patterns += recording.write_patterns(
+                header.type, arrays["indices"], patterns
+            )
+        elif isinstance(header, AcquisitionEnd) and self._is_current(header.acquisition_id):
+            reason = (header.reason or "it was aborted") if header.aborted else self._lacks(header)
+            self._finish(complete=not reason, reason=reason, counters=header.counters)
+
+    def _lacks(self, end: AcquisitionEnd) -> str:
+        assert self._recording is not None
+        have = self._recording.patterns
+        if end.counters is None or end.counters.corrected <= have:
+            return ""
+        return (
+            f"{end.counters.corrected - have} of its {end.counters.corrected} patterns are not here"
+        )
+
+    # --- files ---------------------------------------------------------------------------------
+
+    def _recording_of(
+        self, header: Telemetry | Corrected | Aligned, frame_shape: tuple[int, int]
+    ) -> Recording:
+        if not self._is_current(header.acquisition_id):
+            # Registered after its start: what the message says of it has to do.
+            self._begin(Acquisition(header.acquisition_id, frame_shape, header.scan_shape))
+        assert self._recording is not None
+        return self._recording
+
+    def _is_current(self, acquisition_id: str) -> bool:
+        return self._recording is not None and self._recording.acquisition.id == acquisition_id
+
+    def _begin(self, acquisition: Acquisition) -> None:
+        if self._is_current(acquisition.id):
+            return
+        self._finish(complete=False, reason="another acquisition began before its end")
+        self._check_space(0)
+        path = self._next_path()
+        self._recording = Recording(
+            path,
+            acquisition,
+            content=self._content,
+            compression=self._compression,
+            fill=self._fill,
+            overwrite=self._overwrite,
+        )
+        self.summary.files.append(path)
+
+    def _finish(self, *, complete: bool, reason: str, counters: Counters | None = None) -> None:
+        recording, self._recording = self._recording, None
+        if recording is None:
+            return
+        self._finished.add(recording.acquisition.id)
+        self.summary.finished += 1
+        self.summary.refused += recording.refused
+        if not complete:
+            self._tell_incomplete(reason)
+        try:
+            recording.close(complete=complete, reason=reason, counters=counters)
+        except OSError as error:
+            self._tell_incomplete(f"{recording.path} could not be closed properly: {error}")
+            _log.error("%s", self.summary.reason)
+
+    def _tell_incomplete(self, reason: str) -> None:
+        self.summary.complete = False
+        self.summary.reason = self.summary.reason or reason
+
+    def _check_place(self) -> None:
+        try:
+            numbered = self._name(0) != self._name(1)
+        except (ValueError, KeyError, IndexError, AttributeError) as error:
+            raise FileError(
+                f"{self._path.name!r} is no pattern for file names ({error}). "
+                "Write the number as {n} or {n:03d}."
+            ) from None
+        if not self._path.parent.is_dir():
+            raise FileError(f"There is no folder {self._path.parent}. Make it first.")
+        if self._path.is_dir():
+            raise FileError(f"{self._path} is a folder. Name a file in it.")
+        if not numbered and self._path.exists() and not self._overwrite:
+            raise FileError(
+                f"{self._path} exists. Choose another name, put {{n}} in it to number the files, "
+                "or ask for it to be overwritten."
+            )
+
+    def _name(self, n: int) -> Path:
+        return self._path.with_name(self._path.name.format(n=n))
+
+    def _next_path(self) -> Path:
+        numbered = self._name(0) != self._name(1)
+        while True:
+            n, self._number = self._number, self._number + 1
+            path = self._name(n)
+            if not numbered and n:
+                path = path.with_stem(f"{path.stem}_{n + 1:03d}")
+            if self._overwrite or not path.exists():
+                return path
+
+    def _check_space(self, more: int) -> None:
+        free = shutil.disk_usage(self._path.parent).free
+        if free - more < self._keep_free:
+            reason = f"the disk of {self._path.parent} has only {free / 1e6:.0f} MB left"
+            self.close(reason)
+            raise FileError(
+                f"Recording was stopped: {reason}, and {self._keep_free / 1e6:.0f} MB are kept "
+                f"free. {self._what_is_there()} Make room, or record to another disk."
+            )
+
+    def _what_is_there(self) -> str:
+        if not self.summary.files:
+            return "Nothing was recorded."
+        return f"{self.summary.files[-1]} is closed and holds what came before."
+
+
+def record(
+    receiver: LosslessReceiver,
+    recorder: Recorder,
+    stop: threading.Event,
+    *,
+    on_progress: Callable[[Summary], None] | None = None,
+    acquisitions: int | None = None,
+) -> Summary:
+    """Record until told to stop, until enough was recorded, or until the service is gone.
+
+    Args:
+        receiver: subscribed to ``recorder.topics``; it is closed when ``stop`` is set.
+        recorder: where to; the file it is writing is closed in the end.
+        stop: set it (from a signal handler, say) to end within a tenth of a second.
+        on_progress: called after every message.
+        acquisitions: end after so many.
+
+    Returns:
+        What was recorded; a service that went away makes it incomplete, and ``reason`` says so.
+
+    Raises:
+        FileError: the disk is full or fails.
+    """
+    done = threading.Event()
+
+    def close_when_stopped() -> None:
+        while not done.is_set():
+            if stop.wait(_STOP_LOOK_S):
+                receiver.close()
+                return
+
+    watcher = threading.Thread(target=close_when_stopped, name="stop recording", daemon=True)
+    watcher.start()
+    summary = recorder.summary
+    try:
+        while acquisitions is None or summary.finished < acquisitions:
+            try:
+                recorder.write(receiver.receive())
+            except ProtocolError as error:
+                summary.missed += 1
+                _log.warning("A message could not be read: %s", error)
+            except (NoAnswer, ConnectionRefused) as error:
+                recorder.close(f"the connection was lost: {error}")
+                summary.complete = False
+                summary.reason = summary.reason or str(error)
+                break
+            except Prenet4dError:
+                if not stop.is_set():
+                    raise
+                break
+            if on_progress is not None:
+                on_progress(summary)
+    finally:
+        done.set()
+        watcher.join()
+        recorder.close()
+    return summary
