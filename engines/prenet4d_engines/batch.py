@@ -42,7 +42,10 @@ class CorrectedBatch:
     indices: npt.NDArray[np.int64]
     """(n,) each frame's number within the acquisition, as it was given."""
     corrected: Float32
-    """(n, h, w) denoised and geometrically corrected, counts; NaN where there is no source."""
+    """(n, h, w) denoised and geometrically corrected, counts; NaN where there is no source.
+
+    The identity corrector alone hands on another dtype, that of the frames.
+    """
     aligned: Float32
     """(n, h, w) raw counts, geometrically corrected only; NaN where there is no source."""
     center: Float32

@@ -15,7 +15,7 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn import functional
 
 from prenet4d_engines.geometry import Ellipticity
 
@@ -65,7 +65,8 @@ def resample(
     half = ((size - 1) / 2).to(device, torch.float32)[:, None, None]
     tolerance = 1 + 1e-3 * scale.to(device, torch.float32)[:, None, None]
 
-    out = torch.empty((n, k, h, w), dtype=torch.float32, device=device)
+    # Each channel is contiguous: it is one output.
+    out = torch.empty((k, n, h, w), dtype=torch.float32, device=device).transpose(0, 1)
     # A few frames at a time: the coordinates stay in the cache, and every thread has one.
     step = max(torch.get_num_threads(), 4) if device.type == "cpu" else n
     for start in range(0, n, step):
@@ -88,7 +89,7 @@ def resample(
 
 
 def _sample(images: Tensor, grid: Tensor, mode: str) -> Tensor:
-    return F.grid_sample(
+    return functional.grid_sample(
         images, grid.permute(0, 2, 3, 1), mode=mode, padding_mode="border", align_corners=True
     )
 

@@ -1,0 +1,287 @@
+"""The three-stage corrector: denoise, center, undistort; usable without any service.
+
+    corrector = Corrector((256, 256), scan_shape=(64, 64))
+    batch = corrector.process(frames, indices)
+
+Denoiser and center network both read the raw frames. The single-frame centers are tracked over the
+scan, one resampling takes shift and ellipse out of the denoised and of the raw pattern together.
+Recentered raw patterns feed the running mean from which the ellipticity is read; what was read
+applies from the next call on.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from prenet4d_engines.backends import Backend, select
+from prenet4d_engines.batch import CorrectedBatch, Float32, FrameFlag
+from prenet4d_engines.calibration import Calibration
+from prenet4d_engines.calibrator import Calibrator, Reading
+from prenet4d_engines.config import CorrectorConfig
+from prenet4d_engines.errors import CalibrationError, FrameError
+from prenet4d_engines.geometry import reference_center
+from prenet4d_engines.models import center, denoiser
+from prenet4d_engines.resample import resample
+from prenet4d_engines.tracking import CenterTracker
+
+_DTYPES = ("uint8", "uint16", "uint32", "float32")
+
+
+class Corrector:
+    """Corrects the frames of one acquisition; holds its center track, running mean and ellipticity.
+
+    Instances share nothing but a backend that is handed to several of them. One thread at a time
+    may use an instance.
+
+    Args:
+        frame_shape: ``(h, w)`` in pixels, at least 8 × 8.
+        scan_shape: ``(ny, nx)``; frame ``i`` belongs to probe position ``(i // nx, i % nx)``.
+            ``None`` where it is not known: the centers are then tracked without lines.
+        pixel_mask: (h, w) bool, ``True`` where a pixel can be trusted; ``None``: all can.
+        gain: counts per electron.
+        saturation_value: counts at and above which a pixel is saturated.
+        detector: its name, for the calibration's record.
+        config: settings.
+        backend: runs the networks; ``None`` makes the one that ``config`` asks for.
+        calibration: one made earlier, to begin with.
+
+    Raises:
+        FrameError: shape, mask or gain make no sense.
+        CalibrationError: ``calibration`` was made on frames of another shape.
+        BackendError: the backend that was asked for does not run here.
+    """
+
+    def __init__(
+        self,
+        frame_shape: tuple[int, int],
+        *,
+        scan_shape: tuple[int, int] | None = None,
+        pixel_mask: npt.NDArray[np.bool_] | None = None,
+        gain: float = 1.0,
+        saturation_value: float | None = None,
+        detector: str = "unknown",
+        config: CorrectorConfig | None = None,
+        backend: Backend | None = None,
+        calibration: Calibration | None = None,
+    ):
+        self.config = config or CorrectorConfig()
+        self.frame_shape = (int(frame_shape[0]), int(frame_shape[1]))
+        if min(self.frame_shape) < 8:
+            raise FrameError(f"Frames have at least 8 × 8 pixels; {frame_shape} is less.")
+        if not (np.isfinite(gain) and gain > 0):
+            raise FrameError(f"The gain is a positive number of counts per electron, not {gain}.")
+        self.backend = backend or select(
+            self.config.backend, precision=self.config.precision, threads=self.config.threads
+        )
+        self.reference_center = (
+            self.config.reference_center
+            or (calibration.reference_center if calibration else None)
+            or reference_center(self.frame_shape)
+        )
+        self._gain, self._saturation, self._detector = gain, saturation_value, detector
+        self._mask, self._valid = self._checked_mask(pixel_mask)
+        self._tracker = CenterTracker(scan_shape)
+        self._calibrator = Calibrator(
+            self.frame_shape, self.reference_center, self._valid, self.backend, self.config
+        )
+        if calibration:
+            self.load(calibration)
+
+    @torch.inference_mode()
+    def process(self, frames: npt.NDArray[Any], indices: npt.NDArray[np.int64]) -> CorrectedBatch:
+        """Correct frames; call it in about the order in which they were taken.
+
+        Args:
+            frames: (n, h, w) counts, uint8, uint16, uint32 or float32. Values of float frames that
+                are negative or no number count as zero.
+            indices: (n,) each frame's number within the acquisition.
+
+        Raises:
+            FrameError: the arrays are not those of this acquisition; nothing was changed.
+        """
+        raw = self._checked_frames(frames, indices)
+        electrons = raw / self._gain if self._gain != 1 else raw
+        if self._valid is not None:
+            electrons = torch.where(self._valid, electrons, 0.0)
+        dose = electrons.sum((1, 2))
+        blank = dose <= 0
+
+        denoised = self._denoise(electrons, blank)
+        single, sigma, beam = self._find_centers(electrons, ~blank)
+        tracked, tracked_sigma, outlier = self._tracker.update(indices, single, sigma, beam)
+        # Before the first beam nothing is known: the frame stays where it is.
+        unknown = np.isnan(tracked[:, 0])
+        tracked[unknown] = self.reference_center
+        applied = tracked
+        if self.config.center_mode == "single":
+            applied = np.where(beam[:, None], single, tracked)
+        shift = np.asarray(self.reference_center) - applied
+
+        calibrator = self._calibrator
+        ellipticity, reading = calibrator.ellipticity, calibrator.reading
+        both = resample(
+            torch.stack((denoised, raw), dim=1),
+            torch.from_numpy(applied),
+            self.reference_center,
+            ellipticity,
+            self._valid,
+        )
+        corrected, aligned = (part.cpu().numpy() for part in both.unbind(1))
+        self._average(raw, shift, beam, outlier)
+        sigmas = ellipticity.sigmas(reading.sigma) if reading else (None, None)
+        return CorrectedBatch(
+            indices=indices,
+            corrected=corrected,
+            aligned=aligned,
+            center=np.where(beam[:, None], single, np.nan).astype(np.float32),
+            center_sigma=np.where(beam[:, None], sigma, np.inf).astype(np.float32),
+            tracked=tracked.astype(np.float32),
+            tracked_sigma=tracked_sigma.astype(np.float32),
+            shift=shift.astype(np.float32),
+            dose=dose.cpu().numpy(),
+            flags=self._flags(electrons, dose, beam, outlier),
+            ellipticity=ellipticity,
+            ratio_sigma=sigmas[0],
+            theta_sigma=sigmas[1],
+            state=calibrator.state,
+            patterns_averaged=calibrator.patterns,
+            reference_center=self.reference_center,
+        )
+
+    def mean(self) -> tuple[Float32, int]:
+        """Return the running mean of the recentered raw patterns and their number.
+
+        The mean is (h, w) float32 counts, before the ellipse is taken out; NaN where no source.
+        """
+        return self._calibrator.mean().cpu().numpy(), self._calibrator.patterns
+
+    def freeze(self) -> None:
+        """Keep the ellipticity as it is until :meth:`unfreeze`; patterns are still averaged."""
+        self._calibrator.freeze()
+
+    def unfreeze(self) -> None:
+        """Let the ellipticity follow the patterns again."""
+        self._calibrator.unfreeze()
+
+    def recalibrate(self) -> None:
+        """Forget the running mean and the ellipticity, and start over; this also unfreezes."""
+        self._calibrator.recalibrate()
+
+    def calibration(self) -> Calibration:
+        """Return the calibration as it stands."""
+        ellipticity, reading = self._calibrator.ellipticity, self._calibrator.reading
+        sigmas = ellipticity.sigmas(reading.sigma) if reading else (None, None)
+        return Calibration(
+            ratio=ellipticity.ratio,
+            theta=ellipticity.theta,
+            ratio_sigma=sigmas[0],
+            theta_sigma=sigmas[1],
+            reference_center=self.reference_center,
+            frame_shape=self.frame_shape,
+            detector=self._detector,
+            patterns=self._calibrator.patterns,
+            how=f"ellipse network on the running mean, {self._calibrator.state}",
+        )
+
+    def load(self, calibration: Calibration) -> None:
+        """Take over a calibration made earlier; the running mean starts over.
+
+        It counts as locked, and holds until this scan has averaged enough patterns of its own or
+        contradicts it. The reference center stays as it is.
+
+        Raises:
+            CalibrationError: it was made on frames of another shape.
+        """
+        if tuple(calibration.frame_shape) != self.frame_shape:
+            raise CalibrationError(
+                f"The calibration was made on frames of {calibration.frame_shape} pixels and does "
+                f"not fit frames of {self.frame_shape}; calibrate on this detector."
+            )
+        sigma = (calibration.ratio_sigma or 0.0) / calibration.ratio
+        self._calibrator.load(Reading(calibration.ellipticity, sigma))
+
+    def _denoise(self, electrons: Tensor, blank: Tensor) -> Tensor:
+        x, context = denoiser.stabilise(electrons, self._mask)
+        denoised = denoiser.restore(self.backend.denoise(x), context)
+        if self._gain != 1:
+            denoised = denoised * self._gain
+        return denoised.masked_fill_(blank[:, None, None], 0.0)
+
+    def _find_centers(
+        self, electrons: Tensor, seen: Tensor
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+        """Return single-frame centers and sigmas (n, 2), and which of them to use (n,)."""
+        x, grid = center.prepare(electrons, self._mask)
+        found = center.decode(self.backend.center(x), grid)
+        beam = seen & (found.usable >= self.config.min_beam_probability)
+        beam &= found.center.isfinite().all(1) & found.sigma.isfinite().all(1)
+        return (
+            found.center.double().cpu().numpy(),
+            found.sigma.double().cpu().numpy(),
+            beam.cpu().numpy(),
+        )
+
+    def _average(
+        self,
+        raw: Tensor,
+        shift: npt.NDArray[np.float64],
+        beam: npt.NDArray[np.bool_],
+        outlier: npt.NDArray[np.bool_],
+    ) -> None:
+        good = np.flatnonzero(beam & ~outlier)
+        self._calibrator.see(beam.tolist())
+        self._calibrator.add(raw[torch.from_numpy(good)], torch.from_numpy(shift[good]))
+
+    def _flags(
+        self,
+        electrons: Tensor,
+        dose: Tensor,
+        beam: npt.NDArray[np.bool_],
+        outlier: npt.NDArray[np.bool_],
+    ) -> npt.NDArray[np.uint8]:
+        doses = dose.cpu().numpy()
+        flags = np.where(doses <= 0, FrameFlag.BLANK, 0)
+        flags |= np.where(doses < self.config.min_dose, FrameFlag.LOW_DOSE, 0)
+        flags |= np.where(beam, 0, FrameFlag.NO_BEAM)
+        flags |= np.where(outlier, FrameFlag.OUTLIER, 0)
+        if self._saturation is not None:
+            highest = electrons.amax((1, 2)).cpu().numpy() * self._gain
+            flags |= np.where(highest >= self._saturation, FrameFlag.SATURATED, 0)
+        return flags.astype(np.uint8)
+
+    def _checked_mask(self, mask: npt.NDArray[np.bool_] | None) -> tuple[Tensor, Tensor | None]:
+        """Return the mask for the networks, and for the resampling where it masks anything."""
+        if mask is None or (mask.shape == self.frame_shape and mask.all()):
+            return torch.ones(self.frame_shape, dtype=torch.bool, device=self.backend.device), None
+        if mask.shape != self.frame_shape:
+            raise FrameError(
+                f"The pixel mask is {mask.shape} and the frames are {self.frame_shape}."
+            )
+        if not mask.any():
+            raise FrameError("The pixel mask leaves no valid pixel; True marks the valid ones.")
+        valid = torch.tensor(mask, dtype=torch.bool, device=self.backend.device)
+        return valid, valid
+
+    def _checked_frames(self, frames: npt.NDArray[Any], indices: npt.NDArray[np.int64]) -> Tensor:
+        """Return the frames as float32 counts on the backend's device, finite and not negative."""
+        if frames.ndim != 3 or frames.shape[1:] != self.frame_shape:
+            raise FrameError(
+                f"Frames come as (n, {self.frame_shape[0]}, {self.frame_shape[1]}), "
+                f"not {frames.shape}."
+            )
+        if frames.dtype.name not in _DTYPES:
+            raise FrameError(f"Frames come as {', '.join(_DTYPES)}, not {frames.dtype}.")
+        if indices.shape != frames.shape[:1] or indices.dtype.kind not in "iu":
+            raise FrameError(
+                f"Each of the {len(frames)} frames needs one integer index; "
+                f"{indices.dtype} {indices.shape} came."
+            )
+        raw = torch.from_numpy(frames.astype(np.float32)).to(self.backend.device)
+        if frames.dtype.kind == "f":
+            raw = raw.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0).clamp_(min=0.0)
+        return raw
