@@ -36,7 +36,7 @@ contracts: .venv/.dev
 	@touch $@
 
 .venv/.dev: .venv/.server
-	.venv/bin/python $(INSTALL) --editable ".[server,dev]"
+	.venv/bin/python $(INSTALL) --editable ".[server,bench,dev]"
 	@touch $@
 
 .venv-client/.done: $(INPUTS)
