@@ -4,6 +4,7 @@ ServiceError                    ``code`` names it in events, counters and logs
 ├── ConfigError                 the configuration does not make sense; nothing was started
 ├── BindError                   an address cannot be bound (in use, not this machine's)
 ├── IngestDied                  the ingest process is gone
+├── CommandFailed               a control command cannot be carried out
 ├── FileError                   a data file cannot be read or written
 │   └── HalfWrittenFile         it is truncated or still being written
 ├── SourceError                 a detector's message cannot be used; the service goes on
@@ -44,6 +45,12 @@ class IngestDied(ServiceError):
     """The ingest process is gone."""
 
     code = "ingest_died"
+
+
+class CommandFailed(ServiceError):
+    """A control command cannot be carried out; the message is sent to who asked."""
+
+    code = "command_failed"
 
 
 class FileError(ServiceError):

@@ -1,0 +1,96 @@
+"""Decoding blocks of frames straight into the ring, on a few threads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from prenet4d_server.errors import BadCounts, FrameError
+from prenet4d_server.sources.base import FrameBlock, Pixels
+
+SMALLEST_PART = 1 << 19
+"""Bytes below which handing a part to another thread costs more than it saves."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Neighbouring frames of a block, and where they go."""
+
+    first: int
+    """Number of the first frame within the block."""
+    offset: int
+    """Its place among the frames that are decoded."""
+    out: Pixels
+
+
+class Decoder:
+    """Decodes frames on ``threads`` threads, the caller's being one of them."""
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._pool = ThreadPoolExecutor(threads - 1, "decode") if threads > 1 else None
+
+    def decode(
+        self, block: FrameBlock, numbers: npt.NDArray[np.intp], out: Pixels
+    ) -> list[tuple[int, FrameError]]:
+        """Decode some frames of a block and check that their counts are counts.
+
+        Args:
+            block: the encoded frames.
+            numbers: (n,) ascending: which of them.
+            out: (n, h, w): where they go.
+
+        Returns:
+            The frames that cannot be used: ``(place in out, why)``.
+        """
+        part, *others = self._parts(numbers, out)
+        if self._pool is None or not others:
+            found = _decode_part(block, part)
+            for other in others:
+                found += _decode_part(block, other)
+            return found
+        running = [self._pool.submit(_decode_part, block, other) for other in others]
+        found = _decode_part(block, part)
+        for result in running:
+            found += result.result()
+        return found
+
+    def close(self) -> None:
+        """End the threads."""
+        if self._pool is not None:
+            self._pool.shutdown()
+
+    def _parts(self, numbers: npt.NDArray[np.intp], out: Pixels) -> Iterator[_Part]:
+        """Runs of neighbours, none so long that the other threads would have nothing to do."""
+        threads = min(self._threads, out.nbytes // SMALLEST_PART) or 1
+        longest = -(-len(numbers) // threads)
+        gaps = np.flatnonzero(np.diff(numbers) != 1) + 1
+        for begin, end in zip([0, *gaps], [*gaps, len(numbers)], strict=True):
+            for offset in range(begin, end, longest):
+                upto = min(offset + longest, end)
+                yield _Part(int(numbers[offset]), offset, out[offset:upto])
+
+
+def _decode_part(block: FrameBlock, part: _Part) -> list[tuple[int, FrameError]]:
+    place = part.offset - part.first
+    found = [(number + place, error) for number, error in block.read_into(part.first, part.out)]
+    if part.out.dtype.kind == "f":
+        failed = {offset for offset, _ in found}
+        found += [
+            (offset, BadCounts("A frame has NaN, infinite or negative counts."))
+            for offset in (np.flatnonzero(~_are_counts(part.out)) + part.offset).tolist()
+            if offset not in failed
+        ]
+    return found
+
+
+def _are_counts(frames: Pixels) -> npt.NDArray[np.bool_]:
+    """(n,) whether every pixel of a frame is finite and not negative; NaN compares as neither."""
+    flat = frames.reshape(len(frames), -1)
+    with np.errstate(invalid="ignore"):
+        good: npt.NDArray[np.bool_] = (flat.min(axis=1) >= 0) & (flat.max(axis=1) < np.inf)
+    return good

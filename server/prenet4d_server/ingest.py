@@ -1,0 +1,324 @@
+"""The ingest process: detector in, frames in the ring out.
+
+It runs as ``python -m prenet4d_server.ingest PIPE`` beside the main process, which hands it its
+settings over the pipe, and the ring as open file descriptors. A process of its own, because the
+corrector's pauses must not stall the receiving of frames, nor the decoding of frames the corrector.
+It imports no torch. When the pipe closes, whatever became of the main process, it ends.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from multiprocessing.connection import Connection
+
+import numpy as np
+
+from prenet4d_server import logs
+from prenet4d_server.config import Settings, SourceSettings
+from prenet4d_server.decoder import Decoder
+from prenet4d_server.errors import BadStart, SequenceError, ServiceError
+from prenet4d_server.intake import Closed, Intake
+from prenet4d_server.notices import Ended, Failed, Notice, Ready, Remark, Started, pack
+from prenet4d_server.remarks import Remarks
+from prenet4d_server.ring import Layout, RingHandle, RingWriter, wait_readable
+from prenet4d_server.sockets import KeyPair, load_keys
+from prenet4d_server.sources.base import (
+    AcquisitionEnd,
+    AcquisitionStart,
+    Fault,
+    FrameBlock,
+    Source,
+    SourceEvent,
+)
+
+POLL_S = 0.1
+log = logging.getLogger(__name__)
+
+
+class MainProcessGone(Exception):
+    """The pipe closed: there is nobody left to work for."""
+
+
+class Ingest:
+    """Takes what the source says through the intake and the decoder into the ring."""
+
+    def __init__(
+        self, source: Source, ring: RingWriter, pipe: Connection, settings: Settings
+    ) -> None:
+        self._source = source
+        self._ring = ring
+        self._pipe = pipe
+        self._intake = Intake(settings.source.scan_shape)
+        self._decoder = Decoder(settings.ring.decode_threads)
+        self._sheds = settings.ring.policy == "shed"
+        self._silent_after_s = settings.source.silent_after_s
+        self._remarks = Remarks(self._tell)
+        self._stopping = False
+        self._last_frame = 0.0
+        self._told_silent = False
+
+    def run(self) -> None:
+        """Work until the main process says stop; what was taken from the source is finished."""
+        while not self._stopping:
+            for event in self._source.poll(POLL_S):
+                self._take(event)
+            self._watch_silence()
+            self._remarks.flush()
+            self._listen(0)
+        if closed := self._intake.abort("the service was stopped"):
+            self._end(closed)
+        self._remarks.flush(everything=True)
+        self._decoder.close()
+
+    def _take(self, event: SourceEvent) -> None:
+        match event:
+            case AcquisitionStart():
+                self._start(event)
+            case AcquisitionEnd():
+                try:
+                    self._end(self._intake.end(event))
+                except SequenceError as error:
+                    self._remark(error)
+            case Fault():
+                self._remark(event.error, rejected=event.frames)
+            case _:
+                self._frames(event)
+
+    def _start(self, event: AcquisitionStart) -> None:
+        try:
+            closed, troubles = self._intake.start(event)
+        except (BadStart, SequenceError) as error:
+            self._remark(error)
+            return
+        if closed is not None:
+            self._end(closed)
+        for trouble in troubles:
+            self._remark(trouble)
+        running = self._intake.running
+        layout = self._ring.fit(event.frame_shape, event.dtype)
+        if layout is None or running is None:
+            self._intake.abort("its frames do not fit the ring")
+            h, w = event.frame_shape
+            self._remark(
+                BadStart(
+                    f"Frames of {h} × {w} {event.dtype} are too large for the ring: "
+                    "make ring.size larger."
+                )
+            )
+            return
+        self._lay(layout)
+        start, mask = running.start, running.start.pixel_mask
+        self._tell(
+            Started(
+                at=self._ring.position,
+                acquisition_id=running.id,
+                series=start.series,
+                frame_shape=start.frame_shape,
+                dtype=start.dtype.name,
+                slots=layout.slots,
+                base=layout.base,
+                scan_shape=start.scan_shape,
+                expected_frames=start.expected_frames,
+                saturation_value=start.saturation_value,
+                gain=start.gain,
+                detector=start.detector,
+                metadata=dict(start.metadata),
+                packed_mask=None if mask is None else np.packbits(mask).tobytes(),
+            )
+        )
+        self._last_frame = time.monotonic()
+        self._told_silent = False
+
+    def _lay(self, layout: Layout) -> None:
+        """Divide the ring anew; where slots move, only after the reader has let go of all."""
+        now = self._ring.layout
+        if now is not None and (now.slots, now.base) != (layout.slots, layout.base):
+            while not self._ring.empty():
+                self._wait_for_room()
+        self._ring.lay(layout)
+
+    def _end(self, closed: Closed) -> None:
+        self._remarks.flush(everything=True)
+        self._tell(Ended(self._ring.position, closed.id, closed.aborted, closed.reason))
+
+    def _frames(self, block: FrameBlock) -> None:
+        self._last_frame = arrived = time.monotonic()
+        self._told_silent = False
+        good, refusals = self._intake.admit(block.series, block.indices)
+        for error, frames in refusals:
+            self._remark(error, rejected=frames)
+        while len(good):
+            room = self._room()
+            if room == 0:
+                self._shed(block, good)
+                return
+            slots = self._ring.claim(min(room, len(good)))
+            taken, good = good[: len(slots.indices)], good[len(slots.indices) :]
+            slots.indices[:] = block.indices[taken]
+            slots.arrived[:] = arrived
+            failed = self._decoder.decode(block, taken, slots.frames)
+            if failed:
+                keep = np.ones(len(taken), np.bool_)
+                keep[[place for place, _ in failed]] = False
+                self._intake.forget(slots.indices[~keep])
+                kept = int(keep.sum())
+                slots.frames[:kept] = slots.frames[keep]
+                slots.indices[:kept] = slots.indices[keep]
+                for _, error in failed:
+                    self._remark(error, rejected=1)
+            self._ring.commit(len(taken) - len(failed))
+
+    def _room(self) -> int:
+        """Free slots; waits for one unless frames are to be shed."""
+        while (room := self._ring.free()) == 0 and not self._sheds:
+            self._remarks.add(
+                Remark("warning", "ring_full", "The ring is full: the detector is held back.")
+            )
+            self._remarks.flush()
+            self._wait_for_room()
+        return room
+
+    def _wait_for_room(self) -> None:
+        wait_readable([self._ring.freed_fd, self._pipe.fileno()], POLL_S)
+        self._listen(0)
+
+    def _shed(self, block: FrameBlock, numbers: np.ndarray[tuple[int], np.dtype[np.intp]]) -> None:
+        self._intake.forget(block.indices[numbers])
+        self._remarks.add(
+            Remark(
+                "warning",
+                "frames_shed",
+                "The ring is full: frames are dropped.",
+                self._acquisition_id,
+                shed=len(numbers),
+            )
+        )
+
+    def _watch_silence(self) -> None:
+        running = self._intake.running
+        if running is None or running.complete or self._told_silent:
+            return
+        silent = time.monotonic() - self._last_frame
+        if silent > self._silent_after_s:
+            self._told_silent = True
+            self._remarks.add(
+                Remark(
+                    "warning",
+                    "detector_silent",
+                    f"The detector has been silent for {silent:.0f} s in the middle of series "
+                    f"{running.start.series}, after {running.came} frames.",
+                    running.id,
+                )
+            )
+
+    @property
+    def _acquisition_id(self) -> str:
+        return self._intake.running.id if self._intake.running else ""
+
+    def _remark(self, error: ServiceError, rejected: int = 0) -> None:
+        self._remarks.add(
+            Remark("warning", error.code, str(error), self._acquisition_id, rejected=rejected)
+        )
+
+    def _tell(self, notice: Notice) -> None:
+        try:
+            self._pipe.send_bytes(pack(notice))
+        except OSError:
+            raise MainProcessGone from None
+
+    def _listen(self, timeout_s: float) -> None:
+        """The main process says one thing only, stop; or it is gone."""
+        try:
+            while self._pipe.poll(timeout_s):
+                self._pipe.recv_bytes()
+                self._stopping = True
+        except (EOFError, OSError):
+            raise MainProcessGone from None
+
+
+def make_source(settings: SourceSettings, keys: KeyPair | None) -> Source:
+    """Open the source that the settings describe.
+
+    Raises:
+        BindError: its address cannot be bound.
+        FileError: its file cannot be read.
+    """
+    match settings.kind:
+        case "native":
+            from prenet4d_server.sources.native import NativeSource
+
+            return NativeSource(settings.endpoint, max_bytes=settings.max_message, curve=keys)
+        case "dectris1":
+            from prenet4d_server.sources.dectris_v1 import DectrisV1Source
+
+            return DectrisV1Source(
+                settings.endpoint, scan_shape=settings.scan_shape, gain=settings.gain
+            )
+        case "dectris2":
+            from prenet4d_server.sources.dectris_v2 import DectrisV2Source
+
+            return DectrisV2Source(
+                settings.endpoint,
+                channel=settings.channel,
+                scan_shape=settings.scan_shape,
+                gain=settings.gain,
+            )
+        case "replay":
+            from prenet4d_server.sources.replay import ReplaySource
+
+            assert settings.path is not None
+            return ReplaySource(
+                settings.path,
+                rate=settings.rate,
+                repeat=settings.repeat,
+                dataset=settings.dataset,
+                scan_shape=settings.scan_shape,
+                gain=settings.gain,
+            )
+
+
+def introduction(settings: Settings, ring: RingHandle, layout: Layout | None) -> bytes:
+    """What a new ingest process is told first."""
+    laid = None if layout is None else (*layout.frame_shape, layout.dtype.name, layout.slots,
+                                        layout.base)  # fmt: skip
+    return json.dumps(
+        {"settings": settings.model_dump(mode="json"), "ring": asdict(ring), "layout": laid}
+    ).encode()
+
+
+def main(open_source: Callable[[SourceSettings, KeyPair | None], Source] = make_source) -> int:
+    """Run the ingest process; the number of its pipe's descriptor is the only argument."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # the main process decides, and says it here
+        signal.signal(number, signal.SIG_IGN)
+    pipe = Connection(int(sys.argv[1]))
+    told = json.loads(pipe.recv_bytes())
+    settings = Settings(**told["settings"])
+    logs.configure(settings.log)
+    try:
+        source = open_source(settings.source, load_keys(settings.security.secret_key_file))
+    except ServiceError as error:
+        pipe.send_bytes(pack(Failed(error.code, str(error))))
+        return 1
+    ring = RingWriter(RingHandle(**told["ring"]))
+    if told["layout"] is not None:
+        h, w, dtype, slots, base = told["layout"]
+        ring.lay(Layout((h, w), np.dtype(dtype), slots, base))
+    try:
+        pipe.send_bytes(pack(Ready(source.address)))
+        Ingest(source, ring, pipe, settings).run()
+    except (MainProcessGone, BrokenPipeError):
+        return 1
+    finally:
+        source.close()
+        ring.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

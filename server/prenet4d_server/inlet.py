@@ -1,0 +1,211 @@
+"""The inlet: the main process's end of the ingest process.
+
+It starts the process, reads the ring's counter and the notices, and notices when the process dies:
+what it had committed is kept, the running acquisition ends as aborted, and a new process goes on in
+the same ring.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+
+from prenet4d_server import errors
+from prenet4d_server.config import Settings
+from prenet4d_server.errors import IngestDied, ServiceError
+from prenet4d_server.ingest import introduction
+from prenet4d_server.notices import Ended, Failed, Notice, Ready, Remark, Started, unpack
+from prenet4d_server.ring import RingReader, wait_readable
+
+START_TIMEOUT_S = 60.0
+RESTART_PAUSE_S = 2.0
+log = logging.getLogger(__name__)
+
+
+class Inlet:
+    """The ingest process, its ring and what it says."""
+
+    def __init__(self, settings: Settings, on_remark: Callable[[Remark], None]) -> None:
+        """Make the ring; :meth:`open` starts the process.
+
+        Args:
+            settings: the service's.
+            on_remark: called, from within :meth:`update`, with what applies at once.
+
+        Raises:
+            ConfigError: there is not enough memory for the ring.
+        """
+        self._settings = settings
+        self._on_remark = on_remark
+        self.ring = RingReader(settings.ring.size)
+        self.marks: deque[Started | Ended] = deque()
+        """Starts and ends not yet reached, in order of their positions."""
+        self.address = settings.source.endpoint
+        """Where the source listens, or what it is connected to."""
+        self.ready = False
+        """The source is open."""
+        self.restarts = 0
+        self.stopped = False
+        """The process has ended and will not be started again."""
+        self._stopping = False
+        self._failure: Failed | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._pipe: Connection | None = None
+        self._started_at = 0.0
+        self._running: str | None = None
+        """The acquisition that the process has last begun and not ended."""
+
+    @property
+    def pid(self) -> int | None:
+        """The process's id, while it lives."""
+        return None if self._process is None else self._process.pid
+
+    def open(self) -> None:
+        """Start the process and wait until its source is open.
+
+        Raises:
+            BindError, FileError, …: the source cannot be opened.
+            IngestDied: the process died before it said so.
+        """
+        self._start()
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not self.ready:
+            if self._pipe is None or time.monotonic() > deadline:
+                raise IngestDied("The ingest process did not start; its log says why.")
+            wait_readable(self.descriptors, 0.5)
+            self._read()
+            if self._failure is not None:
+                raise _error_of(self._failure)
+
+    @property
+    def descriptors(self) -> list[int]:
+        """Readable when :meth:`update` has something to find."""
+        pipe = [] if self._pipe is None else [self._pipe.fileno()]
+        return [self.ring.committed_fd, *pipe]
+
+    def update(self) -> None:
+        """Look what came: the ring's counter first, so that every mark before it is known."""
+        self.ring.update()
+        self._read()
+        restart_due = time.monotonic() - self._started_at > RESTART_PAUSE_S
+        if self._process is None and not self.stopped and restart_due:
+            self.restarts += 1
+            self._start()
+
+    def stop(self) -> None:
+        """Ask the process to finish what it has in hand and to end."""
+        self._stopping = True
+        if self._pipe is None:
+            self.stopped = True
+            return
+        with contextlib.suppress(OSError):
+            self._pipe.send_bytes(b"stop")
+
+    def kill(self) -> None:
+        """End the process, whatever it does; what it has committed and said stays to be taken."""
+        self._stopping = True
+        if self._process is not None:
+            self._process.kill()
+        while self._pipe is not None:
+            wait_readable(self.descriptors, 0.5)
+            self._read()
+        self.stopped = True
+
+    def close(self) -> None:
+        """End the process and give the ring back."""
+        self.kill()
+        self.ring.close()
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair()
+        handle = self.ring.handle()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "prenet4d_server.ingest", str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(), handle.memory, handle.committed, handle.freed),
+                process_group=0,  # Ctrl-C is for the main process, which then says stop
+            )
+        self._started_at = time.monotonic()
+        self.ready = False
+        self._pipe = Connection(ours.detach())
+        with contextlib.suppress(OSError):  # it died at once: the pipe will say so
+            self._pipe.send_bytes(introduction(self._settings, handle, self.ring.layout))
+
+    def _read(self) -> None:
+        while self._pipe is not None:
+            try:
+                if not self._pipe.poll():
+                    return
+                notice = unpack(self._pipe.recv_bytes())
+            except (EOFError, OSError):
+                self._gone()
+                return
+            self._take(notice)
+
+    def _take(self, notice: Notice) -> None:
+        match notice:
+            case Ready():
+                self.address = notice.address
+                self.ready = True
+            case Failed():
+                self._failure = notice
+            case Started():
+                self._running = notice.acquisition_id
+                self.marks.append(notice)
+            case Ended():
+                self._running = None
+                self.marks.append(notice)
+            case Remark():
+                self._on_remark(notice)
+
+    def _gone(self) -> None:
+        """The pipe closed: the process ended, as it was asked to or not."""
+        assert self._pipe is not None
+        self._pipe.close()
+        self._pipe = None
+        code = self._reap()
+        self.ready = False
+        self.ring.update()
+        if self._running is not None:
+            reason = "the service was stopped" if self._stopping else "the ingest process died"
+            self.marks.append(Ended(self.ring.committed, self._running, True, reason))
+            self._running = None
+        restarts = self._settings.ring.restart_ingest and not self._stopping
+        self.stopped = not restarts
+        if not self._stopping:
+            why = self._failure.message if self._failure else f"exit status {code}"
+            self._on_remark(
+                Remark(
+                    "error",
+                    IngestDied.code,
+                    f"The ingest process died ({why}). Frames in its hands are lost; "
+                    + ("it is started again." if restarts else "it is not started again."),
+                    details={"exit_status": code},
+                )
+            )
+        self._failure = None if restarts else self._failure
+
+    def _reap(self) -> int:
+        if self._process is None:
+            return 0
+        process, self._process = self._process, None
+        try:
+            return process.wait(2.0)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return process.wait()
+
+
+def _error_of(failure: Failed) -> ServiceError:
+    """The named error again that the other process met."""
+    found = [kind for kind in vars(errors).values() if getattr(kind, "code", "") == failure.code]
+    kind: type[ServiceError] = found[0] if found else ServiceError
+    return kind(failure.message)

@@ -1,0 +1,494 @@
+"""The pipeline: one thread that takes batches from the ring through the corrector to the publisher.
+
+Everything that touches the corrector happens on this thread, commands included: they are carried
+out between two batches.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+from prenet4d_client import messages
+from prenet4d_client.messages import Counters, State
+from prenet4d_client.wire import Array
+from prenet4d_engines.batch import CorrectedBatch, PatternCorrector
+from prenet4d_engines.calibration import Calibration
+from prenet4d_engines.errors import CalibrationError, EngineError
+
+from prenet4d_server.batcher import Batch, Batcher
+from prenet4d_server.config import Settings
+from prenet4d_server.correctors import CorrectorMaker
+from prenet4d_server.counters import Ledger
+from prenet4d_server.errors import CommandFailed, IngestDied, ServiceError
+from prenet4d_server.inlet import Inlet
+from prenet4d_server.metrics import Meters
+from prenet4d_server.notices import Ended, Remark, Started
+from prenet4d_server.publisher import Outgoing, Publisher
+from prenet4d_server.remarks import Remarks
+
+STEP_S = 0.2
+# What a corrector may raise for one batch: our own errors, and those of torch and the memory.
+CORRECTION_ERRORS = (EngineError, RuntimeError, ValueError, ArithmeticError, MemoryError)
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What the pipeline shows to other threads: made anew for each batch, never changed."""
+
+    started: Started | None = None
+    ellipticity: messages.Ellipticity | None = None
+    state: State | None = None
+    reference_center: tuple[float, float] | None = None
+    patterns_averaged: int = 0
+
+
+class Pipeline:
+    """Takes what the batcher gives until it is told to stop; then finishes what is in the ring."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        inlet: Inlet,
+        publisher: Publisher,
+        make_corrector: CorrectorMaker,
+        meters: Meters,
+    ) -> None:
+        self._settings = settings
+        self._inlet = inlet
+        self._batcher = Batcher(inlet, settings.batch)
+        self._publisher = publisher
+        self._make_corrector = make_corrector
+        self._meters = meters
+        self._remarks = Remarks(self.on_remark)
+        self.view = View()
+        self.total = Ledger()
+        """Every frame of the service's life."""
+        self._ledgers: defaultdict[str, Ledger] = defaultdict(lambda: Ledger(self.total))
+        self._counted = 0
+        """Ring positions before this one have been entered as received."""
+        self._batches = 0
+        self._next_mean = 0.0
+        self._corrector: PatternCorrector | None = None
+        self._frozen = False
+        self._calibration: Calibration | None = None
+        self._commands: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = (
+            queue.SimpleQueue()
+        )
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._stopping = threading.Event()
+
+    @property
+    def backlog(self) -> int:
+        """Frames that wait in the ring."""
+        return self._batcher.backlog
+
+    def counters(self) -> Counters | None:
+        """The running acquisition's; ``None`` between acquisitions."""
+        started = self.view.started
+        ledger = self._ledgers.get(started.acquisition_id) if started is not None else None
+        return None if ledger is None else ledger.snapshot()
+
+    def run(self) -> None:
+        """Work until :meth:`stop`, then drain.
+
+        Raises:
+            IngestDied: the ingest process died and is not to be started again.
+            ServiceError: the publisher's thread died.
+        """
+        try:
+            while not self._stopping.is_set():
+                self.step(STEP_S)
+                if self._inlet.stopped and not self._batcher.backlog and not self._inlet.marks:
+                    raise IngestDied("The ingest process died; the service cannot go on.")
+                if not self._publisher.alive:
+                    raise ServiceError("The publisher died; the service cannot go on.")
+            self._drain()
+        finally:
+            self._inlet.kill()
+            self._refuse_commands()
+
+    def stop(self) -> None:
+        """Ask :meth:`run` to drain and return."""
+        self._stopping.set()
+        os.eventfd_write(self._wake, 1)
+
+    def call(self, command: Callable[[], T], timeout_s: float) -> T:
+        """Have the pipeline's thread carry out a command between two batches.
+
+        Raises:
+            CommandFailed: it could not be carried out, or not in time.
+        """
+        answer: Future[T] = Future()
+        self._commands.put((command, answer))
+        os.eventfd_write(self._wake, 1)
+        try:
+            return answer.result(timeout_s)
+        except TimeoutError:
+            answer.cancel()
+            raise CommandFailed(
+                "The pipeline is busy: a batch takes long, or a lossless receiver holds it back. "
+                "Ask again."
+            ) from None
+
+    def step(self, timeout_s: float, *, hurry: bool = False) -> bool:
+        """Do the next thing; returns whether there was one."""
+        self._carry_out_commands()
+        self._remarks.flush()
+        came = self._batcher.next(timeout_s, (self._wake,), hurry=hurry)
+        self._count_received()
+        match came:
+            case None:
+                return False
+            case Started():
+                self._begin(came)
+            case Ended():
+                self._end(came)
+            case Batch():
+                self._process(came)
+        return True
+
+    def on_remark(self, remark: Remark) -> None:
+        """Count and publish what the ingest process has to say."""
+        ledger = self._ledgers[remark.acquisition_id] if remark.acquisition_id else self.total
+        if remark.rejected:
+            ledger.receive(remark.rejected)
+            ledger.reject(remark.rejected, remark.code)
+        if remark.shed:
+            ledger.receive(remark.shed)
+            ledger.shed(remark.shed)
+        counts = {"rejected": remark.rejected, "shed": remark.shed}
+        details = {name: count for name, count in counts.items() if count} | remark.details
+        self._publisher.event(
+            remark.level, remark.code, remark.message, remark.acquisition_id, **details
+        )
+
+    # --- commands, on the pipeline's thread ------------------------------------------------------
+
+    def freeze(self) -> None:
+        """Keep the ellipticity as it is, in this acquisition and the next ones."""
+        self._need_corrector().freeze()
+        self._frozen = True
+        self._said("frozen", "The operator froze the ellipticity.")
+
+    def unfreeze(self) -> None:
+        """Let the ellipticity follow the patterns again."""
+        self._need_corrector().unfreeze()
+        self._frozen = False
+        self._said("unfrozen", "The operator let the ellipticity follow the patterns again.")
+
+    def recalibrate(self) -> None:
+        """Forget the ellipticity and find it anew."""
+        self._need_corrector().recalibrate()
+        self._calibration = None
+        self._frozen = False
+        self._said("recalibrating", "The operator asked for the ellipticity to be found anew.")
+
+    def calibration(self) -> Calibration:
+        """The calibration in use."""
+        if self._calibration is not None and self._corrector is None:
+            return self._calibration
+        return self._need_corrector().calibration()
+
+    def load_calibration(self, document: object) -> None:
+        """Take over a calibration, now and for the acquisitions to come."""
+        try:
+            calibration = Calibration.from_document(document)
+            if self._corrector is not None:
+                self._corrector.load(calibration)
+        except CalibrationError as error:
+            raise CommandFailed(str(error)) from None
+        self._calibration = calibration
+        self._said("calibration_loaded", f"A calibration of {calibration.date:%F %R} was loaded.")
+
+    def mean(self) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]] | None:
+        """(h, w) the running mean; ``None`` before the first pattern."""
+        if self._corrector is None:
+            return None
+        mean, patterns = self._corrector.mean()
+        return mean if patterns else None
+
+    def _need_corrector(self) -> PatternCorrector:
+        if self._corrector is None:
+            raise CommandFailed("No acquisition has begun yet: there is nothing to do this to.")
+        return self._corrector
+
+    def _said(self, code: str, message: str) -> None:
+        started = self.view.started
+        self._publisher.event("info", code, message, started.acquisition_id if started else "")
+
+    def _carry_out_commands(self) -> None:
+        try:
+            os.eventfd_read(self._wake)
+        except BlockingIOError:
+            return
+        while not self._commands.empty():
+            command, answer = self._commands.get()
+            if answer.set_running_or_notify_cancel():
+                try:
+                    answer.set_result(command())
+                except (CommandFailed, EngineError) as error:
+                    answer.set_exception(CommandFailed(str(error)))
+
+    def _refuse_commands(self) -> None:
+        while not self._commands.empty():
+            _, answer = self._commands.get()
+            if answer.set_running_or_notify_cancel():
+                answer.set_exception(CommandFailed("The service is stopping."))
+
+    # --- the data's way --------------------------------------------------------------------------
+
+    def _begin(self, started: Started) -> None:
+        self.view = View(started)
+        try:
+            self._corrector = self._make_corrector(started)
+            self._reuse_calibration(started)
+        except CORRECTION_ERRORS as error:
+            self._corrector = None
+            self._publisher.event(
+                "error",
+                "no_corrector",
+                f"This acquisition cannot be corrected: {error}",
+                started.acquisition_id,
+            )
+        start = messages.AcquisitionStart(
+            acquisition_id=started.acquisition_id,
+            frame_shape=started.frame_shape,
+            dtype=started.dtype,  # type: ignore[arg-type] # checked by the source
+            scan_shape=started.scan_shape,
+            expected_frames=started.expected_frames,
+            saturation_value=started.saturation_value,
+            gain=started.gain,
+            detector=started.detector,
+            metadata={"series": started.series, **started.metadata},
+        )
+        mask = started.pixel_mask
+        self._publisher.publish((start, {} if mask is None else {"pixel_mask": mask}))
+        h, w = started.frame_shape
+        scan = "an unknown number of" if started.scan_shape is None else "{} × {}".format(
+            *started.scan_shape
+        )  # fmt: skip
+        self._publisher.event(
+            "info",
+            "acquisition_started",
+            f"Series {started.series} of {started.detector} began: "
+            f"{scan} frames of {h} × {w} {started.dtype}.",
+            started.acquisition_id,
+        )
+
+    def _reuse_calibration(self, started: Started) -> None:
+        """Lens distortion outlives a scan: go on from the last calibration of such frames."""
+        known = self._calibration
+        assert self._corrector is not None
+        if known is not None and known.frame_shape == started.frame_shape:
+            self._corrector.load(known)
+            if self._frozen:
+                self._corrector.freeze()
+
+    def _end(self, ended: Ended) -> None:
+        self._remarks.flush(everything=True)
+        if self._corrector is not None:
+            if self.view.state in ("locked", "frozen"):
+                self._calibration = self._corrector.calibration()
+            self._publish_mean(ended.acquisition_id)
+        counters = self._ledgers.pop(ended.acquisition_id).snapshot()
+        self._publisher.publish(
+            (
+                messages.AcquisitionEnd(
+                    acquisition_id=ended.acquisition_id,
+                    aborted=ended.aborted,
+                    reason=ended.reason,
+                    counters=counters,
+                ),
+                {},
+            )
+        )
+        how = f"was aborted: {ended.reason}" if ended.aborted else "ended"
+        self._publisher.event(
+            "warning" if ended.aborted else "info",
+            "acquisition_aborted" if ended.aborted else "acquisition_ended",
+            f"The acquisition {how}; {counters.received} frames received, {counters.corrected} "
+            f"corrected, {counters.rejected} rejected, {counters.shed} shed.",
+            ended.acquisition_id,
+        )
+        self.view = replace(self.view, started=None)
+
+    def _process(self, batch: Batch) -> None:
+        n, acquisition_id = len(batch), batch.acquisition.acquisition_id
+        ledger = self._ledgers[acquisition_id]
+        taken = time.monotonic()
+        arrived = batch.slots.arrived.copy()
+        try:
+            if self._corrector is None:
+                raise EngineError("there is no corrector for this acquisition")
+            result = self._corrector.process(batch.frames, batch.indices.copy())
+            if np.may_share_memory(result.corrected, batch.frames):  # handed on as they came
+                patterns = batch.frames.astype(np.float32)
+                result = replace(result, corrected=patterns, aligned=patterns)
+        except CORRECTION_ERRORS as error:
+            ledger.reject(n, "correction_failed")
+            self._publisher_remark(error, acquisition_id, n)
+            return
+        finally:
+            self._batcher.release(batch)
+        done = time.monotonic()
+        ledger.correct(n)
+        self._meters.done(n)
+        self._meters.latency("queue", taken - arrived)
+        self._meters.latency("compute", np.full(n, done - taken))
+        if self._batches == 0:  # later ones are entered once they are sent
+            self._meters.latency("total", done - arrived)
+        self._publish(batch.acquisition, result, arrived)
+
+    def _publisher_remark(self, error: Exception, acquisition_id: str, frames: int) -> None:
+        """A batch failed: say so, at a bounded rate; its frames have been counted already."""
+        self._remarks.add(
+            Remark(
+                "error",
+                "correction_failed",
+                f"A batch cannot be corrected: {error}",
+                acquisition_id,
+                details={"frames": frames},
+            )
+        )
+
+    def _publish(
+        self,
+        started: Started,
+        result: CorrectedBatch,
+        arrived: np.ndarray[tuple[int], np.dtype[np.float64]],
+    ) -> None:
+        ellipticity = messages.Ellipticity(
+            ratio=result.ellipticity.ratio,
+            theta=result.ellipticity.theta,
+            ratio_sigma=result.ratio_sigma,
+            theta_sigma=result.theta_sigma,
+        )
+        telemetry = messages.Telemetry(
+            acquisition_id=started.acquisition_id,
+            batch=self._batches,
+            frame_shape=started.frame_shape,
+            scan_shape=started.scan_shape,
+            expected_frames=started.expected_frames,
+            reference_center=result.reference_center,
+            ellipticity=ellipticity,
+            state=result.state,
+            patterns_averaged=result.patterns_averaged,
+            latency=self._meters.latencies,
+            frames_per_second=self._meters.frames_per_second,
+            backlog=self.backlog,
+            counters=self._ledgers[started.acquisition_id].snapshot(),
+        )
+        found: dict[str, Array] = {
+            "indices": result.indices,
+            "center": result.center,
+            "center_sigma": result.center_sigma,
+            "tracked": result.tracked,
+            "tracked_sigma": result.tracked_sigma,
+            "shift": result.shift,
+            "dose": result.dose,
+            "flags": result.flags,
+        }
+
+        def patterns(kind: type[messages.Corrected] | type[messages.Aligned]) -> messages.Header:
+            return kind(
+                acquisition_id=started.acquisition_id,
+                batch=self._batches,
+                scan_shape=started.scan_shape,
+            )
+
+        self._publisher.publish(
+            (telemetry, found),
+            (
+                patterns(messages.Corrected),
+                {"indices": result.indices, "patterns": result.corrected},
+            ),
+            (patterns(messages.Aligned), {"indices": result.indices, "patterns": result.aligned}),
+            on_sent=lambda: self._meters.latency("total", time.monotonic() - arrived),
+        )
+        self._batches += 1
+        before = self.view.state
+        self.view = View(
+            started=started,
+            ellipticity=ellipticity,
+            state=result.state,
+            reference_center=result.reference_center,
+            patterns_averaged=result.patterns_averaged,
+        )
+        if result.state != before:
+            self._tell_state(result, started.acquisition_id)
+        if time.monotonic() >= self._next_mean:
+            self._next_mean = time.monotonic() + self._settings.stream.mean_every_s
+            self._publish_mean(started.acquisition_id)
+
+    def _tell_state(self, result: CorrectedBatch, acquisition_id: str) -> None:
+        self._publisher.event(
+            "warning" if result.state == "lost" else "info",
+            f"calibration_{result.state}",
+            f"The calibration is {result.state}: ratio {result.ellipticity.ratio:.5f}, "
+            f"theta {result.ellipticity.theta:.4f} rad.",
+            acquisition_id,
+        )
+
+    def _publish_mean(self, acquisition_id: str) -> None:
+        if self._corrector is None or not self._publisher.wants("mean"):
+            return
+        mean, patterns = self._corrector.mean()
+        if patterns:
+            message: Outgoing = (
+                messages.Mean(
+                    acquisition_id=acquisition_id,
+                    patterns=patterns,
+                    ellipticity=self.view.ellipticity or messages.Ellipticity(),
+                ),
+                {"mean": mean},
+            )
+            self._publisher.publish(message)
+
+    def _count_received(self) -> None:
+        """Enter what has come for the acquisition that is running; later ones' when they begin."""
+        started = self.view.started
+        if started is None:
+            self._counted = self._batcher.position
+        elif (arrived := self._batcher.arrived) > self._counted:
+            self._ledgers[started.acquisition_id].receive(arrived - self._counted)
+            self._counted = arrived
+
+    def _drain(self) -> None:
+        """Finish what has been received, for a bounded time; give up the rest and say so."""
+        deadline = time.monotonic() + self._settings.drain_s
+        self._inlet.stop()
+        while time.monotonic() < deadline:
+            waiting = bool(self._batcher.backlog or self._inlet.marks)
+            if self._inlet.stopped and not waiting:
+                return
+            self.step(0.05, hurry=True)
+        self._inlet.kill()
+        lost = 0
+        while (came := self._batcher.next(0.0, hurry=True)) is not None:
+            self._count_received()
+            match came:
+                case Batch():
+                    lost += len(came)
+                    self._ledgers[came.acquisition.acquisition_id].shed(len(came))
+                case Started():
+                    self.view = View(came)
+                case Ended():
+                    self._end(came)
+        self._publisher.event(
+            "warning",
+            "drain_incomplete",
+            f"The service stopped before {lost} received frames were corrected.",
+            shed=lost,
+        )

@@ -1,0 +1,272 @@
+"""The service: everything put together, started, watched and stopped in order."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from importlib.metadata import version
+from typing import Any, Self
+
+import zmq
+from prenet4d_engines.errors import EngineError
+
+from prenet4d_server import logs
+from prenet4d_server.config import Settings
+from prenet4d_server.control import Answer, Command, Control
+from prenet4d_server.correctors import load_correctors
+from prenet4d_server.errors import ConfigError, ServiceError
+from prenet4d_server.http_server import HttpServer
+from prenet4d_server.inlet import Inlet
+from prenet4d_server.metrics import AcquisitionStatus, Meters, SourceStatus, Status
+from prenet4d_server.notices import Remark
+from prenet4d_server.pipeline import Pipeline
+from prenet4d_server.publisher import Publisher
+from prenet4d_server.sockets import load_keys
+
+COMMAND_TIMEOUT_S = 4.0
+PUBLISH_TIMEOUT_S = 5.0
+WATCH_S = 0.2
+EVENTS_IN_STATUS = 10
+log = logging.getLogger(__name__)
+
+
+class Service:
+    """The live service, from entering the context to leaving it.
+
+    ::
+
+        with Service(load_settings()) as service:
+            service.run(stop)
+
+    On entering, everything is bound and started: networks are loaded and the source is open. On
+    leaving, what has been received is drained, for at most ``drain_s``.
+
+    Args:
+        settings: what :func:`~prenet4d_server.config.load_settings` returns.
+
+    Raises:
+        ConfigError, BindError, FileError, IngestDied: on entering; nothing is left running.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.endpoints: dict[str, str] = {}
+        """The addresses in use: ``ingest``, ``stream``, ``lossless``, ``control``, ``http``."""
+        self._undo = contextlib.ExitStack()
+        self._started = time.monotonic()
+        self._meters = Meters()
+        self._inlet: Inlet
+        self._publisher: Publisher
+        self._control: Control
+        self._pipeline: Pipeline
+        self._work: Future[None]
+        self._engine = ""
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as undo:
+            self._start(undo)
+            self._undo = undo.pop_all()
+        log.info("Ready. %s %s", self._engine, self._addresses())
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Drain, say goodbye, and stop everything; may be called twice."""
+        self._undo.close()
+
+    def run(self, stop: threading.Event) -> None:
+        """Watch over the service until ``stop`` is set.
+
+        Raises:
+            IngestDied: the ingest process died and is not to be started again.
+            ServiceError: a part of the service died; its log says why.
+        """
+        while not stop.wait(WATCH_S):
+            if self._work.done():
+                self._work.result()
+                raise ServiceError("The pipeline has ended.")
+
+    def status(self) -> Status:
+        """What the service is doing now."""
+        view, inlet = self._pipeline.view, self._inlet
+        started, counters = view.started, self._pipeline.counters()
+        healthy = self._publisher.alive and self._control.alive and not self._work.done()
+        return Status(
+            version=version("prenet4d"),
+            publisher=self._publisher.id,
+            healthy=healthy,
+            ready=healthy and inlet.ready,
+            uptime_s=time.monotonic() - self._started,
+            engine=self._engine,
+            endpoints=self.endpoints,
+            source=SourceStatus(
+                kind=self.settings.source.kind,
+                address=inlet.address,
+                ready=inlet.ready,
+                restarts=inlet.restarts,
+            ),
+            state=view.state,
+            ellipticity=view.ellipticity,
+            reference_center=view.reference_center,
+            patterns_averaged=view.patterns_averaged,
+            frames_per_second=self._meters.frames_per_second,
+            backlog=self._pipeline.backlog,
+            latency=self._meters.latencies,
+            counters=self._pipeline.total.snapshot(),
+            acquisition=None
+            if started is None or counters is None
+            else AcquisitionStatus(
+                acquisition_id=started.acquisition_id,
+                series=started.series,
+                detector=started.detector,
+                frame_shape=started.frame_shape,
+                dtype=started.dtype,
+                scan_shape=started.scan_shape,
+                expected_frames=started.expected_frames,
+                gain=started.gain,
+                saturation_value=started.saturation_value,
+                metadata=started.metadata,
+                counters=counters,
+            ),
+            receivers=self._publisher.receivers,
+            recent_events=tuple(
+                f"{time.strftime('%H:%M:%S', time.localtime(event.time))} {event.message}"
+                for event in list(self._publisher.recent_events)[-EVENTS_IN_STATUS:]
+            ),
+        )
+
+    def _start(self, undo: contextlib.ExitStack) -> None:
+        settings = self.settings
+        keys = load_keys(settings.security.secret_key_file)
+        try:
+            self._engine, make_corrector = load_correctors(settings.corrector)
+        except EngineError as error:
+            raise ConfigError(str(error)) from None
+
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        undo.callback(context.term)
+        self._publisher = Publisher(settings.stream, settings.lossless, context=context, keys=keys)
+        undo.callback(self._publisher.close, PUBLISH_TIMEOUT_S)
+        self._inlet = Inlet(settings, self._on_remark)
+        undo.callback(self._inlet.close)
+        self._pipeline = Pipeline(
+            settings, self._inlet, self._publisher, make_corrector, self._meters
+        )
+        self._inlet.open()
+        self._control = Control(
+            settings.control.address,
+            self._commands(),
+            publisher=self._publisher.id,
+            context=context,
+            keys=keys,
+        )
+        undo.callback(self._control.close)
+        # The page shows the pipeline's state, so it opens last and closes before it.
+        worker = ThreadPoolExecutor(1, "pipeline")
+        undo.callback(worker.shutdown)
+        self._work = worker.submit(self._pipeline.run)
+        undo.callback(self._stop_pipeline)
+        http = HttpServer(settings.http.address, self.status)
+        undo.callback(http.close)
+        self.endpoints = {
+            "ingest": self._inlet.address,
+            "stream": self._publisher.stream_address,
+            "lossless": self._publisher.lossless_address,
+            "control": self._control.address,
+            "http": http.address,
+        }
+
+    def _on_remark(self, remark: Remark) -> None:
+        self._pipeline.on_remark(remark)
+
+    def _stop_pipeline(self) -> None:
+        self._publisher.hasten(self.settings.drain_s)
+        self._pipeline.stop()
+
+    def _addresses(self) -> str:
+        return ", ".join(f"{name} {address}" for name, address in self.endpoints.items())
+
+    # --- commands, on the control thread ---------------------------------------------------------
+
+    def _commands(self) -> dict[str, Command]:
+        pipeline = self._pipeline
+
+        def status(_: dict[str, Any]) -> Answer:
+            return self.status().model_dump(mode="json"), {}
+
+        def config(_: dict[str, Any]) -> Answer:
+            return self.settings.model_dump(mode="json"), {}
+
+        def freeze(_: dict[str, Any]) -> Answer:
+            pipeline.call(pipeline.freeze, COMMAND_TIMEOUT_S)
+            return {}, {}
+
+        def unfreeze(_: dict[str, Any]) -> Answer:
+            pipeline.call(pipeline.unfreeze, COMMAND_TIMEOUT_S)
+            return {}, {}
+
+        def recalibrate(_: dict[str, Any]) -> Answer:
+            pipeline.call(pipeline.recalibrate, COMMAND_TIMEOUT_S)
+            return {}, {}
+
+        def save_calibration(_: dict[str, Any]) -> Answer:
+            calibration = pipeline.call(pipeline.calibration, COMMAND_TIMEOUT_S)
+            return calibration.model_dump(mode="json"), {}
+
+        def load_calibration(arguments: dict[str, Any]) -> Answer:
+            document = arguments.get("calibration")
+            pipeline.call(lambda: pipeline.load_calibration(document), COMMAND_TIMEOUT_S)
+            return {}, {}
+
+        def snapshot(_: dict[str, Any]) -> Answer:
+            mean = pipeline.call(pipeline.mean, COMMAND_TIMEOUT_S)
+            return self.status().model_dump(mode="json"), {} if mean is None else {"mean": mean}
+
+        commands = (
+            status, config, freeze, unfreeze, recalibrate, save_calibration, load_calibration,
+            snapshot,
+        )  # fmt: skip
+        return {command.__name__: command for command in commands}
+
+
+@contextlib.contextmanager
+def stopped_by_signals() -> Iterator[threading.Event]:
+    """An event that Ctrl-C and SIGTERM set; a second Ctrl-C interrupts. In the main thread only."""
+    stop = threading.Event()
+    before: dict[signal.Signals, Any] = {}
+
+    def on_signal(_number: int, _frame: object) -> None:
+        stop.set()
+        signal.signal(signal.SIGINT, before[signal.SIGINT])
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before[number] = signal.signal(number, on_signal)
+    try:
+        yield stop
+    finally:
+        for restored, handler in before.items():
+            signal.signal(restored, handler)
+
+
+def serve(settings: Settings) -> int:
+    """Run the service until Ctrl-C or SIGTERM, in the main thread.
+
+    Returns:
+        The process's exit status: 0 after a stop that was asked for.
+
+    Raises:
+        ConfigError, BindError, FileError: it cannot start; nothing is left running.
+        IngestDied, ServiceError: a part of it died.
+    """
+    logs.configure(settings.log)
+    with stopped_by_signals() as stop, Service(settings) as service:
+        service.run(stop)
+        log.info("Stopping: what has been received is finished first.")
+    return 0
