@@ -1,0 +1,1 @@
+"""Benchmarks that ship with the service, so that anyone can repeat them."""

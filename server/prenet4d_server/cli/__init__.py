@@ -1,0 +1,97 @@
+"""The command line: one small file for each group of commands, all of them thin.
+
+Commands import what they need when they run, so that ``prenet4d --help`` starts at once and no
+torch is loaded before a network is.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from prenet4d_server.cli import checks, control, detector, record, science, service, watch
+
+app = typer.Typer(
+    name="prenet4d",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for group in (service, watch, record, control, detector, science, checks):
+    group.add_to(app)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"prenet4d {version('prenet4d')}")
+        raise typer.Exit
+
+
+@app.callback(
+    epilog="Example:  [bold]prenet4d demo[/bold]   shows all of it at work in two minutes."
+)
+def _options(
+    traceback: Annotated[
+        bool, typer.Option("--traceback", help="Show where an error comes from.")
+    ] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """Correct 4D-STEM patterns live: denoise, center and undistort while the scan is running."""
+
+
+def run() -> int:
+    """Run the command in ``sys.argv``; return its exit status.
+
+    What goes wrong is one sentence on stderr, a bug too; ``--traceback`` shows where.
+    """
+    if "--traceback" in sys.argv[1:2]:
+        return _exit_status()
+    try:
+        return _exit_status()
+    except KeyboardInterrupt:
+        return 130
+    except _expected() as error:
+        return _say(str(error) or type(error).__name__)
+    except ModuleNotFoundError as missing:
+        return _say(
+            f"The package {missing.name!r} is missing. "
+            "Install the server extra: pip install 'prenet4d[server]'"
+        )
+    except Exception as bug:  # noqa: BLE001 - the one place where nothing stands above
+        return _say(
+            f"This is a bug in prenet4d ({type(bug).__name__}: {bug}). "
+            "Please report it, with what `prenet4d --traceback …` shows."
+        )
+
+
+def _exit_status() -> int:
+    try:
+        app()
+    except SystemExit as leave:
+        return leave.code if isinstance(leave.code, int) else 1
+    return 0
+
+
+def _expected() -> tuple[type[Exception], ...]:
+    """The errors that are told to the user as they are; imported when there is one to tell."""
+    from prenet4d_client.errors import Prenet4dError
+    from prenet4d_engines.errors import EngineError
+
+    from prenet4d_server.errors import ServiceError
+
+    return (Prenet4dError, EngineError, ServiceError, OSError)
+
+
+def _say(sentence: str) -> int:
+    print(f"prenet4d: {sentence}", file=sys.stderr)
+    return 1

@@ -1,0 +1,133 @@
+"""The argument types that several commands share, each with an error that says how to write it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, TypeAlias
+
+import typer
+
+
+class Grid(NamedTuple):
+    """Rows × columns, of probe positions or of pixels."""
+
+    rows: int
+    columns: int
+
+
+class Distortion(NamedTuple):
+    """An ellipticity as a person writes it: the angle in degrees."""
+
+    ratio: float
+    theta_deg: float
+
+    @property
+    def theta(self) -> float:
+        """The major axis' angle in radians, in [0, π)."""
+        return math.radians(self.theta_deg) % math.pi
+
+
+def parse_grid(text: str) -> Grid:
+    """``64x128`` → 64 rows, 128 columns.
+
+    Raises:
+        typer.BadParameter: it does not read as two positive whole numbers.
+    """
+    rows, cross, columns = text.lower().replace("×", "x").partition("x")
+    if cross and rows.strip().isdecimal() and columns.strip().isdecimal():
+        grid = Grid(int(rows), int(columns))
+        if min(grid) > 0:
+            return grid
+    raise typer.BadParameter(f"{text!r} is not rows x columns: write for example 64x64.")
+
+
+def parse_distortion(text: str) -> Distortion:
+    """``1.03,25`` → ratio 1.03, major axis at 25° from +x toward +y.
+
+    Raises:
+        typer.BadParameter: it does not read as a ratio of at least 1 and an angle.
+    """
+    try:
+        ratio, theta_deg = (float(part) for part in text.split(","))
+    except ValueError:
+        ratio = theta_deg = math.nan
+    if not (1 <= ratio < 2 and math.isfinite(theta_deg)):
+        raise typer.BadParameter(
+            f"{text!r} is not an ellipticity: write the ratio of the axes (1 to 2) and the angle "
+            "of the long one in degrees, for example 1.03,25."
+        )
+    return Distortion(ratio, theta_deg)
+
+
+def parse_address(text: str) -> str:
+    """A ZeroMQ address, checked for the one mistake everybody makes.
+
+    Raises:
+        typer.BadParameter: the transport is missing.
+    """
+    if not text.startswith(("tcp://", "ipc://")):
+        raise typer.BadParameter(
+            f"{text!r} is not an address: write for example tcp://127.0.0.1:5560."
+        )
+    return text
+
+
+def parse_server_key(text: str) -> str:
+    """A public CURVE key: its 40 characters, or the file that ``prenet4d keygen`` made.
+
+    Raises:
+        typer.BadParameter: it is neither.
+    """
+    if len(text) == 40 and not Path(text).exists():
+        return text
+    from zmq.auth import load_certificate
+
+    try:
+        public, _ = load_certificate(text)
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(
+            f"{text!r} is neither a key of 40 characters nor a key file ({error})."
+        ) from None
+    return public.decode()
+
+
+def address(flags: str, text: str) -> Any:
+    """An option that takes a ZeroMQ address."""
+    return typer.Option(flags, parser=parse_address, metavar="ADDRESS", help=text)
+
+
+def _grid(flag: str, text: str, metavar: str) -> Any:
+    return typer.Option(flag, parser=parse_grid, metavar=metavar, help=text)
+
+
+ScanOption: TypeAlias = Annotated[
+    Grid | None, _grid("--scan", "Probe positions, rows x columns.", "64x64")
+]
+FrameOption: TypeAlias = Annotated[
+    Grid | None, _grid("--frame", "Pixels of the simulated detector, rows x columns.", "128x128")
+]
+DistortionOption: TypeAlias = Annotated[
+    Distortion | None,
+    typer.Option(
+        "--ellipticity",
+        parser=parse_distortion,
+        metavar="RATIO,DEGREES",
+        help="Lens distortion to draw into the scan, for example 1.03,25.",
+    ),
+]
+ControlOption: TypeAlias = Annotated[str, address("--control", "The service's control address.")]
+StreamOption: TypeAlias = Annotated[str, address("--stream", "The service's stream address.")]
+LosslessOption: TypeAlias = Annotated[str, address("--lossless", "The service's lossless address.")]
+ServerKeyOption: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        parser=parse_server_key,
+        metavar="KEY",
+        help="The service's public key or its file, where it asks for encryption.",
+    ),
+]
+DataOption: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(exists=True, dir_okay=False, help="Measured patterns (.npy, HDF5, .mib, …)."),
+]

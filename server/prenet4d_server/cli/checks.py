@@ -1,0 +1,234 @@
+"""Seeing that all is well: the demo, the benchmarks and the doctor."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from prenet4d_server.cli.arguments import (
+    DataOption,
+    Distortion,
+    DistortionOption,
+    FrameOption,
+    Grid,
+    ScanOption,
+)
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from prenet4d_server.bench.stream import Report
+    from prenet4d_server.demo import Outcome
+
+
+def demo(
+    data: DataOption = None,
+    out: Annotated[
+        Path, typer.Option(file_okay=False, help="Recording, picture and logs; emptied first.")
+    ] = Path("demo-out"),
+    scan: ScanOption = None,
+    frame: FrameOption = None,
+    dose: Annotated[float, typer.Option(min=1, help="Mean electrons a pattern.")] = 1000.0,
+    ellipticity: DistortionOption = None,
+    drift: Annotated[float, typer.Option(min=0, help="Center drift over the scan, px.")] = 5.0,
+    rate: Annotated[
+        float | None, typer.Option(min=1, help="Frames per second; measured by default.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
+) -> None:
+    """Show all of it at work: detector, service, watcher and recorder, and the truth beside it.
+
+    Ends within two minutes; exits with an error where a frame is lost or a
+    value is absurd.
+    """
+    from rich.console import Console
+
+    from prenet4d_server.demo import Demo, run
+    from prenet4d_server.feeds import Drawing
+
+    console = Console()
+    distortion = ellipticity or Distortion(1.05, 25.0)
+    drawing = Drawing(
+        scan_shape=scan,
+        frame_shape=frame,
+        dose=dose,
+        ellipticity=(distortion.ratio, distortion.theta),
+        drift=drift,
+        seed=seed,
+    )
+    outcome = run(
+        Demo(folder=out, data=data, drawing=drawing, rate=rate),
+        lambda sentence: console.print(sentence, style="bold"),
+    )
+    console.print(_demo_table(outcome))
+    console.print(f"picture:   {outcome.picture}\nrecording: {outcome.recording}")
+    complaints = outcome.score.complaints()
+    for complaint in complaints:
+        console.print(complaint, style="red")
+    if complaints:
+        raise typer.Exit(1)
+
+
+def _demo_table(outcome: Outcome) -> Table:
+    from rich.table import Table
+
+    score, found, truth = outcome.score, outcome.score.found, outcome.score.truth
+    table = Table(title="Found and true", title_justify="left")
+    for name, justify in (("", "left"), ("found", "right"), ("true", "right"), ("error", "right")):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]  # a Literal, in effect
+    table.add_row(
+        "frames", f"{int(found.received.sum()):,}", f"{score.frames:,}",
+        f"rejected {found.counters['rejected']}, shed {found.counters['shed']}",
+    )  # fmt: skip
+    for name, deviation in score.centers.items():
+        up_to = "" if truth.groups is None else ", up to a constant"
+        error = f"mean {deviation.mean:.3f}, median {deviation.median:.3f} px"
+        table.add_row(f"center: {name}{up_to}", "", "", error)
+    own = "" if outcome.intrinsic is None else f" (own {outcome.intrinsic.ratio:.4f})"
+    table.add_row(
+        "ellipticity, ratio", f"{found.ratio:.4f} ± {found.ratio_sigma:.4f}",
+        f"{truth.ratio:.4f}{own}", f"{100 * score.ratio_error:+.2f} %",
+    )  # fmt: skip
+    table.add_row(
+        "ellipticity, angle", f"{math.degrees(found.theta):.1f}°",
+        f"{math.degrees(truth.theta):.1f}°", f"{score.theta_error_deg:+.1f}°",
+    )  # fmt: skip
+    table.add_row(
+        "electrons a pattern", f"{found.dose:,.0f}", f"{truth.dose:,.0f}",
+        f"{100 * (found.dose / truth.dose - 1):+.1f} %",
+    )  # fmt: skip
+    table.add_row("frames per second", f"{found.frames_per_second:,.0f}", "", "")
+    table.add_row(
+        "latency", f"{found.latency_p50_ms:.0f} ms, p99 {found.latency_p99_ms:.0f} ms", "", ""
+    )
+    return table
+
+
+def bench_stream(
+    frames: Annotated[
+        int, typer.Option(min=64, help="Frames in each run with an identity corrector.")
+    ] = 32_768,
+    seconds: Annotated[
+        float, typer.Option(min=0.1, help="Length of each run with the networks.")
+    ] = 10.0,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns; medians are quoted.")] = 3,
+    soak: Annotated[
+        int, typer.Option(min=64, help="Frames between two readings of memory.")
+    ] = 100_000,
+    frame: FrameOption = None,
+    backend: Annotated[
+        Literal["auto", "torch"], typer.Option(help="What runs the networks.")
+    ] = "auto",
+    batch: Annotated[int, typer.Option(min=1, help="Frames in a batch.")] = 32,
+    peer_python: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="Python that has LiberTEM-live."),
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", dir_okay=False, help="Write all figures there.")
+    ] = None,
+) -> None:
+    """Measure how much of the machine's speed arrives: bare sockets against the service.
+
+    In turns: bare pyzmq, the service with an identity corrector on native
+    frames and on a DECTRIS stream, the corrector alone, the full service, and
+    LiberTEM-live on its own simulator's stream.
+    """
+    from rich.console import Console
+
+    from prenet4d_server.bench.stream import Options, run
+    from prenet4d_server.cli.progress import bar
+
+    options = Options(
+        frames=frames,
+        seconds=seconds,
+        rounds=rounds,
+        soak=soak,
+        frame_shape=frame or Grid(256, 256),
+        backend=backend,
+        batch=batch,
+        peer=peer_python,
+    )
+    with bar("measuring") as advance:
+        report = run(options, advance)
+    console = Console()
+    for part in _bench_tables(report):
+        console.print(part)
+    if json_file is not None:
+        json_file.write_text(report.to_json() + "\n", encoding="utf-8")
+
+
+def _bench_tables(report: Report) -> list[Any]:
+    from rich.table import Table
+
+    about = report.machine
+    title = f"{about['processor']}, {about['cores']:g} cores, load {about['load_before']} before"
+    rates = Table(title=title, title_justify="left")
+    rates.add_column("measured")
+    rates.add_column("frames/s, median", justify="right")
+    rates.add_column("all rounds", style="dim")
+    for name, values in report.rates.items():
+        each = ", ".join(f"{value:,.0f}" for value in values)
+        rates.add_row(name, f"{report.median(name):,.0f}", each)
+    goals = Table()
+    for column in ("goal", "reached", "wanted", ""):
+        goals.add_column(column, justify="left" if column == "goal" else "right")
+    for goal in report.goals():
+        verdict = "[green]met[/green]" if goal.met else "[red]missed[/red]"
+        goals.add_row(goal.name, f"{goal.reached:,.3g}", f"{goal.wanted:,.3g}", verdict)
+    latency, memory = report.latency_ms, report.memory_bytes
+    lines = [
+        f"latency at {latency['at_frames_per_second']:,.0f} frames/s: "
+        f"p50 {latency['p50']:.0f} ms, p99 {latency['p99']:.0f} ms"
+    ]
+    for process, before in memory["before"].items():
+        after = memory["after"].get(process, before)
+        soak = report.options["soak"]
+        lines.append(
+            f"memory of {process}: {before / 1e6:,.0f} MB, after {soak:,} frames "
+            f"{after / 1e6:,.0f} MB"
+        )
+    return [rates, goals, *lines, *report.notes]
+
+
+def doctor() -> None:
+    """Look at this machine: what is here, what is missing, and what to do about it."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from prenet4d_server.doctor import examine
+
+    colors = {"ok": "green", "note": "yellow", "missing": "dim", "broken": "bold red"}
+    console = Console()
+    table = Table(box=None, padding=(0, 1))
+    for column in ("", "", "found", "what to do"):
+        table.add_column(column)
+    broken = False
+    with console.status("looking"):
+        for finding in examine():
+            verdict = f"[{colors[finding.verdict]}]{finding.verdict}[/]"
+            table.add_row(finding.name, verdict, finding.found, finding.advice)
+            broken = broken or finding.verdict == "broken"
+    console.print(table)
+    if broken:
+        raise typer.Exit(1)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Put this group's commands into the command line."""
+    app.command(
+        epilog="Examples:\n\n[bold]prenet4d demo[/bold]\n\n"
+        "[bold]prenet4d demo --data patterns.npy --dose 2000[/bold]   from measured patterns"
+    )(demo)
+    example = "Example:  [bold]prenet4d bench stream --json bench.json[/bold]"
+    bench = typer.Typer(
+        name="bench", help="Measure speed on this machine.", epilog=example, no_args_is_help=True
+    )
+    # With a callback, `stream` stays a name of its own although it is the only one.
+    bench.callback()(lambda: None)
+    bench.command("stream", epilog=example)(bench_stream)
+    app.add_typer(bench)
+    app.command(epilog="Example:  [bold]prenet4d doctor[/bold]")(doctor)

@@ -1,0 +1,136 @@
+"""Asking the service how it is, and telling it what to do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from prenet4d_server.cli.arguments import ControlOption, ServerKeyOption
+
+_DEFAULT = "tcp://127.0.0.1:5563"
+
+
+def status(
+    control: ControlOption = _DEFAULT,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait.")] = 5.0,
+    server_key: ServerKeyOption = None,
+) -> None:
+    """Ask the service what it is doing: state, acquisition, rates, counters, receivers."""
+    from prenet4d_client import ControlClient
+
+    with ControlClient(control, timeout=timeout, server_key=server_key) as service:
+        answer = service.status()
+    if as_json:
+        print(json.dumps(answer, indent=2))
+        return
+    from rich.console import Console
+
+    Console().print(_table(answer))
+
+
+def _table(answer: dict[str, Any]) -> Any:
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None, padding=(0, 2))
+    table.add_column(style="dim")
+    for name, value in answer.items():
+        shown = _table(value) if isinstance(value, dict) and value else _plain(value)
+        table.add_row(name.replace("_", " "), shown)
+    return table
+
+
+def _plain(value: object) -> str:
+    if value is None or value in ([], {}, ""):
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:,.4g}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_plain(each) for each in value)
+    return str(value)
+
+
+def freeze(control: ControlOption = _DEFAULT, server_key: ServerKeyOption = None) -> None:
+    """Keep the present ellipticity, whatever the patterns say, until unfreeze."""
+    _tell("freeze", control, server_key)
+    print("The calibration is frozen.")
+
+
+def unfreeze(control: ControlOption = _DEFAULT, server_key: ServerKeyOption = None) -> None:
+    """Let the ellipticity follow the patterns again."""
+    _tell("unfreeze", control, server_key)
+    print("The calibration follows the patterns.")
+
+
+def recalibrate(control: ControlOption = _DEFAULT, server_key: ServerKeyOption = None) -> None:
+    """Forget the running mean and the ellipticity, and find them anew."""
+    _tell("recalibrate", control, server_key)
+    print("The calibration starts over.")
+
+
+def _tell(command: str, control: str, server_key: str | None) -> None:
+    from prenet4d_client import ControlClient
+
+    with ControlClient(control, server_key=server_key) as service:
+        getattr(service, command)()
+
+
+_File = Annotated[Path, typer.Argument(metavar="FILE", dir_okay=False)]
+
+
+def save(
+    file: _File,
+    control: ControlOption = _DEFAULT,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
+    server_key: ServerKeyOption = None,
+) -> None:
+    """Keep the present calibration in a file, for later scans."""
+    from prenet4d_client import ControlClient
+
+    with ControlClient(control, server_key=server_key) as service:
+        document = service.save_calibration()
+    with file.open("w" if overwrite else "x", encoding="utf-8") as out:
+        out.write(json.dumps(document, indent=2) + "\n")
+    print(f"The calibration is in {file}.")
+
+
+def load(
+    file: _File,
+    control: ControlOption = _DEFAULT,
+    server_key: ServerKeyOption = None,
+) -> None:
+    """Use a calibration that was saved."""
+    from prenet4d_client import ControlClient
+    from prenet4d_engines.calibration import Calibration
+
+    calibration = Calibration.from_json(file.read_bytes())
+    with ControlClient(control, server_key=server_key) as service:
+        service.load_calibration(calibration.model_dump(mode="json"))
+    print(
+        f"The service uses {file}: ratio {calibration.ratio:.4f}, "
+        f"from {calibration.patterns:,} patterns."
+    )
+
+
+def add_to(app: typer.Typer) -> None:
+    """Put this group's commands into the command line."""
+    app.command(epilog="Example:  [bold]prenet4d status --json[/bold]")(status)
+    app.command(epilog="Example:  [bold]prenet4d freeze[/bold]")(freeze)
+    app.command(epilog="Example:  [bold]prenet4d unfreeze[/bold]")(unfreeze)
+    app.command(epilog="Example:  [bold]prenet4d recalibrate[/bold]")(recalibrate)
+    calibration = typer.Typer(
+        name="calibration",
+        help="Keep the ellipticity that was found, and use it again: it outlives a scan.",
+        epilog="Example:  [bold]prenet4d calibration save today.json[/bold]",
+        no_args_is_help=True,
+    )
+    calibration.command(epilog="Example:  [bold]prenet4d calibration save today.json[/bold]")(save)
+    calibration.command(epilog="Example:  [bold]prenet4d calibration load today.json[/bold]")(load)
+    app.add_typer(calibration)

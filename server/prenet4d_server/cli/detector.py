@@ -1,0 +1,168 @@
+"""Frames from something that is no detector: a simulated one, or a file."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+
+import typer
+
+from prenet4d_server.cli.arguments import (
+    DataOption,
+    DistortionOption,
+    FrameOption,
+    ScanOption,
+    ServerKeyOption,
+    address,
+)
+
+if TYPE_CHECKING:
+    from prenet4d_server.simulators import FaultName
+
+_ADDRESSES = {
+    "native": "tcp://127.0.0.1:5560",
+    "dectris1": "tcp://127.0.0.1:9999",
+    "dectris2": "tcp://127.0.0.1:31001",
+}
+_REPLAY_BLOCK = 8
+"""Frames in one message of a replay."""
+_REPLAY_BLOCK = 8
+"""Frames in one message of a replay."""
+_RateOption = Annotated[
+    float, typer.Option(min=0, help="Frames per second; 0: as fast as they are taken.")
+]
+
+
+def simulate_detector(
+    kind: Annotated[
+        Literal["dectris2", "dectris1", "native"], typer.Argument(help="Which protocol to speak.")
+    ],
+    at: Annotated[
+        str | None,
+        address("--address", "Where to listen; native: the service to connect to."),
+    ] = None,
+    data: DataOption = None,
+    scan: ScanOption = None,
+    rate: _RateOption = 0.0,
+    frame: FrameOption = None,
+    dose: Annotated[
+        float | None, typer.Option(min=1e-3, help="Draw counts: mean electrons a pattern.")
+    ] = None,
+    ellipticity: DistortionOption = None,
+    drift: Annotated[
+        float | None, typer.Option(min=0, help="Draw center drift of so many pixels over the scan.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
+    compression: Annotated[
+        Literal["bslz4", "lz4", "none"], typer.Option(help="Of DECTRIS frames.")
+    ] = "bslz4",
+    fault: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="drop|duplicate|corrupt|garbage|restart|no_end",
+            help="What goes wrong now and then; may be given several times.",
+        ),
+    ] = None,
+    repeat: Annotated[int, typer.Option(min=0, help="How many scans; 0: until Ctrl-C.")] = 1,
+    cycle: Annotated[
+        int, typer.Option(min=0, help="Encode only so many frames, and send them in turn: faster.")
+    ] = 0,
+    patience: Annotated[
+        float, typer.Option(min=0.1, help="Seconds to wait for a receiver.")
+    ] = 30.0,
+) -> None:
+    """Pretend to be a detector that scans, byte for byte.
+
+    Without --data it shows a simulated sample. With --data it shows the
+    file's frames as they are; with --dose, --ellipticity or --drift it draws
+    a new scan from the file's patterns.
+    """
+    from prenet4d_server import simulators
+    from prenet4d_server.cli.progress import bar
+    from prenet4d_server.feeds import Drawing, open_feed
+    from prenet4d_server.service import stopped_by_signals
+
+    drawing = Drawing(
+        scan_shape=scan,
+        frame_shape=frame,
+        dose=dose,
+        ellipticity=(ellipticity.ratio, ellipticity.theta) if ellipticity else None,
+        drift=drift,
+        seed=seed,
+    )
+    options: dict[str, Any] = {} if kind == "native" else {"compression": compression}
+    simulate: Any = {
+        "native": simulators.simulate_native,
+        "dectris1": simulators.simulate_dectris_v1,
+        "dectris2": simulators.simulate_dectris_v2,
+    }[kind]
+    with stopped_by_signals() as stop, open_feed(data, drawing) as feed, bar("sending") as advance:
+        simulate(
+            feed,
+            at or _ADDRESSES[kind],
+            rate=rate,
+            repeat=repeat,
+            cycle=cycle,
+            faults=cast("tuple[FaultName, ...]", tuple(fault or ())),
+            patience_s=patience,
+            stop=stop,
+            on_progress=lambda sent, total: advance(sent / (total or sent), f"{sent:,} frames"),
+            **options,
+        )
+
+
+def replay(
+    file: Annotated[Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False)],
+    to: Annotated[str, address("--to", "The service's ingest address.")] = "tcp://127.0.0.1:5560",
+    rate: _RateOption = 0.0,
+    scan: ScanOption = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Which array of an HDF5 file or .npz, where it has several.")
+    ] = None,
+    gain: Annotated[float, typer.Option(min=1e-6, help="Counts per electron.")] = 1.0,
+    server_key: ServerKeyOption = None,
+) -> None:
+    """Stream a file to a service that is running."""
+    from prenet4d_client import FrameSender
+
+    from prenet4d_server.cli.progress import bar
+    from prenet4d_server.files import open_scan
+    from prenet4d_server.service import stopped_by_signals
+
+    with (
+        stopped_by_signals() as stop,
+        open_scan(file, dataset=dataset, scan_shape=scan) as source,
+        FrameSender(to, server_key=server_key) as sender,
+        bar(f"sending {file.name}") as advance,
+    ):
+        sender.start(
+            frame_shape=source.frame_shape,
+            dtype=source.dtype,
+            scan_shape=source.scan_shape,
+            expected_frames=source.n_frames,
+            pixel_mask=source.pixel_mask,
+            gain=gain,
+            detector=f"file {file.name}",
+            metadata=source.metadata,
+        )
+        sent, began = 0, time.monotonic()
+        for block in source.blocks(_REPLAY_BLOCK):
+            due = began + sent / rate if rate else 0.0
+            if stop.wait(max(0.0, due - time.monotonic())):
+                sender.end(aborted="stopped by the user")
+                raise typer.Exit(130)
+            sender.send(block)
+            sent += len(block)
+            advance(sent / source.n_frames, f"{sent:,} frames")
+    print(f"{sent:,} frames of {file} were sent to {to}.")
+
+
+def add_to(app: typer.Typer) -> None:
+    """Put this group's commands into the command line."""
+    app.command(
+        epilog="Examples:\n\n[bold]prenet4d simulate-detector dectris2 --scan 64x64 --rate 200"
+        "[/bold]\n\n[bold]prenet4d simulate-detector dectris2 --data patterns.npy --scan 64x64 "
+        "--dose 1000 --ellipticity 1.03,25 --drift 4[/bold]"
+    )(simulate_detector)
+    app.command(epilog="Example:  [bold]prenet4d replay scan.h5 --rate 100[/bold]")(replay)

@@ -1,0 +1,127 @@
+"""Training the networks and measuring what they can do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from prenet4d_engines.evaluate.report import Table
+    from prenet4d_engines.train import Progress
+
+_PARTS = ("denoise", "center", "ellipse", "tracking")
+
+
+def train(
+    task: Annotated[
+        Literal["denoise", "center", "ellipse"], typer.Argument(help="Which network to train.")
+    ],
+    out: Annotated[Path, typer.Option(file_okay=False, help="Checkpoints, log and plot.")] = Path(
+        "runs"
+    ),
+    steps: Annotated[int, typer.Option(min=1, help="Optimisation steps in all.")] = 20_000,
+    minutes: Annotated[
+        float | None, typer.Option(min=0.01, help="Stop after so long, wherever it stands.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=2, help="Patterns a step, even.")] = 64,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of the optimiser.")] = 2,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that simulate patterns.")] = 1,
+    seed: Annotated[int, typer.Option(help="Of the simulated patterns and the weights.")] = 0,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint.")
+    ] = False,
+) -> None:
+    """Train a network on simulated patterns."""
+    from prenet4d_engines.train import train as run
+
+    from prenet4d_server.cli.progress import bar
+
+    with bar(f"training {task}") as advance:
+
+        def tell(progress: Progress) -> None:
+            note = f"loss {progress.loss:.4f}, {progress.samples_per_second:,.0f} patterns/s"
+            advance(progress.step / progress.steps, note)
+
+        weights = run(
+            task,
+            steps=steps,
+            out_dir=out / task,
+            batch_size=batch_size,
+            seed=seed,
+            threads=threads,
+            workers=workers,
+            resume=resume,
+            minutes=minutes,
+            on_progress=tell,
+        )
+    print(f"The weights are in {weights}.")
+
+
+def evaluate(
+    what: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[PART]...", help=f"Of {', '.join(_PARTS)}; all by default."),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer patterns: about a minute.")] = False,
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(exists=True, dir_okay=False, help="Measured patterns to evaluate on too."),
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", dir_okay=False, help="Write all figures there.")
+    ] = None,
+    plots: Annotated[
+        Path | None, typer.Option(file_okay=False, help="Write plots into this folder.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the evaluation patterns.")] = None,
+) -> None:
+    """Compare the networks with classical methods on patterns that training never saw."""
+    from prenet4d_engines.evaluate import evaluate as run
+    from rich.console import Console
+
+    from prenet4d_server.cli.progress import bar
+
+    options: dict[str, Any] = {"seed": seed} if seed is not None else {}
+    with bar("evaluating") as advance:
+        report = run(tuple(what or _PARTS), quick=quick, data=data, on_progress=advance, **options)
+    console = Console()
+    for table in report.tables():
+        console.print(_drawn(table))
+        if table.note:
+            console.print(table.note, style="dim")
+    for check in report.checks:
+        verdict = "[green]met[/green]" if check.passed else "[red]missed[/red]"
+        console.print(f"{verdict}  {check.goal}  ({check.value:.4g}, must be < {check.limit:g})")
+    for missing in report.missing:
+        console.print(f"[yellow]not compared[/yellow]  {missing}")
+    if json_file is not None:
+        json_file.write_text(report.to_json() + "\n", encoding="utf-8")
+    if plots is not None:
+        for path in report.plots(plots):
+            console.print(f"plot: {path}", style="dim")
+    if not report.passed:
+        raise typer.Exit(1)
+
+
+def _drawn(table: Table) -> Any:
+    from rich.table import Table as RichTable
+
+    drawn = RichTable(title=table.title, title_justify="left")
+    drawn.add_column(table.heading)
+    for column in table.columns:
+        drawn.add_column(column, justify="right")
+    for label, values in table.rows:
+        drawn.add_row(label, *("–" if value is None else f"{value:.4g}" for value in values))
+    return drawn
+
+
+def add_to(app: typer.Typer) -> None:
+    """Put this group's commands into the command line."""
+    app.command(epilog="Example:  [bold]prenet4d train center --minutes 40 --out runs[/bold]")(
+        train
+    )
+    app.command(epilog="Example:  [bold]prenet4d evaluate --quick --json figures.json[/bold]")(
+        evaluate
+    )

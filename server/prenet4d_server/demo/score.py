@@ -1,0 +1,128 @@
+"""What the demo found, held against what was true."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Array: TypeAlias = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What was drawn into the scan."""
+
+    scan_shape: tuple[int, int]
+    """``(ny, nx)``."""
+    centers: Array
+    """(n, 2) px, ``[cy, cx]``; without the measured pattern's own center where that is unknown."""
+    groups: Array | None
+    """(n,) int: frames drawn from the same measured pattern, whose own center nobody knows, so that
+    centers compare up to one constant a group; ``None``: the centers are absolute."""
+    ratio: float
+    theta: float
+    """Ellipticity, radians; ``nan`` where it is not known."""
+    dose: float
+    """Mean electrons a pattern."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the service said, as the recorder wrote it."""
+
+    center: Array
+    """(n, 2) px, from each frame alone."""
+    tracked: Array
+    """(n, 2) px, followed over the scan."""
+    received: Array
+    """(n,) bool: positions whose pattern arrived."""
+    dose: float
+    """Mean electrons a pattern."""
+    ratio: float
+    ratio_sigma: float
+    theta: float
+    counters: dict[str, int]
+    """``received``, ``corrected``, ``rejected``, ``shed``, ``in_flight`` of the service."""
+    frames_per_second: float
+    latency_p50_ms: float
+    latency_p99_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Deviation:
+    """Distances from the true center over the scan, in px."""
+
+    mean: float
+    median: float
+
+
+@dataclass(frozen=True)
+class Score:
+    """The demo's result: figures for people, and what a check has to complain about."""
+
+    frames: int
+    truth: Truth
+    found: Found
+    centers: dict[str, Deviation] = field(default_factory=dict)
+    """Method → how far it is from the truth."""
+
+    @property
+    def ratio_error(self) -> float:
+        """Relative error of the axes' ratio."""
+        return self.found.ratio / self.truth.ratio - 1
+
+    @property
+    def theta_error_deg(self) -> float:
+        """Error of the major axis' angle in degrees, in (−90, 90]."""
+        turn = math.degrees(self.found.theta - self.truth.theta)
+        return (turn + 90) % 180 - 90
+
+    def complaints(self) -> list[str]:
+        """What must not be so, one sentence each: frames lost, or values that make no sense."""
+        told: list[str] = []
+        counters, arrived = self.found.counters, int(self.found.received.sum())
+        if counters["received"] != self.frames or counters["corrected"] != self.frames:
+            told.append(f"{self.frames} frames were sent; the service counts {counters}.")
+        if arrived != self.frames:
+            told.append(f"{self.frames} frames were sent; {arrived} were recorded.")
+        tracked = self.centers["tracked"].median
+        if not tracked < 1.0:
+            told.append(f"The tracked center is off by {tracked:.2f} px (median; at most 1).")
+        rival = self.centers["center of mass"].median
+        if not tracked < rival:
+            told.append(f"Center of mass, off by {rival:.2f} px (median), does better.")
+        if math.isfinite(self.truth.ratio) and not abs(self.ratio_error) < 0.02:
+            told.append(f"The ellipticity is off by {100 * self.ratio_error:+.1f} % (at most 2).")
+        dose = self.found.dose / self.truth.dose - 1
+        if not abs(dose) < 0.1:
+            told.append(f"The dose is off by {100 * dose:+.1f} % (at most 10).")
+        return told
+
+
+def center_errors(found: Array, truth: Truth) -> Array:
+    """Distance of each found center from the true one, in px.
+
+    Args:
+        found: (n, 2), ``[cy, cx]``.
+        truth: where ``groups`` says that centers compare up to a constant, the median difference
+            of each group is taken out first.
+
+    Returns:
+        (n,) px.
+    """
+    difference = np.asarray(found, np.float64) - truth.centers
+    if truth.groups is not None:
+        for group in np.unique(truth.groups):
+            member = truth.groups == group
+            difference[member] -= np.median(difference[member], axis=0)
+    return np.asarray(np.hypot(difference[:, 0], difference[:, 1]))
+
+
+def deviation(found: Array, truth: Truth) -> Deviation:
+    """Mean and median of :func:`center_errors`."""
+    errors = center_errors(found, truth)
+    return Deviation(float(errors.mean()), float(np.median(errors)))

@@ -1,0 +1,209 @@
+"""Other processes of prenet4d's own, started, awaited and ended: for the demo and the benchmark."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from prenet4d_server.errors import ServiceError
+
+
+class ChildFailed(ServiceError):
+    """A process that was started did not do its work."""
+
+    code = "child_failed"
+
+
+class Child:
+    """One command of prenet4d as a process of its own; leaving the block ends it.
+
+    Args:
+        name: what to call it when it fails.
+        arguments: of ``python``, usually ``-m prenet4d_server …``.
+        log: where its stderr goes, and its stdout too unless ``show``.
+        show: leave its stdout on ours.
+        python: the interpreter.
+        threads: cap on the threads of its numerical libraries.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *arguments: str,
+        log: Path,
+        show: bool = False,
+        python: Path | str = sys.executable,
+        threads: int | None = None,
+    ) -> None:
+        self.name = name
+        self.log = log
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        if threads is not None:
+            environment["OMP_NUM_THREADS"] = str(threads)
+        with log.open("ab") as sink:
+            self.process = subprocess.Popen(
+                [python, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=None if show else sink,
+                stderr=sink,
+                env=environment,
+                # A Ctrl-C in the terminal is ours to pass on, in the right order.
+                start_new_session=True,
+            )
+
+    @classmethod
+    def command(cls, name: str, *arguments: str, log: Path, show: bool = False) -> Self:
+        """Start ``prenet4d`` with these arguments."""
+        return cls(name, "-m", "prenet4d_server", *arguments, log=log, show=show)
+
+    def check(self) -> None:
+        """Raise where the process has ended with an error.
+
+        Raises:
+            ChildFailed: with the last line that it wrote.
+        """
+        status = self.process.poll()
+        if status not in (None, 0):
+            raise ChildFailed(f"The {self.name} ended with status {status}: {self.last_words()}")
+
+    def last_words(self) -> str:
+        """The last line of its log."""
+        lines = self.log.read_text(errors="replace").split("\n") if self.log.exists() else []
+        return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+
+    def wait(self, timeout: float) -> None:
+        """Wait for its end.
+
+        Raises:
+            ChildFailed: it takes longer, or ended with an error.
+        """
+        try:
+            self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise ChildFailed(
+                f"The {self.name} did not end within {timeout:g} s: {self.last_words()}"
+            ) from None
+        self.check()
+
+    def stop(self, timeout: float = 20.0) -> None:
+        """Ask it to end as Ctrl-C does, and insist where it does not."""
+        if self.process.poll() is not None:
+            return
+        self.process.send_signal(signal.SIGINT)
+        try:
+            self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop(timeout=20.0 if error is None else 5.0)
+
+
+def free_addresses(count: int) -> list[str]:
+    """TCP addresses on this machine that nobody uses at the moment."""
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return [f"tcp://127.0.0.1:{port}" for port in ports]
+
+
+class RunningService(Child):
+    """A service of our own, on free ports, ready when the constructor returns.
+
+    Args:
+        folder: takes its configuration and its log.
+        sections: settings beside the addresses: section → field → value.
+
+    Raises:
+        ChildFailed: it ended, or took too long.
+    """
+
+    def __init__(self, folder: Path, **sections: dict[str, Any]) -> None:
+        self.detector, self.stream, self.lossless, self.control, self.http = free_addresses(5)
+        listening = {
+            name: {"address": getattr(self, name)}
+            for name in ("stream", "lossless", "control", "http")
+        }
+        source = {"address": self.detector, **sections.pop("source", {})}
+        config = folder / "service.toml"
+        config.write_text(_toml({"source": source, **listening, **sections}), encoding="utf-8")
+        arguments = ("-m", "prenet4d_server", "serve", "--config", str(config))
+        super().__init__("service", *arguments, log=folder / "service.log")
+        try:
+            self._wait_until_ready()
+        except BaseException:
+            self.stop(timeout=5.0)
+            raise
+
+    def status(self) -> dict[str, Any]:
+        """What it says about itself."""
+        from prenet4d_client import ControlClient
+
+        with ControlClient(self.control) as client:
+            return client.status()
+
+    def wait_for_receivers(self, count: int, timeout: float = 30.0) -> None:
+        """Wait until so many lossless receivers have registered.
+
+        Raises:
+            ChildFailed: they have not, in that time.
+        """
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            self.check()
+            if len(self.status()["receivers"]) >= count:
+                return
+            time.sleep(0.1)
+        raise ChildFailed(f"The service saw no {count} receivers within {timeout:g} s.")
+
+    def resident_bytes(self) -> dict[str, int]:
+        """Resident memory of the main process and of the one that talks to the detector."""
+        import psutil
+
+        main = psutil.Process(self.process.pid)
+        ingest = max(main.children(), key=lambda child: child.memory_info().rss, default=None)
+        sizes = {"service": main.memory_info().rss}
+        return sizes if ingest is None else {**sizes, "ingest": ingest.memory_info().rss}
+
+    def _wait_until_ready(self, timeout: float = 90.0) -> None:
+        from prenet4d_client import ControlClient
+        from prenet4d_client.errors import NoAnswer
+
+        deadline = time.monotonic() + timeout
+        with ControlClient(self.control, timeout=0.5) as client:
+            while time.monotonic() < deadline:
+                self.check()
+                try:
+                    client.status()
+                except NoAnswer:
+                    continue
+                return
+        raise ChildFailed(f"The service was not ready within {timeout:g} s: {self.last_words()}")
+
+
+def _toml(sections: dict[str, dict[str, Any]]) -> str:
+    # JSON's booleans, numbers, strings and flat lists are TOML's too.
+    return "\n".join(
+        f"[{name}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in fields.items())
+        for name, fields in sections.items()
+    )
