@@ -13,6 +13,7 @@ from importlib.metadata import version
 from typing import Any, Self
 
 import zmq
+from prenet4d_engines.calibration import Calibration
 from prenet4d_engines.errors import EngineError
 
 from prenet4d_server import logs
@@ -92,6 +93,12 @@ class Service:
             if self._work.done():
                 self._work.result()
                 raise ServiceError("The pipeline has ended.")
+
+    def load_calibration(self, calibration: Calibration) -> None:
+        """Use a calibration made earlier, now and for the acquisitions to come."""
+        document = calibration.model_dump()
+        pipeline = self._pipeline
+        pipeline.call(lambda: pipeline.load_calibration(document), COMMAND_TIMEOUT_S)
 
     def status(self) -> Status:
         """What the service is doing now."""
@@ -255,8 +262,12 @@ def stopped_by_signals() -> Iterator[threading.Event]:
             signal.signal(restored, handler)
 
 
-def serve(settings: Settings) -> int:
+def serve(settings: Settings, calibration: Calibration | None = None) -> int:
     """Run the service until Ctrl-C or SIGTERM, in the main thread.
+
+    Args:
+        settings: what :func:`~prenet4d_server.config.load_settings` returns.
+        calibration: start from it.
 
     Returns:
         The process's exit status: 0 after a stop that was asked for.
@@ -267,6 +278,8 @@ def serve(settings: Settings) -> int:
     """
     logs.configure(settings.log)
     with stopped_by_signals() as stop, Service(settings) as service:
+        if calibration is not None:
+            service.load_calibration(calibration)
         service.run(stop)
         log.info("Stopping: what has been received is finished first.")
     return 0
