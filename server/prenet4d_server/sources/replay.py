@@ -35,9 +35,19 @@ class FileBlock:
         """Read the frames ``start … start + len(out)`` of this block; see ``FrameBlock``."""
         try:
             self.scan.read_into(int(self.indices[start]), out)
-        except FileError as error:
-            return [(start + i, CorruptFrame(str(error))) for i in range(len(out))]
+        except FileError:
+            return self._read_one_by_one(start, out)
         return ()
+
+    def _read_one_by_one(self, start: int, out: Pixels) -> Sequence[tuple[int, FrameError]]:
+        """Save what can be saved: one damaged frame must not cost its neighbors."""
+        faults: list[tuple[int, FrameError]] = []
+        for i in range(len(out)):
+            try:
+                self.scan.read_into(int(self.indices[start + i]), out[i : i + 1])
+            except FileError as error:
+                faults.append((start + i, CorruptFrame(str(error))))
+        return faults
 
 
 class ReplaySource:
