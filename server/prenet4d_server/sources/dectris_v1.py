@@ -171,12 +171,14 @@ def _read_frame(fields: Mapping[str, Any], blob: Buffer) -> EncodedFrame:
     Raises:
         CorruptFrame: the header's shape, type or encoding is none that Stream V1 has.
     """
-    match fields:
-        case {"shape": [int(width), int(height)], "type": str(kind), "encoding": str(encoding)}:
-            codec, element, dtype = _read_encoding(encoding, kind)
-            return EncodedFrame(blob, codec, element, (height, width), dtype)
-        case _:
-            raise CorruptFrame("An image's header lacks its shape, its type or its encoding.")
+    try:
+        width, height = fields["shape"]
+        codec, element_size, dtype = _read_encoding(fields["encoding"], fields["type"])
+    except (KeyError, TypeError, ValueError):
+        width = height = None
+    if type(height) is not int or type(width) is not int:
+        raise CorruptFrame("An image's header lacks its shape, its type or its encoding.")
+    return EncodedFrame(blob, codec, element_size, (height, width), dtype)
 
 
 @lru_cache(maxsize=64)

@@ -44,6 +44,7 @@ TYPED_ARRAYS: dict[int, np.dtype[Any]] = {
     85: np.dtype("<f4"),
 }
 
+_COLUMN_MAJOR = {ROW_MAJOR: False, COLUMN_MAJOR: True}
 _CODECS: dict[str, Codec] = {"bslz4": "bslz4", "lz4": "lz4-h5"}
 _IMAGE = b"dtypeeimage"
 """``"type": "image"`` in CBOR, which begins an image message."""
@@ -166,24 +167,25 @@ def _read_array(value: Any) -> EncodedFrame:
     Raises:
         CorruptFrame: it is no two-dimensional typed array.
     """
-    match value:
-        case CBORTag(
-            tag=(40 | 1040) as order,
-            value=[[int(height), int(width)], CBORTag(tag=kind, value=content)],
-        ) if kind in TYPED_ARRAYS:
-            shape, dtype, column_major = (height, width), TYPED_ARRAYS[kind], order == COLUMN_MAJOR
-        case _:
-            raise CorruptFrame("The data are no two-dimensional array of a supported type.")
-    match content:
-        case bytes(data):
-            return EncodedFrame(data, "none", 1, shape, dtype, column_major)
-        case CBORTag(tag=56500, value=[str(algorithm), int(element), bytes(data)]):
-            codec = _CODECS.get(algorithm)
-            if codec is not None:
-                return EncodedFrame(data, codec, element, shape, dtype, column_major)
-            raise CorruptFrame(f"The compression {algorithm!r:.40} is not supported.")
-        case _:
-            raise CorruptFrame("The data are neither bytes nor compressed bytes.")
+    try:
+        column_major = _COLUMN_MAJOR[value.tag]
+        (height, width), typed = value.value
+        dtype, content = TYPED_ARRAYS[typed.tag], typed.value
+    except (AttributeError, KeyError, TypeError, ValueError):
+        height = width = dtype = None
+    if type(height) is not int or type(width) is not int or dtype is None:
+        raise CorruptFrame("The data are no two-dimensional array of a supported type.")
+    codec: Codec = "none"
+    element_size = 1
+    if isinstance(content, CBORTag) and content.tag == COMPRESSION:
+        try:
+            algorithm, element_size, content = content.value
+            codec = _CODECS[algorithm]
+        except (KeyError, TypeError, ValueError):
+            raise CorruptFrame("The data are compressed in a way that is not supported.") from None
+    if not isinstance(content, bytes) or not isinstance(element_size, int):
+        raise CorruptFrame("The data are neither bytes nor compressed bytes.")
+    return EncodedFrame(content, codec, element_size, (height, width), dtype, column_major)
 
 
 def _read_mask(value: Any) -> EncodedFrame:
