@@ -67,13 +67,14 @@ class _Walk:
         self._walks = [sigma * sigma for sigma in config.walk_sigmas]
         self._memory = config.memory
         self._scores = [0.0] * len(self._walks)
+        self.walk = sum(self._walks) / len(self._walks)
         self.restart(level, variance)
 
     def restart(self, level: float, variance: float) -> None:
         """Forget where the center was, but not how fast it walks."""
         self.levels = [level] * len(self._walks)
         self._variances = [variance] * len(self._walks)
-        self.mean, self.variance, self.walk = level, variance, self._walks[0]
+        self.mean, self.variance = level, variance
 
     def predict(self, step: float, frames: int, jump: float) -> None:
         """Move on by ``frames`` frames; ``jump`` is the variance of a jump on the way."""
@@ -376,7 +377,7 @@ class CenterTracker:
         if self._nx and self._first_line is None:
             column = index % self._nx
             sy, sx = self._steps[column]
-            g = self._config.learning
+            g = max(self._config.learning, 1 / (2 + self._fly_backs))
             self._steps[column] = (sy + g * (dy - sy), sx + g * (dx - sx))
 
     def _learn_fly_back(self, dy: float, dx: float, ry: float, rx: float) -> None:

@@ -1,0 +1,221 @@
+"""The center track over simulated measurements of known drift."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prenet4d_engines.tracking import CenterTracker
+
+SCAN = (24, 40)
+NOISES = (0.03, 0.1, 0.3, 1.0)
+
+
+def drift(kind: str, seed: int) -> np.ndarray:
+    """True centers (n, 2) over SCAN, in pixels."""
+    random = np.random.default_rng(seed)
+    ny, nx = SCAN
+    n = ny * nx
+    row, column = np.divmod(np.arange(n), nx)
+    center = np.full((n, 2), 127.5)
+    if "plane" in kind:
+        center += np.stack([0.03 * column + 0.02 * row, -0.05 * column + 0.04 * row], axis=1)
+    if "walk" in kind:
+        center += np.cumsum(random.normal(0, 0.01, (n, 2)), axis=0)
+    if "fly-back" in kind:
+        center += random.normal(0, 0.4, (ny, 2))[row]
+    if "transient" in kind:
+        center += np.exp(-column / 4)[:, None] * [1.0, -0.7]
+    if "jumps" in kind:
+        jumps = random.random(n) < 0.02
+        center += np.cumsum(jumps[:, None] * random.normal(0, 1, (n, 2)), axis=0)
+    return center
+
+
+def track(truth, noise, seed=0, *, scan=SCAN, claimed=None):
+    """Track noisy measurements; return tracked, sigma, outlier and the measurements."""
+    random = np.random.default_rng(1000 + seed)
+    measured = truth + random.normal(0, noise, truth.shape)
+    sigmas = np.full_like(truth, claimed or noise)
+    found = CenterTracker(scan).update(np.arange(len(truth)), measured, sigmas)
+    return *found, measured
+
+
+def rms(error: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(error**2)))
+
+
+@pytest.mark.parametrize("noise", NOISES)
+@pytest.mark.parametrize("kind", ["static", "plane", "plane walk fly-back", "plane transient"])
+def test_tracked_is_better_than_single_frame(kind: str, noise: float):
+    for seed in range(2):
+        truth = drift(kind, seed)
+        tracked, _, _, measured = track(truth, noise, seed)
+        assert rms(tracked - truth) < 0.9 * rms(measured - truth)
+
+
+@pytest.mark.parametrize("noise", NOISES)
+@pytest.mark.parametrize("kind", ["plane", "plane walk fly-back"])
+def test_without_a_scan_shape_it_is_still_no_worse(kind: str, noise: float):
+    truth = drift(kind, 0)
+    tracked, _, _, measured = track(truth, noise, scan=None)
+    assert rms(tracked - truth) < 1.05 * rms(measured - truth)
+
+
+@pytest.mark.parametrize("noise", NOISES)
+def test_pure_jumps_cost_only_their_discovery(noise: float):
+    """Where the center stands still but for jumps in mid-line, most frames are as good or better."""
+    truth = drift("jumps", 0)
+    tracked, _, _, measured = track(truth, noise)
+    error, single = np.abs(tracked - truth), np.abs(measured - truth)
+    assert np.quantile(error, 0.9) < 1.1 * np.quantile(single, 0.9)
+    assert np.median(error) < np.median(single)
+
+
+@pytest.mark.parametrize("size", [0.5, 2.0, 20.0])
+def test_a_jump_is_followed_within_a_few_frames(size: float):
+    truth = drift("static", 0)
+    truth[500:] += size
+    tracked, _, outlier, _ = track(truth, 0.05)
+    assert np.abs(tracked[504:540] - truth[504:540]).max() < 0.2
+    assert outlier[500:504].sum() <= 2
+
+
+def test_wrong_centers_are_flagged_and_do_not_pull():
+    truth = drift("plane walk fly-back", 3)
+    random = np.random.default_rng(5)
+    measured = truth + random.normal(0, 0.1, truth.shape)
+    wrong = random.choice(np.arange(60, len(truth)), 20, replace=False)
+    measured[wrong] += random.choice([-1, 1], (20, 2)) * random.uniform(4, 12, (20, 2))
+    indices = np.arange(len(truth))
+    tracked, _, outlier = CenterTracker(SCAN).update(
+        indices, measured, np.full_like(measured, 0.1)
+    )
+    assert outlier[wrong].mean() > 0.9
+    assert np.delete(outlier, wrong).mean() < 0.01
+    assert rms(tracked - truth) < 0.15
+
+
+def test_sigmas_are_honest():
+    truth = np.concatenate([drift("plane walk fly-back", seed) for seed in range(1)])
+    tracked, sigma, _, _ = track(truth, 0.2)
+    assert 0.6 < rms((tracked - truth) / sigma) < 1.4
+
+
+def test_sigmas_that_claim_too_little_are_found_out():
+    truth = drift("plane", 0)
+    tracked, _, outlier, measured = track(truth, 0.3, claimed=0.12)
+    assert rms((tracked - truth)[200:]) < 0.7 * rms((measured - truth)[200:])
+    assert outlier[200:].mean() < 0.02
+
+
+@settings(max_examples=20)
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=40), st.integers(0, 3))
+def test_batching_changes_nothing(sizes: list[int], seed: int):
+    truth = drift("plane walk fly-back", seed)[:400]
+    measured = truth + np.random.default_rng(seed).normal(0, 0.2, truth.shape)
+    sigmas = np.full_like(measured, 0.2)
+    indices = np.arange(400)
+    whole = CenterTracker(SCAN).update(indices, measured, sigmas)
+    tracker, start, parts = CenterTracker(SCAN), 0, []
+    for size in [*sizes, 400]:
+        part = slice(start, start + size)
+        parts.append(tracker.update(indices[part], measured[part], sigmas[part]))
+        start += size
+    for k in range(3):
+        np.testing.assert_array_equal(np.concatenate([p[k] for p in parts]), whole[k])
+
+
+def test_order_within_a_batch_does_not_matter():
+    truth = drift("plane", 0)[:200]
+    measured = truth + np.random.default_rng(0).normal(0, 0.2, truth.shape)
+    sigmas = np.full_like(measured, 0.2)
+    order = np.random.default_rng(1).permutation(200)
+    straight = CenterTracker(SCAN).update(np.arange(200), measured, sigmas)[0]
+    shuffled = CenterTracker(SCAN).update(order, measured[order], sigmas[order])[0]
+    np.testing.assert_array_equal(shuffled, straight[order])
+
+
+def test_missing_frames_are_bridged():
+    truth = drift("plane", 0)
+    measured = truth + np.random.default_rng(0).normal(0, 0.2, truth.shape)
+    keep = np.random.default_rng(1).random(len(truth)) < 0.7
+    keep[300:390] = False  # more than two lines
+    indices = np.flatnonzero(keep)
+    tracked, _, _ = CenterTracker(SCAN).update(indices, measured[keep], np.full((keep.sum(), 2), 0.2))
+    assert rms(tracked - truth[keep]) < 0.9 * rms(measured[keep] - truth[keep])
+
+
+def test_late_frames_are_answered_and_change_nothing():
+    truth = drift("plane", 0)
+    measured = truth + np.random.default_rng(0).normal(0, 0.2, truth.shape)
+    sigmas = np.full_like(measured, 0.2)
+    indices = np.arange(len(truth))
+    one, two = CenterTracker(SCAN), CenterTracker(SCAN)
+    one.update(indices[:600], measured[:600], sigmas[:600])
+    two.update(indices[:600], measured[:600], sigmas[:600])
+    late, sigma, _ = two.update(indices[595:600], measured[595:600], sigmas[595:600])
+    assert np.abs(late - truth[595:600]).max() < 0.5
+    assert (sigma < 0.2).all()
+    after = [t.update(indices[600:700], measured[600:700], sigmas[600:700])[0] for t in (one, two)]
+    np.testing.assert_array_equal(*after)
+
+
+def test_a_scan_that_starts_over_is_followed():
+    truth = drift("plane", 0)
+    tracker = CenterTracker(SCAN)
+    sigmas = np.full_like(truth, 0.05)
+    tracker.update(np.arange(len(truth)), truth, sigmas)
+    tracked, _, _ = tracker.update(np.arange(40), truth[:40] + 5, sigmas[:40])
+    assert np.abs(tracked[5:] - truth[5:40] - 5).max() < 0.1
+
+
+def test_unusable_frames_are_predicted():
+    truth = drift("plane", 0)
+    usable = np.ones(len(truth), dtype=bool)
+    usable[500:510] = False
+    measured = truth + np.random.default_rng(0).normal(0, 0.05, truth.shape)
+    measured[500:510] = np.nan
+    tracked, sigma, outlier = CenterTracker(SCAN).update(
+        np.arange(len(truth)), measured, np.full_like(truth, 0.05), usable
+    )
+    assert np.abs(tracked[500:510] - truth[500:510]).max() < 0.15
+    assert (sigma[509] > sigma[499]).all()
+    assert not outlier[500:510].any()
+
+
+def test_nothing_is_claimed_before_the_first_beam():
+    tracker = CenterTracker(SCAN)
+    tracked, sigma, outlier = tracker.update(
+        np.arange(3), np.full((3, 2), np.nan), np.full((3, 2), np.inf), np.zeros(3, dtype=bool)
+    )
+    assert np.isnan(tracked).all()
+    assert np.isinf(sigma).all()
+    assert not outlier.any()
+    first, _, _ = tracker.update(np.array([3]), np.array([[10.0, 11.0]]), np.array([[0.1, 0.1]]))
+    np.testing.assert_allclose(first, [[10, 11]])
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 5000),
+            st.floats(allow_nan=True, allow_infinity=True, width=32),
+            st.floats(min_value=0, width=32) | st.just(math.nan),
+            st.booleans(),
+        ),
+        max_size=40,
+    )
+)
+def test_wild_input_never_breaks_it(rows: list[tuple[int, float, float, bool]]):
+    tracker = CenterTracker((50, 100))
+    indices = np.array([row[0] for row in rows], dtype=np.int64)
+    centers = np.array([[row[1], -row[1]] for row in rows]).reshape(-1, 2)
+    sigmas = np.array([[row[2]] * 2 for row in rows]).reshape(-1, 2)
+    usable = np.array([row[3] for row in rows], dtype=bool)
+    tracked, sigma, outlier = tracker.update(indices, centers, sigmas, usable)
+    assert tracked.shape == sigma.shape == (len(rows), 2)
+    assert (np.isfinite(tracked) | np.isinf(sigma)).all()
+    assert not outlier[~usable].any()
