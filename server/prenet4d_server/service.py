@@ -63,7 +63,7 @@ class Service:
         self._meters = Meters()
         self._inlet: Inlet
         self._publisher: Publisher
-        self._control: Control
+        self._control: Control | None = None
         self._pipeline: Pipeline
         self._work: Future[None]
         self._engine = ""
@@ -104,7 +104,8 @@ class Service:
         """What the service is doing now."""
         view, inlet = self._pipeline.view, self._inlet
         started, counters = view.started, self._pipeline.counters()
-        healthy = self._publisher.alive and self._control.alive and not self._work.done()
+        answering = self._control is None or self._control.alive
+        healthy = self._publisher.alive and answering and not self._work.done()
         return Status(
             version=version("prenet4d"),
             publisher=self._publisher.id,
@@ -167,6 +168,13 @@ class Service:
             settings, self._inlet, self._publisher, make_corrector, self._meters
         )
         self._inlet.open()
+        # Whoever asks gets an answer from the moment the control socket is bound until all is
+        # drained: it opens when there is something to tell, and closes after the pipeline.
+        undo.callback(self._close_control)
+        worker = ThreadPoolExecutor(1, "pipeline")
+        undo.callback(worker.shutdown)
+        self._work = worker.submit(self._pipeline.run)
+        undo.callback(self._stop_pipeline)
         self._control = Control(
             settings.control.address,
             self._commands(),
@@ -174,12 +182,7 @@ class Service:
             context=context,
             keys=keys,
         )
-        undo.callback(self._control.close)
         # The page shows the pipeline's state, so it opens last and closes before it.
-        worker = ThreadPoolExecutor(1, "pipeline")
-        undo.callback(worker.shutdown)
-        self._work = worker.submit(self._pipeline.run)
-        undo.callback(self._stop_pipeline)
         http = HttpServer(settings.http.address, self.status)
         undo.callback(http.close)
         self.endpoints = {
@@ -192,6 +195,10 @@ class Service:
 
     def _on_remark(self, remark: Remark) -> None:
         self._pipeline.on_remark(remark)
+
+    def _close_control(self) -> None:
+        if self._control is not None:
+            self._control.close()
 
     def _stop_pipeline(self) -> None:
         self._publisher.hasten(self.settings.drain_s)
