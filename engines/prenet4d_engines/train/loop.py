@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 
 from prenet4d_engines.errors import TrainingError
 from prenet4d_engines.models import CenterNet, Denoiser, EllipseNet
+from prenet4d_engines.simulate.materials import TRAINING
 from prenet4d_engines.train.losses import LOSSES
 from prenet4d_engines.train.samples import BATCHES, VALIDATION_SEED, Sample, Samples, Task
 
@@ -37,7 +38,7 @@ _WARM_UP_STEPS: Final = 200
 _EMA_DECAY: Final = 0.998
 _VALIDATION_BATCHES: Final = 6
 _LOG_EVERY: Final = 20
-_CHECKPOINT_EVERY: Final = 250
+_CHECKPOINT_EVERY: Final = 240
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ def train(
         last = step >= steps
         if step % _LOG_EVERY == 0 or last:
             figures: dict[str, float] = {}
-            if step % _CHECKPOINT_EVERY < _LOG_EVERY or last:
+            if step % _CHECKPOINT_EVERY == 0 or last:
                 figures = validate(task, average, validation, device)
                 _save(checkpoint, task, network, average, optimiser, step, seconds)
             speed = (step - first) / (time.monotonic() - first_time)
@@ -185,8 +186,7 @@ def _step(
     device: torch.device,
 ) -> float:
     network.train()
-    with torch.autocast(device.type, torch.bfloat16, enabled=False):
-        loss, _ = LOSSES[task](_HalfPrecision(network, device), _to(sample, device))
+    loss, _ = LOSSES[task](_HalfPrecision(network, device), _to(sample, device))
     optimiser.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -225,7 +225,8 @@ def _follow(average: nn.Module, network: nn.Module, step: int) -> None:
 
 def _validation_set(task: Task, batch_size: int) -> list[Sample]:
     rng = np.random.default_rng(VALIDATION_SEED)
-    return [BATCHES[task](rng, batch_size) for _ in range(_VALIDATION_BATCHES)]
+    materials = tuple(TRAINING.values())
+    return [BATCHES[task](rng, batch_size, materials) for _ in range(_VALIDATION_BATCHES)]
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
@@ -17,10 +17,9 @@ from prenet4d_engines.simulate.detector import (
     draw_dose,
     expose,
 )
-from prenet4d_engines.simulate.materials import TRAINING
+from prenet4d_engines.simulate.materials import TRAINING, Material
 from prenet4d_engines.simulate.pattern import (
     EDGE,
-    KINDS,
     Kind,
     Pattern,
     draw_ellipticity,
@@ -50,7 +49,13 @@ class _Seen:
     center: tuple[float, float]
 
 
-def denoise_batch(rng: np.random.Generator, batch_size: int) -> Sample:
+def _one_of(rng: np.random.Generator, materials: Sequence[Material]) -> Material:
+    return materials[int(rng.integers(len(materials)))]
+
+
+def denoise_batch(
+    rng: np.random.Generator, batch_size: int, materials: Sequence[Material]
+) -> Sample:
     """Frames, rates and masks (n, 128, 128): windows of frames of 128 to 384 pixels.
 
     The network is local; a window of a larger frame trains it for that frame at a fraction of
@@ -60,7 +65,7 @@ def denoise_batch(rng: np.random.Generator, batch_size: int) -> Sample:
     patterns: list[Pattern] = []
     for _ in range(batch_size // _EXPOSURES):
         virtual = int(rng.choice([128, 192, 256, 256, 384]))
-        pattern = draw_pattern(rng, (virtual, virtual))
+        pattern = draw_pattern(rng, (virtual, virtual), material=_one_of(rng, materials))
         # windows crowd around the beam, where the structure is
         middle = np.asarray(pattern.center) + rng.normal(0, 0.3 * virtual, 2)
         corner = np.clip(np.round(middle) - side // 2, 0, virtual - side)
@@ -75,10 +80,15 @@ def denoise_batch(rng: np.random.Generator, batch_size: int) -> Sample:
     }
 
 
-def center_batch(rng: np.random.Generator, batch_size: int) -> Sample:
+def center_batch(
+    rng: np.random.Generator, batch_size: int, materials: Sequence[Material]
+) -> Sample:
     """Frames and masks (n, h, w), center (n, 2) in px, usable (n,) 0 or 1."""
     shape = _CENTER_SHAPES[rng.integers(len(_CENTER_SHAPES))]
-    patterns = [draw_pattern(rng, shape) for _ in range(batch_size // _EXPOSURES)]
+    patterns = [
+        draw_pattern(rng, shape, material=_one_of(rng, materials))
+        for _ in range(batch_size // _EXPOSURES)
+    ]
     seen = _expose_all(rng, patterns, shape)
     usable = [float(p.has_beam) for p in patterns for _ in range(_EXPOSURES)]
     return {
@@ -137,11 +147,14 @@ _MEAN_KINDS: Final[dict[Kind, float]] = {
 
 
 def draw_mean(
-    rng: np.random.Generator, shape: tuple[int, int], ellipticity: tuple[float, float]
+    rng: np.random.Generator,
+    shape: tuple[int, int],
+    ellipticity: tuple[float, float],
+    materials: Sequence[Material],
 ) -> list[Pattern]:
     """Draw the grains that one mean pattern is made of, each with its residual center error."""
     kind = list(_MEAN_KINDS)[rng.choice(len(_MEAN_KINDS), p=list(_MEAN_KINDS.values()))]
-    material = list(TRAINING.values())[rng.integers(len(TRAINING))]
+    material = _one_of(rng, materials)
     optics = draw_optics(rng, kind, material, shape)
     jitter = rng.uniform(0, 0.5)
     offset = rng.normal(0, 0.15, 2)
@@ -164,7 +177,9 @@ def draw_mean(
     return patterns
 
 
-def ellipse_batch(rng: np.random.Generator, batch_size: int) -> Sample:
+def ellipse_batch(
+    rng: np.random.Generator, batch_size: int, materials: Sequence[Material]
+) -> Sample:
     """Mean patterns and validity (n, h, w) and the distortion's vector (n, 2)."""
     side = int(rng.choice([128, 128, 128, 192, 256]))
     shape = (side, side)
@@ -174,7 +189,9 @@ def ellipse_batch(rng: np.random.Generator, batch_size: int) -> Sample:
         # half broad, half what is left after a first correction
         largest = 1.13 if rng.random() < 0.5 else 1.02
         ratio, theta = draw_ellipticity(rng, largest)
-        expected = render(draw_mean(rng, shape, (ratio, theta)), shape).mean(0, keepdim=True)
+        expected = render(draw_mean(rng, shape, (ratio, theta), materials), shape).mean(
+            0, keepdim=True
+        )
         for _ in range(_EXPOSURES):
             camera: Detector = replace(draw_detector(rng, shape), saturation=float("inf"))
             dose = draw_dose(rng) * float(np.exp(rng.uniform(np.log(32), np.log(1024))))
@@ -194,7 +211,7 @@ def ellipse_batch(rng: np.random.Generator, batch_size: int) -> Sample:
     }
 
 
-BATCHES: Final[dict[Task, Callable[[np.random.Generator, int], Sample]]] = {
+BATCHES: Final[dict[Task, Callable[[np.random.Generator, int, Sequence[Material]], Sample]]] = {
     "denoise": denoise_batch,
     "center": center_batch,
     "ellipse": ellipse_batch,
@@ -213,8 +230,6 @@ class Samples(IterableDataset[Sample]):
         info = get_worker_info()
         worker = info.id if info else 0
         rng = np.random.default_rng([self.seed, self.start, worker])
+        materials = tuple(TRAINING.values())
         while True:
-            yield BATCHES[self.task](rng, self.batch_size)
-
-
-__all__ = ["BATCHES", "KINDS", "VALIDATION_SEED", "Sample", "Samples", "Task"]
+            yield BATCHES[self.task](rng, self.batch_size, materials)

@@ -1,0 +1,243 @@
+"""From a finished training to shipped weights: calibrate the sigmas, measure, write the card.
+
+Sigmas are calibrated with fresh samples of the *training* materials (seeds that neither training
+nor validation used); the card's figures come from materials that training never saw.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from prenet4d_engines.models import CenterNet, EllipseNet, center, denoiser, ellipse
+from prenet4d_engines.simulate import (
+    HELD_OUT,
+    TRAINING,
+    Material,
+    Pattern,
+    draw_ellipticity,
+    draw_pattern,
+    expose,
+    ideal_detector,
+    render,
+)
+from prenet4d_engines.train.loop import NETWORKS
+from prenet4d_engines.train.samples import BATCHES, VALIDATION_SEED, Task, draw_mean
+from prenet4d_engines.weights import FOLDER
+
+_CALIBRATION_SEED: Final = VALIDATION_SEED + 1
+_FIGURES_SEED: Final = 10_000_001
+_ONE_SIGMA: Final = math.erf(math.sqrt(0.5))
+_ONE_SIGMA_RADIUS: Final = math.sqrt(-2 * math.log(1 - _ONE_SIGMA))
+"""68.3 % of a two-dimensional normal distribution lies within this many sigma."""
+DOSES: Final = (1e2, 1e3, 1e4, 1e5)
+
+
+def ship(
+    task: Task,
+    weights: Path,
+    *,
+    training: dict[str, Any],
+    limits: Sequence[str],
+    folder: Path = FOLDER,
+    samples: int = 512,
+) -> dict[str, Any]:
+    """Calibrate trained weights, measure them, and put them into the package with their card.
+
+    Args:
+        task: Which network.
+        weights: The safetensors that `train` returned.
+        training: What the card shall say of how they came about: data, schedule, seed, machine,
+            duration, command.
+        limits: What they cannot do, one sentence each.
+        folder: Where to put both files.
+        samples: Samples per figure.
+
+    Returns:
+        The card.
+    """
+    network = NETWORKS[task]()
+    network.load_state_dict(load_file(weights))
+    network.eval()
+    if task != "denoise":
+        calibrate(task, network, samples=4 * samples)
+    path = folder / f"{task}.safetensors"
+    save_file({k: v.contiguous() for k, v in network.state_dict().items()}, path)
+    path.chmod(0o644)
+    card = {
+        "name": task,
+        "network": type(network).__name__,
+        "config": asdict(network.config),  # type: ignore[call-overload]
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "training": {**training, "materials": list(TRAINING)},
+        "held_out_materials": list(HELD_OUT),
+        "figures": figures(task, network, samples),
+        "limits": list(limits),
+    }
+    (folder / f"{task}.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    return card
+
+
+@torch.no_grad()
+def calibrate(task: Task, network: nn.Module, *, samples: int) -> float:
+    """Scale a network's sigmas so that 68.3 % of errors lie within one; return the factor.
+
+    The factor is folded into the last layer's bias: nothing downstream has to know of it.
+    """
+    rng = np.random.default_rng(_CALIBRATION_SEED)
+    scaled = []
+    for _ in range(max(1, samples // 32)):
+        sample = BATCHES[task](rng, 32, tuple(TRAINING.values()))
+        if isinstance(network, CenterNet):
+            x, grid = center.prepare(sample["frame"], sample["mask"])
+            found = center.decode(network(x), grid)
+            shown = sample["usable"] > 0.5
+            error = (found.center - sample["center"]).abs() / found.sigma
+            scaled.append(error[shown].flatten())
+        else:
+            votes = network(ellipse.prepare(sample["mean"], sample["valid"]))
+            answer = ellipse.decode(votes)
+            scaled.append((answer.vector - sample["vector"]).norm(dim=1) / answer.sigma)
+    factor = float(torch.cat(scaled).quantile(_ONE_SIGMA))
+    if isinstance(network, CenterNet):
+        bias = network.head[-1].bias
+        assert isinstance(bias, Tensor)
+        bias[center.LOG_SIGMA_Y : center.LOG_SIGMA_X + 1] += math.log(factor)
+    elif isinstance(network, EllipseNet):
+        factor /= _ONE_SIGMA_RADIUS
+        assert network.head.bias is not None
+        network.head.bias[2:] -= 2 * math.log(factor)
+    return factor
+
+
+def figures(
+    task: Task, network: nn.Module, samples: int, doses: Sequence[float] = DOSES
+) -> dict[str, Any]:
+    """Measure a network on held-out materials and an ideal counting detector, dose by dose."""
+    materials = tuple(HELD_OUT.values())
+    with torch.no_grad():
+        if task == "denoise":
+            return _denoise_figures(network, materials, samples, doses)
+        if task == "center":
+            return _center_figures(network, materials, samples, doses)
+        return _ellipse_figures(network, materials, samples, doses)
+
+
+def _frames(
+    rng: np.random.Generator,
+    materials: Sequence[Material],
+    shape: tuple[int, int],
+    dose: float,
+    n: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Frames, rates and centers of patterns that show a beam."""
+    patterns: list[Pattern] = []
+    while len(patterns) < n:
+        material = materials[int(rng.integers(len(materials)))]
+        pattern = draw_pattern(rng, shape, material=material)
+        if pattern.has_beam:
+            patterns.append(pattern)
+    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    frames, rates = expose(render(patterns, shape), dose, ideal_detector(shape), generator)
+    return frames, rates, torch.tensor([p.center for p in patterns])
+
+
+def _denoise_figures(
+    network: nn.Module, materials: Sequence[Material], samples: int, doses: Sequence[float]
+) -> dict[str, Any]:
+    """Error against the clean rate, as a share of the noisy frame's, in both domains."""
+    shape = (256, 256)
+    mask = torch.ones(shape, dtype=torch.bool)
+    table: dict[str, Any] = {"frame": "256x256", "patterns_per_dose": samples // 4}
+    for dose in doses:
+        rng = np.random.default_rng([_FIGURES_SEED, int(dose)])
+        rows = []
+        for _ in range(max(1, samples // 64)):
+            frames, rates, _ = _frames(rng, materials, shape, dose, 16)
+            x, context = denoiser.stabilise(frames, mask)
+            found = denoiser.restore(network(x), context)
+            linear = (found - rates).square().mean((1, 2)) / (frames - rates).square().mean((1, 2))
+            root = (found.sqrt() - rates.sqrt()).square().mean((1, 2)) / (
+                frames.sqrt() - rates.sqrt()
+            ).square().mean((1, 2))
+            kept = found.sum((1, 2)) / rates.sum((1, 2))
+            rows.append(torch.stack([linear, root, kept, (linear > 1).float()], 1))
+        all_rows = torch.cat(rows)
+        table[f"dose_{dose:.0e}"] = {
+            "linear_gain_db_median": _round(-10 * all_rows[:, 0].log10().median()),
+            "square_root_gain_db_median": _round(-10 * all_rows[:, 1].log10().median()),
+            "counts_kept_mean": _round(all_rows[:, 2].mean()),
+            "share_worse_than_input": _round(all_rows[:, 3].mean()),
+        }
+    return table
+
+
+def _center_figures(
+    network: nn.Module, materials: Sequence[Material], samples: int, doses: Sequence[float]
+) -> dict[str, Any]:
+    """Distance of the single-frame answer from the truth in px."""
+    shape = (128, 128)
+    mask = torch.ones(shape, dtype=torch.bool)
+    table: dict[str, Any] = {"frame": "128x128", "patterns_per_dose": samples}
+    for dose in doses:
+        rng = np.random.default_rng([_FIGURES_SEED, int(dose)])
+        distances, covered = [], []
+        for _ in range(max(1, samples // 32)):
+            frames, _, truth = _frames(rng, materials, shape, dose, 32)
+            x, grid = center.prepare(frames, mask)
+            found = center.decode(network(x), grid)
+            distances.append((found.center - truth).norm(dim=1))
+            covered.append(((found.center - truth).abs() < found.sigma).float())
+        distance = torch.cat(distances)
+        table[f"dose_{dose:.0e}"] = {
+            "median_px": _round(distance.median()),
+            "mean_px": _round(distance.mean()),
+            "p90_px": _round(distance.quantile(0.9)),
+            "share_within_sigma": _round(torch.cat(covered).mean()),
+        }
+    return table
+
+
+def _ellipse_figures(
+    network: nn.Module, materials: Sequence[Material], samples: int, doses: Sequence[float]
+) -> dict[str, Any]:
+    """Error of the vector on means of 256 patterns, one look (the corrector takes several)."""
+    shape = (128, 128)
+    valid = torch.ones(1, *shape)
+    table: dict[str, Any] = {"frame": "128x128", "patterns_averaged": 256, "looks": 1}
+    for dose in doses:
+        rng = np.random.default_rng([_FIGURES_SEED, int(dose)])
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        for largest in (1.02, 1.1):
+            errors, covered = [], []
+            for _ in range(samples // 4):
+                ratio, theta = draw_ellipticity(rng, largest)
+                patterns = draw_mean(rng, shape, (ratio, theta), materials)
+                expected = render(patterns, shape).mean(0, keepdim=True)
+                mean, _ = expose(expected, 256 * dose, ideal_detector(shape), generator)
+                found = ellipse.decode(network(ellipse.prepare(mean, valid)))
+                truth = math.log(ratio) * torch.tensor([math.cos(2 * theta), math.sin(2 * theta)])
+                error = (found.vector[0] - truth).norm()
+                errors.append(error)
+                covered.append(error < _ONE_SIGMA_RADIUS * found.sigma[0])
+            table[f"dose_{dose:.0e}_ratio_to_{largest}"] = {
+                "median_percent": _round(100 * torch.stack(errors).median()),
+                "p90_percent": _round(100 * torch.stack(errors).quantile(0.9)),
+                "share_within_sigma": _round(torch.stack(covered).float().mean()),
+            }
+    return table
+
+
+def _round(value: Tensor) -> float:
+    return float(f"{float(value):.4g}")

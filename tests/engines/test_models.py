@@ -1,0 +1,178 @@
+"""The networks take any frame, stay in half-precision ranges and answer in pixels."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from prenet4d_engines.models import CenterNet, Denoiser, EllipseNet, center, denoiser, ellipse
+from torch import Tensor, nn
+
+SHAPES = [(128, 128), (192, 192), (256, 256), (515, 515), (512, 1028), (64, 50)]
+
+
+def _frames(shape: tuple[int, int], peak: float = 100.0, n: int = 2) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.poisson(torch.rand(n, *shape, generator=generator) * peak, generator=generator)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_denoiser_returns_frames_of_the_same_shape(shape: tuple[int, int]) -> None:
+    frames = _frames(shape)
+    x, context = denoiser.stabilise(frames, torch.ones(shape, dtype=torch.bool))
+    assert x.shape[2] % denoiser.MULTIPLE == 0
+    assert x.shape[3] % denoiser.MULTIPLE == 0
+    with torch.no_grad():
+        rates = denoiser.restore(Denoiser().eval()(x), context)
+    assert rates.shape == frames.shape
+    assert rates.dtype == torch.float32
+    assert torch.isfinite(rates).all()
+    assert (rates > 0).all()
+
+
+def test_an_untrained_denoiser_keeps_what_is_bright() -> None:
+    """Residual learning: no residual leaves many counts alone."""
+    frames = _frames((64, 64), peak=1e5)
+    mask = torch.ones(64, 64, dtype=torch.bool)
+    x, context = denoiser.stabilise(frames, mask)
+    rates = denoiser.restore(torch.zeros(2, 1, *x.shape[2:]), context)
+    torch.testing.assert_close(rates.sum(), frames.sum(), rtol=1e-3, atol=0)
+
+
+def test_what_bad_pixels_read_does_not_matter_to_the_denoiser() -> None:
+    frames = _frames((64, 64))
+    mask = torch.ones(64, 64, dtype=torch.bool)
+    mask[20:24] = False
+    mask[5, 7] = False
+    wild = frames.clone()
+    wild[:, ~mask] = 1e6
+    for one, two in zip(
+        denoiser.stabilise(frames, mask), denoiser.stabilise(wild, mask), strict=True
+    ):
+        left = one if isinstance(one, Tensor) else one.baseline
+        right = two if isinstance(two, Tensor) else two.baseline
+        torch.testing.assert_close(left, right)
+
+
+@pytest.mark.parametrize("peak", [1e-3, 1.0, 1e6])
+def test_inputs_stay_small_at_any_count(peak: float) -> None:
+    frames = _frames((128, 128), peak)
+    frames[:, 40:60, 40:60] *= 50
+    mask = torch.ones(128, 128, dtype=torch.bool)
+    assert denoiser.stabilise(frames.clamp_max(1e6), mask)[0].abs().max() < 12
+    assert center.prepare(frames, mask)[0].abs().max() < 30
+    assert ellipse.prepare(frames, mask.float().expand(2, -1, -1)).abs().max() < 100
+
+
+@pytest.mark.parametrize("blank", [0.0, 3.0])
+def test_blank_frames_make_no_nonsense(blank: float) -> None:
+    frames = torch.full((1, 128, 128), blank)
+    mask = torch.ones(128, 128, dtype=torch.bool)
+    with torch.no_grad():
+        x, context = denoiser.stabilise(frames, mask)
+        assert torch.isfinite(denoiser.restore(Denoiser().eval()(x), context)).all()
+        x, grid = center.prepare(frames, mask)
+        found = center.decode(CenterNet().eval()(x), grid)
+        assert torch.isfinite(found.center).all()
+        assert (found.sigma > 0).all()
+        votes = EllipseNet().eval()(ellipse.prepare(frames, mask[None].float()))
+        assert torch.isfinite(ellipse.decode(votes).vector).all()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_center_network_reads_any_frame(shape: tuple[int, int]) -> None:
+    x, grid = center.prepare(_frames(shape), torch.ones(shape, dtype=torch.bool))
+    assert grid.factor == max(1, round(min(shape) / center.BINS))
+    with torch.no_grad():
+        maps = CenterNet().eval()(x)
+    assert maps.shape == (2, 6, x.shape[2] // center.STRIDE, x.shape[3] // center.STRIDE)
+    found = center.decode(maps, grid)
+    assert found.center.shape == (2, 2)
+    assert found.sigma.shape == (2, 2)
+    assert ((found.usable >= 0) & (found.usable <= 1)).all()
+
+
+@pytest.mark.parametrize(("side", "factor"), [(128, 1), (256, 2), (515, 4)])
+def test_decoding_knows_where_a_binned_pixel_lies(side: int, factor: int) -> None:
+    """A cell's center, said by hand, must come out in frame pixels to the last digit."""
+    _, grid = center.prepare(torch.ones(1, side, side), torch.ones(side, side, dtype=torch.bool))
+    assert grid.factor == factor
+    maps = torch.zeros(1, 6, 32, 32)
+    maps[:, center.HEAT] = -30.0
+    maps[0, center.HEAT, 10, 20] = 30.0
+    maps[0, center.OFFSET_Y, 10, 20] = 0.25
+    found = center.decode(maps, grid)
+    # cell k covers binned pixels 4k .. 4k + 3, binned pixel j covers f j .. f j + f - 1
+    cy = factor * (4 * (10 + 0.25) + 1.5) + (factor - 1) / 2
+    cx = factor * (4 * 20 + 1.5) + (factor - 1) / 2
+    torch.testing.assert_close(found.center, torch.tensor([[cy, cx]]), atol=1e-3, rtol=0)
+    torch.testing.assert_close(found.sigma, torch.full((1, 2), float(factor)))
+
+
+def test_binning_loses_no_electron() -> None:
+    frames = _frames((256, 256), peak=3.0)
+    x, _ = center.prepare(frames, torch.ones(256, 256, dtype=torch.bool))
+    binned = torch.expm1(x[:, 1] * 4)
+    torch.testing.assert_close(binned.sum((1, 2)), frames.sum((1, 2)), rtol=1e-4, atol=0)
+
+
+def test_what_bad_pixels_read_does_not_matter_to_the_center() -> None:
+    frames = _frames((256, 256))
+    mask = torch.ones(256, 256, dtype=torch.bool)
+    mask[100:103] = False
+    wild = frames.clone()
+    wild[:, ~mask] = 5e5
+    torch.testing.assert_close(center.prepare(frames, mask)[0], center.prepare(wild, mask)[0])
+
+
+def _votes(vector: tuple[float, float]) -> Tensor:
+    phi = 2 * math.pi * (torch.arange(16) + 0.5) / 16
+    c, s = torch.cos(2 * phi), torch.sin(2 * phi)
+    votes = torch.zeros(1, 4, 32, 16)
+    votes[0, 0] = (vector[0] * c + vector[1] * s) / ellipse.SCALE
+    votes[0, 1] = (-vector[0] * s + vector[1] * c) / ellipse.SCALE
+    return votes
+
+
+def test_agreeing_votes_give_their_vector_and_more_of_them_a_smaller_sigma() -> None:
+    votes = _votes((0.03, -0.05))
+    found = ellipse.decode(votes)
+    torch.testing.assert_close(found.vector, torch.tensor([[0.03, -0.05]]), atol=1e-6, rtol=0)
+    votes[:, 2:] += 2.0
+    assert ellipse.decode(votes).sigma < 0.5 * found.sigma
+
+
+def test_a_heavy_vote_outweighs_a_light_one() -> None:
+    votes = torch.cat([_votes((0.1, 0.0))[:, :, :16], _votes((0.0, 0.0))[:, :, 16:]], 2)
+    votes[:, 2:, :16] = 6.0
+    votes[:, 2:, 16:] = -6.0
+    assert ellipse.decode(votes).vector[0, 0] == pytest.approx(0.1, rel=1e-3)
+
+
+def test_turning_a_pattern_turns_the_log_polar_map() -> None:
+    image = torch.zeros(1, 129, 129)
+    image[0, 64, 100] = 1e4  # on +x
+    turned = image.transpose(1, 2)  # on +y: a quarter turn later
+    valid = torch.ones(1, 129, 129)
+    along_x, along_y = ellipse.prepare(image, valid), ellipse.prepare(turned, valid)
+    one, two = along_x[0, 0].sum(0), along_y[0, 0].sum(0)
+    quarter = ellipse.AZIMUTHS // 4
+    torch.testing.assert_close(two, one.roll(quarter), atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(128, 128), (515, 515), (200, 300)])
+def test_the_ellipse_networks_input_has_one_size(shape: tuple[int, int]) -> None:
+    x = ellipse.prepare(_frames(shape)[0], torch.ones(shape))
+    assert x.shape == (1, ellipse.IN_CHANNELS, ellipse.RADII, ellipse.AZIMUTHS)
+    with torch.no_grad():
+        assert EllipseNet().eval()(x).shape == (1, 4, 32, 16)
+
+
+@pytest.mark.parametrize("network", [Denoiser, CenterNet, EllipseNet])
+def test_channels_fill_tensor_cores(network: type[nn.Module]) -> None:
+    for module in network().modules():
+        if isinstance(module, nn.Conv2d):
+            assert module.in_channels % 8 == 0
+            heads_and_answers = {4, 5}
+            assert module.out_channels % 8 == 0 or module.out_channels in heads_and_answers

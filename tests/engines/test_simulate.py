@@ -1,0 +1,285 @@
+"""The simulator's truth is exact, its counts are Poisson, and a seed fixes everything."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from prenet4d_engines import simulate
+from prenet4d_engines.errors import SimulationError
+from prenet4d_engines.simulate import (
+    HELD_OUT,
+    KINDS,
+    TRAINING,
+    Detector,
+    Drift,
+    Optics,
+    Pattern,
+    distortion,
+    draw_detector,
+    draw_dose,
+    draw_pattern,
+    draw_scan,
+    expose,
+    ideal_detector,
+    render,
+    simulate_scan,
+)
+from prenet4d_engines.simulate.pattern import direct_disk
+from prenet4d_engines.simulate.scattering import (
+    extinction_distance,
+    reflections,
+    scattering_factor,
+    wavelength,
+)
+
+
+def _moments(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """First and central second moments in (y, x)."""
+    y, x = np.mgrid[: image.shape[0], : image.shape[1]]
+    weight = image.astype(np.float64) / image.sum(dtype=np.float64)
+    points = np.stack([y, x]).reshape(2, -1).astype(np.float64)
+    mean = points @ weight.ravel()
+    away = points - mean[:, None]
+    return mean, (away * weight.ravel()) @ away.T
+
+
+def _vacuum(radius: float, edge: float, center: tuple[float, float], **kwargs: object) -> Pattern:
+    optics = Optics(0.5, 200e3, 50.0, radius, edge)
+    return replace(Pattern("vacuum", center, disks=direct_disk(optics)), **kwargs)
+
+
+@pytest.mark.parametrize("radius", [1.5, 4.0, 17.3])
+@pytest.mark.parametrize("ellipticity", [(1.0, 0.0), (1.06, 0.4), (1.12, 2.5)])
+def test_a_rendered_disk_lies_where_it_says_and_is_as_elliptical_as_it_says(
+    radius: float, ellipticity: tuple[float, float]
+) -> None:
+    rng = np.random.default_rng(1)
+    for _ in range(4):
+        center = (63.5 + rng.uniform(-8, 8), 60 + rng.uniform(-8, 8))
+        image = render([_vacuum(radius, 0.5, center, ellipticity=ellipticity)], (128, 128))[0]
+        mean, spread = _moments(image.numpy())
+        assert np.abs(mean - center).max() < 0.005
+        # a disk of isotropic spread s becomes s D D^T
+        matrix = distortion(ellipticity)
+        expected = matrix @ matrix.T
+        scaled = spread / np.sqrt(np.linalg.det(spread))
+        assert np.abs(scaled - expected).max() < 0.006
+
+
+def test_distortion_follows_the_convention() -> None:
+    ratio, theta = 1.1, 0.7
+    matrix = distortion((ratio, theta))
+    major = np.array([np.sin(theta), np.cos(theta)])  # (y, x): theta from +x toward +y
+    np.testing.assert_allclose(matrix @ major, np.sqrt(ratio) * major)
+    assert np.linalg.det(matrix) == pytest.approx(1.0)
+
+
+def test_rings_are_elliptical_too() -> None:
+    radial = np.exp(-0.5 * ((np.arange(1200) * 0.25 - 40) / 1.5) ** 2)
+    pattern = Pattern("rings", (80.3, 77.9), (1.1, 0.3), radial=radial, radial_share=1.0)
+    image = render([pattern], (160, 160))[0].numpy()
+    mean, spread = _moments(image)
+    assert np.abs(mean - (80.3, 77.9)).max() < 0.01
+    matrix = distortion((1.1, 0.3))
+    np.testing.assert_allclose(
+        spread / np.sqrt(np.linalg.det(spread)), matrix @ matrix.T, atol=2e-3
+    )
+
+
+def test_a_crystal_shows_its_spacings() -> None:
+    """Bragg's law: the strongest family of gold lies at 1/2.355 per Å."""
+    gold = reflections(HELD_OUT["Au"])
+    assert 1 / gold.length[0] == pytest.approx(4.0786 / np.sqrt(3), rel=1e-6)
+    odd_even = gold.hkl % 2
+    assert (odd_even == odd_even[:, :1]).all(), "fcc: unmixed indices only"
+
+
+def test_scattering_has_the_published_values() -> None:
+    assert wavelength(200e3) == pytest.approx(0.025079, rel=1e-4)
+    # extinction distance of Al 111 at 100 kV: 556 Å (Hirsch et al., Electron Microscopy of Thin
+    # Crystals, table of extinction distances)
+    found = reflections(TRAINING["Al"])
+    xi = extinction_distance(found.amplitude[:1], found.volume, 100e3)[0]
+    assert xi == pytest.approx(556, rel=0.03)
+    factors = scattering_factor("Au", np.linspace(0, 2.5, 50))
+    assert (np.diff(factors) < 0).all()
+
+
+def test_training_and_evaluation_share_no_material() -> None:
+    assert not set(TRAINING) & set(HELD_OUT)
+    assert len(TRAINING) >= 16
+    assert len(HELD_OUT) >= 5
+    for material in (TRAINING | HELD_OUT).values():
+        assert len(reflections(material).length) > 50
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("shape", [(128, 128), (96, 200)])
+def test_every_kind_renders_to_unit_intensity(kind: simulate.Kind, shape: tuple[int, int]) -> None:
+    rng = np.random.default_rng(3)
+    patterns = [draw_pattern(rng, shape, kind=kind) for _ in range(4)]
+    images = render(patterns, shape)
+    assert torch.isfinite(images).all()
+    assert (images >= 0).all()
+    torch.testing.assert_close(images.sum((1, 2)), torch.ones(4), atol=1e-4, rtol=0)
+    for pattern in patterns:
+        for value, side in zip(pattern.center, shape, strict=True):
+            assert abs(value - (side - 1) / 2) <= 0.2 * side
+        assert 1.0 <= pattern.ellipticity[0] <= 1.12
+
+
+def test_a_pattern_does_not_depend_on_what_is_rendered_beside_it() -> None:
+    rng = np.random.default_rng(4)
+    patterns = [draw_pattern(rng, (96, 96)) for _ in range(6)]
+    together = render(patterns, (96, 96))
+    alone = torch.cat([render([p], (96, 96)) for p in patterns])
+    torch.testing.assert_close(together, alone, atol=1e-7, rtol=1e-3)
+
+
+def test_the_same_seed_gives_the_same_pattern() -> None:
+    one, two = (draw_pattern(np.random.default_rng(5), (64, 64)) for _ in range(2))
+    assert torch.equal(render([one], (64, 64)), render([two], (64, 64)))
+
+
+def test_counts_are_poisson_at_the_dose_asked_for() -> None:
+    expected = 0.1 + torch.rand(1, 64, 64)
+    expected /= expected.sum()
+    generator = torch.Generator().manual_seed(0)
+    frames, rate = expose(expected.expand(300, -1, -1), 5e4, ideal_detector((64, 64)), generator)
+    assert frames.sum((1, 2)).mean() == pytest.approx(5e4, rel=1e-3)
+    ratio = frames.var(0) / frames.mean(0)
+    assert ratio.mean() == pytest.approx(1.0, abs=0.02)
+    torch.testing.assert_close(rate[0], expected[0] * 5e4)
+
+
+def test_a_camera_does_what_it_says() -> None:
+    valid = np.ones((32, 32), np.bool_)
+    valid[3] = False
+    camera = Detector(valid, saturation=20, hot=np.array([[10, 11, 15.0]]), readout=0.1)
+    flat = torch.full((1, 32, 32), 1 / 1024)
+    frames, _ = expose(flat, 1e4, camera, torch.Generator().manual_seed(1))
+    assert (frames[0, 3] == 0).all()
+    assert frames.max() == 20
+    assert frames.min() >= 0
+    assert frames[0, 10, 11] > frames[0].median()
+
+
+def test_drawn_cameras_and_doses_stay_in_range() -> None:
+    rng = np.random.default_rng(6)
+    doses = [draw_dose(rng) for _ in range(200)]
+    assert min(doses) >= 10**1.5
+    assert max(doses) <= 1e6
+    flawed = 0
+    for _ in range(100):
+        camera = draw_detector(rng, (64, 96), (30.0, 40.0))
+        assert camera.valid.shape == (64, 96)
+        assert camera.valid.mean() > 0.5
+        flawed += not camera.valid.all()
+    assert 10 < flawed < 90
+
+
+def _scan(**kwargs: object) -> simulate.Scan:
+    settings: dict[str, object] = {"dose": 2e4, "ellipticity": (1.05, 1.0), "seed": 7, **kwargs}
+    return simulate_scan((6, 8), (96, 96), **settings)  # type: ignore[arg-type]
+
+
+def test_a_scans_vacuum_frames_lie_at_its_true_centers() -> None:
+    scan = _scan(kind="vacuum", drift=Drift(plane=6, walk=2, jump=1), dose=1e6)
+    centers = []
+    for i in range(len(scan)):
+        image = scan.expectation(i).astype(np.float64)
+        mean, _ = _moments(np.where(image > 0.05 * image.max(), image, 0))
+        centers.append(mean)
+    assert scan.centers.shape == (48, 2)
+    # a threshold makes a centroid coarse; its error against the truth must still be no drift
+    assert np.abs(np.asarray(centers) - scan.centers).max() < 0.1
+    assert np.ptp(scan.centers, axis=0).max() > 2
+
+
+def test_shifting_moves_the_centroid_by_what_it_says() -> None:
+    from prenet4d_engines.simulate.scan import _shifted
+
+    disk = render([_vacuum(7.0, 0.6, (40.0, 40.0))], (80, 80))[0].numpy()
+    for start in ((5.25, 6.5), (4.0, 7.99)):
+        mean, _ = _moments(_shifted(disk, start, (70, 66)))
+        assert np.abs(mean - (40 - start[0], 40 - start[1])).max() < 0.003
+
+
+def test_a_scan_is_the_same_in_any_chunks_and_threads() -> None:
+    scan = _scan()
+    whole = scan.frames()
+    assert whole.shape == (48, 96, 96)
+    assert whole.dtype == np.uint16
+    np.testing.assert_array_equal(np.concatenate(list(scan.chunks(7, threads=2))), whole)
+    np.testing.assert_array_equal(_scan().frames(10, 12), whole[10:12])
+    assert not np.array_equal(_scan(seed=8).frames(10, 12), whole[10:12])
+
+
+@pytest.mark.parametrize("dose", [3e3, 1e5])
+def test_frames_of_a_scan_count_what_is_expected(dose: float) -> None:
+    """Both ways of counting, few electrons and many, give the expected counts."""
+    scan = _scan(dose=dose, grains=1, drift=Drift(0, 0, 0))
+    full = np.flatnonzero(scan.material_share == 1)
+    assert len(full) > 20
+    frames = np.stack([scan.frame(int(i)) for i in full]).astype(np.float64)
+    rate = scan.expectation(int(full[0])).astype(np.float64)
+    deviation = (frames.mean(0) - rate) / np.sqrt(rate / len(full) + 1e-9)
+    bright = rate > 1
+    assert abs(deviation[bright].mean()) < 0.3
+    assert deviation[bright].std() == pytest.approx(1.0, abs=0.25)
+    assert frames.sum((1, 2)).mean() == pytest.approx(dose, rel=0.03)
+
+
+def test_counts_beyond_uint16_get_a_wider_type() -> None:
+    assert _scan(dose=1e8).dtype == np.uint32
+
+
+def test_a_scan_drawn_from_measured_patterns_moves_and_stretches_them() -> None:
+    measured = render([_vacuum(9.0, 1.0, (50.0, 47.0))], (96, 96)).numpy() * 1e6
+    scan = draw_scan(
+        measured,
+        (4, 5),
+        dose=1e6,
+        ellipticity=(1.08, 0.6),
+        drift=Drift(4, 1, 0.5),
+        centers=[(50.0, 47.0)],
+        seed=3,
+    )
+    matrix = distortion((1.08, 0.6))
+    for i in (0, 7, 19):
+        mean, spread = _moments(scan.expectation(i))
+        assert np.abs(mean - scan.centers[i]).max() < 0.01
+        np.testing.assert_allclose(
+            spread / np.sqrt(np.linalg.det(spread)), matrix @ matrix.T, atol=5e-3
+        )
+    assert scan.frame(0).sum() == pytest.approx(1e6, rel=0.02)
+
+
+def test_bad_pixels_of_a_scan_read_nothing() -> None:
+    valid = np.ones((96, 96), np.bool_)
+    valid[:, 40:44] = False
+    scan = _scan(valid=valid, dose=1e6)
+    assert scan.frame(3)[:, 40:44].sum() == 0
+    assert scan.expectation(3)[:, 40:44].sum() > 0
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda: simulate_scan((4, 4), (64, 64), material="unobtainium"),
+        lambda: simulate_scan((0, 4), (64, 64)),
+        lambda: simulate_scan((4, 4), (64, 64), dose=float("nan")),
+        lambda: simulate_scan((4, 4), (64, 64), grains=0),
+        lambda: simulate_scan((4, 4), (64, 64), valid=np.ones((3, 3), np.bool_)),
+        lambda: draw_scan(np.zeros((64, 64)), (4, 4)),
+        lambda: draw_scan(np.full((64, 64), np.nan), (4, 4)),
+        lambda: draw_scan(np.ones(64), (4, 4)),
+        lambda: draw_scan(np.ones((2, 64, 64)), (4, 4), centers=[(1.0, 2.0)]),
+    ],
+)
+def test_what_cannot_be_simulated_is_refused_in_a_sentence(wrong: object) -> None:
+    with pytest.raises(SimulationError, match=r"[a-z] .*\.$"):
+        wrong()  # type: ignore[operator]

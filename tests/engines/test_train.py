@@ -1,0 +1,126 @@
+"""Training learns, goes on where it stopped, and refuses what makes no sense."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from prenet4d_engines.errors import TrainingError
+from prenet4d_engines.simulate import TRAINING
+from prenet4d_engines.train import Progress, train
+from prenet4d_engines.train.loop import NETWORKS
+from prenet4d_engines.train.losses import LOSSES
+from prenet4d_engines.train.samples import BATCHES, Samples, Task, _Seen, turned
+from safetensors.torch import load_file
+
+TASKS: tuple[Task, ...] = ("denoise", "center", "ellipse")
+MATERIALS = tuple(TRAINING.values())
+
+
+@pytest.fixture(autouse=True)
+def _two_threads() -> None:
+    torch.set_num_threads(2)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_network_learns_one_batch(task: Task) -> None:
+    torch.manual_seed(0)
+    batch = BATCHES[task](np.random.default_rng(0), 2, MATERIALS)
+    network = NETWORKS[task]()
+    optimiser = torch.optim.Adam(network.parameters(), 1e-3)
+    losses = []
+    for _ in range(12):
+        loss, figures = LOSSES[task](network, batch)
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        losses.append(float(loss.detach()))
+        assert all(torch.isfinite(value) for value in figures.values())
+    assert min(losses[-3:]) < losses[0] - 0.1 * abs(losses[0])
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_seed_fixes_the_samples(task: Task) -> None:
+    one, two, other = (next(iter(Samples(task, 4, seed))) for seed in (3, 3, 4))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert not all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_training_leaves_weights_log_and_picture_and_resumes(tmp_path: Path) -> None:
+    seen: list[Progress] = []
+    path = train(
+        "denoise",
+        steps=3,
+        batch_size=2,
+        out_dir=tmp_path,
+        threads=2,
+        workers=0,
+        on_progress=seen.append,
+    )
+    assert path == tmp_path / "denoise.safetensors"
+    NETWORKS["denoise"]().load_state_dict(load_file(path))
+    assert (tmp_path / "loss.png").stat().st_size > 1000
+    assert seen[-1].step == 3
+    assert set(seen[-1].validation) >= {"loss", "gain_db", "counts_kept"}
+
+    train("denoise", steps=5, batch_size=2, out_dir=tmp_path, threads=2, workers=0, resume=True)
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [3, 5]
+
+
+def test_simulating_in_a_worker_process_works_too(tmp_path: Path) -> None:
+    path = train("denoise", steps=2, batch_size=2, out_dir=tmp_path, threads=1, workers=1)
+    assert path.exists()
+
+
+def test_a_time_limit_ends_training(tmp_path: Path) -> None:
+    done: list[Progress] = []
+    train(
+        "denoise",
+        steps=100_000,
+        batch_size=2,
+        out_dir=tmp_path,
+        threads=2,
+        workers=0,
+        minutes=0.02,
+        on_progress=done.append,
+    )
+    assert (tmp_path / "denoise.safetensors").exists()
+    assert all(progress.step < 100_000 for progress in done)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"task": "phase"}, "no network 'phase'"),
+        ({"steps": 0}, "steps must be"),
+        ({"batch_size": 3}, "even"),
+        ({"seed": 10_000_000}, "seed must lie"),
+        ({"resume": True}, "no checkpoint"),
+    ],
+)
+def test_nonsense_is_refused(change: dict[str, object], message: str, tmp_path: Path) -> None:
+    settings: dict[str, object] = {"task": "center", "steps": 1, "out_dir": tmp_path, **change}
+    with pytest.raises(TrainingError, match=message):
+        train(settings.pop("task"), **settings)  # type: ignore[arg-type]
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
+    train("denoise", steps=1, batch_size=2, out_dir=tmp_path, threads=2, workers=0)
+    with pytest.raises(TrainingError, match="is of 'denoise'"):
+        train("center", steps=2, batch_size=2, out_dir=tmp_path, workers=0, resume=True)
+
+
+@pytest.mark.parametrize("flip_y", [False, True])
+@pytest.mark.parametrize("flip_x", [False, True])
+@pytest.mark.parametrize("swap", [False, True])
+def test_symmetries_carry_the_center_along(flip_y: bool, flip_x: bool, swap: bool) -> None:
+    frame = torch.zeros(9, 9)
+    frame[2, 6] = 1.0
+    seen = _Seen(frame, frame, frame > 0, (2.0, 6.0))
+    moved = turned(seen, flip_y=flip_y, flip_x=flip_x, swap=swap)
+    row, column = divmod(int(moved.frame.argmax()), 9)
+    assert (row, column) == moved.center
