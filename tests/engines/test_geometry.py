@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-
 from prenet4d_engines.geometry import UNKNOWN_ANGLE_SIGMA, Ellipticity, reference_center
 from prenet4d_engines.resample import recentered_sum, resample
 
@@ -170,7 +169,9 @@ class TestResample:
 
     def test_channels_and_frames_move_independently(self):
         centers = torch.tensor([[20.0, 25.0], [30.5, 28.25]])
-        images = torch.stack([torch.stack([spot((64, 64), tuple(c.tolist()))] * 2) for c in centers])
+        images = torch.stack(
+            [torch.stack([spot((64, 64), tuple(c.tolist()))] * 2) for c in centers]
+        )
         images[:, 1] *= 2
         out = resample(images, centers, (31.5, 31.5), Ellipticity())
         for frame in out:

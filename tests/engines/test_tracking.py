@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from prenet4d_engines.tracking import CenterTracker
 
 SCAN = (24, 40)
@@ -66,7 +65,7 @@ def test_without_a_scan_shape_it_is_still_no_worse(kind: str, noise: float):
 
 @pytest.mark.parametrize("noise", NOISES)
 def test_pure_jumps_cost_only_their_discovery(noise: float):
-    """Where the center stands still but for jumps in mid-line, most frames are as good or better."""
+    """Where the center only jumps, in mid-line, most frames are as good or better."""
     truth = drift("jumps", 0)
     tracked, _, _, measured = track(truth, noise)
     error, single = np.abs(tracked - truth), np.abs(measured - truth)
@@ -90,9 +89,7 @@ def test_wrong_centers_are_flagged_and_do_not_pull():
     wrong = random.choice(np.arange(60, len(truth)), 20, replace=False)
     measured[wrong] += random.choice([-1, 1], (20, 2)) * random.uniform(4, 12, (20, 2))
     indices = np.arange(len(truth))
-    tracked, _, outlier = CenterTracker(SCAN).update(
-        indices, measured, np.full_like(measured, 0.1)
-    )
+    tracked, _, outlier = CenterTracker(SCAN).update(indices, measured, np.full_like(measured, 0.1))
     assert outlier[wrong].mean() > 0.9
     assert np.delete(outlier, wrong).mean() < 0.01
     assert rms(tracked - truth) < 0.15
@@ -144,7 +141,9 @@ def test_missing_frames_are_bridged():
     keep = np.random.default_rng(1).random(len(truth)) < 0.7
     keep[300:390] = False  # more than two lines
     indices = np.flatnonzero(keep)
-    tracked, _, _ = CenterTracker(SCAN).update(indices, measured[keep], np.full((keep.sum(), 2), 0.2))
+    tracked, _, _ = CenterTracker(SCAN).update(
+        indices, measured[keep], np.full((keep.sum(), 2), 0.2)
+    )
     assert rms(tracked - truth[keep]) < 0.9 * rms(measured[keep] - truth[keep])
 
 

@@ -1,0 +1,122 @@
+"""Backends run the three networks; a faster arithmetic must agree with float32."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from prenet4d_engines import weights
+from prenet4d_engines.backends import TorchBackend, parity, select
+from prenet4d_engines.corrector import Corrector
+from prenet4d_engines.errors import BackendError, EngineError
+from prenet4d_engines.models import center, denoiser, ellipse
+
+
+@pytest.fixture(scope="module")
+def reference() -> TorchBackend:
+    return TorchBackend("float32", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def inputs() -> dict[str, torch.Tensor]:
+    frames = parity.patterns(torch.device("cpu"))
+    mask = torch.ones(128, 128, dtype=torch.bool)
+    return {
+        "denoise": denoiser.stabilise(frames, mask)[0],
+        "center": center.prepare(frames, mask)[0],
+        "ellipse": ellipse.prepare(frames.mean(0), torch.ones(128, 128)),
+    }
+
+
+@pytest.mark.parametrize("name", ["denoise", "center", "ellipse"])
+def test_float32_is_the_shipped_network(name, reference, inputs):
+    """Folded batch norms and another memory format change no figure."""
+    x = inputs[name]
+    with torch.inference_mode():
+        expected = weights.load(name)(x)
+        found = getattr(reference, name)(x)
+    assert found.dtype == torch.float32
+    scale = float(expected.abs().max())
+    torch.testing.assert_close(found, expected, atol=1e-4 * max(scale, 1), rtol=1e-4)
+
+
+def test_what_auto_chose_is_within_the_bounds(reference):
+    chosen = select("auto")
+    frames = parity.patterns(torch.device("cpu"))
+    if chosen.device.type != "cpu":
+        pytest.skip("auto took the GPU here; this compares on the CPU")
+    with torch.inference_mode():
+        counts = parity.denoiser_deviation(chosen.denoise, reference.denoise, frames)
+        pixels = parity.center_deviation(chosen.center, reference.center, frames)
+    assert counts <= parity.COUNTS_BOUND
+    assert pixels <= parity.CENTER_BOUND
+
+
+def test_a_network_that_computes_wrongly_is_caught(reference, inputs):
+    frames = parity.patterns(torch.device("cpu"))
+    with torch.inference_mode():
+        off = parity.denoiser_deviation(
+            lambda x: reference.denoise(x) + 0.2, reference.denoise, frames
+        )
+        shifted = parity.center_deviation(
+            lambda x: reference.center(x).roll(1, 2), reference.center, frames
+        )
+        broken = parity.center_deviation(
+            lambda x: reference.center(x) * torch.nan, reference.center, frames
+        )
+    assert off > parity.COUNTS_BOUND
+    assert shifted > parity.CENTER_BOUND
+    assert not broken <= parity.CENTER_BOUND
+
+
+def test_bfloat16_runs_everywhere_and_stays_near(reference, inputs):
+    backend = TorchBackend("bfloat16", device="cpu")
+    assert "denoiser in bfloat16, center in bfloat16" in backend.description
+    frames = parity.patterns(torch.device("cpu"))
+    with torch.inference_mode():
+        found = backend.denoise(inputs["denoise"])
+        counts = parity.denoiser_deviation(backend.denoise, reference.denoise, frames)
+    assert found.dtype == torch.float32
+    assert counts < 0.02
+
+
+def test_it_says_what_it_is_and_why():
+    backend = select("torch", precision="float32")
+    assert backend.name == "torch"
+    assert "float32 (as asked)" in backend.description
+    assert backend.description.endswith(".")
+    assert "\n" not in backend.description
+
+
+def test_threads_are_set():
+    before = torch.get_num_threads()
+    try:
+        assert "with 1 threads" in select("torch", precision="float32", threads=1).description
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_what_does_not_run_here_is_refused():
+    with pytest.raises(BackendError, match="no backend 'abacus'"):
+        select("abacus")  # type: ignore[arg-type]
+    with pytest.raises(BackendError, match="float16 needs"):
+        TorchBackend("float16", device="cpu")
+    assert issubclass(BackendError, EngineError)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_that_is_not_there_is_refused():
+    with pytest.raises(BackendError, match="no NVIDIA GPU"):
+        TorchBackend(device="cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU here")
+def test_the_gpu_agrees_with_the_cpu(reference):
+    frames = np.random.default_rng(0).poisson(2, (4, 128, 128)).astype(np.uint16)
+    on_gpu = Corrector((128, 128), backend=TorchBackend(device="cuda"))
+    on_cpu = Corrector((128, 128), backend=copy.copy(reference))
+    found, wanted = (c.process(frames, np.arange(4)) for c in (on_gpu, on_cpu))
+    np.testing.assert_allclose(found.tracked, wanted.tracked, atol=0.05)
+    np.testing.assert_allclose(found.corrected, wanted.corrected, rtol=0.02, atol=0.02)
