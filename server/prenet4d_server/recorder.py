@@ -66,7 +66,8 @@ class Recorder:
     One file for each acquisition (``recording.py`` shows its layout). ``path`` names the first; the
     next ones get ``_002``, ``_003``, … before their suffix. A ``{n}`` in its name, as in
     ``scan_{n:03d}.h5``, numbers all of them, from 0 and past those that exist. Nothing is
-    overwritten unless asked for.
+    overwritten unless asked for. While a file is being written, other programs read it with
+    ``h5py.File(path, swmr=True)``; they see everything up to the last second.
 
     Args:
         path: the file, or the pattern of the files' names.

@@ -1,8 +1,9 @@
 """One acquisition's HDF5 file while it is being written; ``recording_layout`` says what is in it.
 
 It is written in HDF5's SWMR mode: a reader that opens it with ``swmr=True`` follows it, and all up
-to the last flush survives the writer's death. Nothing can be created in that mode, so everything is
-there from the start, and what changes is overwritten.
+to the last flush survives the writer's death. Until it is closed it opens in no other way; what a
+killed writer leaves opens as usual after ``h5clear -s FILE`` (HDF5's own tool). Nothing can be
+created in that mode, so everything is there from the start, and what changes is overwritten.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from prenet4d_server.errors import FileError, HalfWrittenFile
 from prenet4d_server.files import open_scan
 from prenet4d_server.files.merlin import MibHeader
+from prenet4d_server.simulators.base import FrameFeed
 
 Frames = npt.NDArray[Any]
 
@@ -50,6 +51,15 @@ def test_npy(tmp_path: Path, shape: tuple[int, ...], order: Any) -> None:
     truth = scan_of(shape)
     np.save(tmp_path / "scan.npy", np.asarray(truth, order=order))
     check(tmp_path / "scan.npy", truth)
+
+
+def test_a_scan_file_feeds_a_simulated_detector(tmp_path: Path) -> None:
+    truth = scan_of((12, 8, 10))
+    np.save(tmp_path / "scan.npy", truth)
+    with open_scan(tmp_path / "scan.npy") as scan:
+        feed: FrameFeed = scan
+        assert (feed.n_frames, feed.frame_shape) == (12, (8, 10))
+        np.testing.assert_array_equal(np.concatenate(list(feed.blocks())), truth)
 
 
 def test_a_single_image_is_a_scan_of_one_frame(tmp_path: Path) -> None:

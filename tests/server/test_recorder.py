@@ -532,8 +532,8 @@ def test_a_service_that_goes_away_leaves_a_closed_file(
 def test_hyperspy_opens_a_recording(tmp_path: Path, scan: Any) -> None:
     hyperspy = pytest.importorskip("hyperspy.api", reason="HyperSpy is not installed here")
     patterns = patterns_of(20)
-    write(tmp_path / "scan.h5", whole_scan(patterns, scan=scan))
-    signal = hyperspy.load(tmp_path / "scan.h5", reader="HSPY")
+    write(tmp_path / "scan.hspy", whole_scan(patterns, scan=scan))
+    signal = hyperspy.load(tmp_path / "scan.hspy")
     np.testing.assert_array_equal(signal.data.reshape(20, H, W), np.nan_to_num(patterns))
     names = [axis.name for axis in signal.axes_manager.navigation_axes]
     assert names == (["x", "y"] if scan else ["frame"])
