@@ -115,6 +115,7 @@ class Recording:
                 header.batch,
                 indices[0] if len(indices) else -1,
                 len(indices),
+                *header.reference_center,
                 ellipse.ratio,
                 ellipse.theta,
                 np.nan if ellipse.ratio_sigma is None else ellipse.ratio_sigma,

@@ -96,6 +96,8 @@ BATCH = np.dtype(
         ("batch", "i8"),
         ("first_index", "i8"),
         ("frames", "i8"),
+        ("reference_cy", "f8"),
+        ("reference_cx", "f8"),
         ("ratio", "f8"),
         ("theta", "f8"),
         ("ratio_sigma", "f8"),

@@ -282,6 +282,9 @@ def dectris_master(folder: Path, truth: Frames, per_file: int) -> Path:
             file[f"entry/data/data_{link:06d}"] = h5py.ExternalLink(
                 f"series_data_{link:06d}.h5", "entry/data/data"
             )
+        file.attrs["default"] = "entry"
+        file["entry"].attrs["default"] = "data"
+        file["entry/data"].attrs["signal"] = "data_000001"
         detector = file.create_group("entry/instrument/detector")
         mask = np.zeros(truth.shape[1:], np.uint32)
         mask[2, 3] = 1

@@ -223,7 +223,7 @@ def _nexus_default(file: h5py.File) -> h5py.Dataset | None:
         if not isinstance(item, h5py.Group):
             break
         name = item.attrs.get("signal", item.attrs.get("default"))
-        if not isinstance(name, str):
+        if not isinstance(name, str) or _NUMBERED.fullmatch(name):
             return None
         item = _follow(item, name)
     return item if isinstance(item, h5py.Dataset) and _can_be_scan(item) else None
