@@ -163,7 +163,10 @@ def test_a_whole_scan(tmp_path: Path, compression: Any) -> None:
         np.testing.assert_allclose(ours["coverage"][:], np.isfinite(patterns).mean(0), atol=1e-6)
         assert not ours["pixel_mask"][0, 7]
         assert ours["batches"]["ratio"].tolist() == [1.05] * 7
-        assert (ours["batches"][["reference_cy", "reference_cx"]][0].item()) == (7.5, 9.5)
+        assert (ours["batches"]["reference_cy"][0], ours["batches"]["reference_cx"][0]) == (
+            7.5,
+            9.5,
+        )
         assert ours["batches"]["first_index"].tolist() == [0, 3, 6, 9, 12, 15, 18]
         assert np.isnan(ours["batches"]["theta_sigma"]).all()
         assert ours.attrs["complete"]
