@@ -1,0 +1,247 @@
+"""Patterns to evaluate on: crystals that training never saw, seeds that training never uses.
+
+Training draws from `prenet4d_engines.simulate.materials.TRAINING` and seeds below ten million;
+everything here from `HELD_OUT` and seeds from there up. Nothing may be tuned on these sets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+
+from prenet4d_engines.simulate import (
+    HELD_OUT,
+    KINDS,
+    Detector,
+    Drift,
+    Kind,
+    Scan,
+    draw_detector,
+    draw_ellipticity,
+    draw_optics,
+    draw_pattern,
+    draw_scan,
+    expose,
+    ideal_detector,
+    render,
+    simulate_scan,
+)
+
+FIRST_SEED: Final = 10_000_000
+"""Seeds from here up belong to the evaluation."""
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Exposure:
+    """The patterns of a set at one dose.
+
+    Attributes:
+        frames: (n, h, w) float32 counts; masked pixels read 0.
+        clean: (n, h, w) float32 counts that were expected: what a perfect denoiser returns.
+    """
+
+    frames: NDArray[np.float32]
+    clean: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class PatternSet:
+    """Patterns with their truth, to be exposed at any dose.
+
+    Attributes:
+        name: Short unique name, part of the tables' names.
+        title: What the set is, for the tables' titles.
+        expected: (n, h, w) float32, each pattern with sum 1.
+        centers: (n, 2) float64, true (cy, cx) in px.
+        radii: (n,) float64, the direct beam's radius in px.
+        kinds: What each pattern shows.
+        detectors: The camera of each pattern.
+        seed: Seed of the exposures.
+        groups: (n,) int64 where the centers are only known up to a constant for each group, as in
+            patterns drawn from measured ones; None where they are known.
+    """
+
+    name: str
+    title: str
+    expected: NDArray[np.float32]
+    centers: Array
+    radii: Array
+    kinds: tuple[str, ...]
+    detectors: tuple[Detector, ...]
+    seed: int
+    groups: NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        return len(self.expected)
+
+    def deviations(self, centers: Array) -> Array:
+        """Return found minus true centers (n, 2), px, without the constant of each group."""
+        deviations = np.asarray(centers - self.centers, np.float64)
+        if self.groups is not None:
+            for group in np.unique(self.groups):
+                member = self.groups == group
+                deviations[member] -= np.median(deviations[member], axis=0)
+        return deviations
+
+    @property
+    def masks(self) -> NDArray[np.bool_]:
+        """(n, h, w) bool, True where a pixel is valid."""
+        return np.stack([detector.valid for detector in self.detectors])
+
+    def expose(self, dose: float) -> Exposure:
+        """Draw counts at a dose in electrons per pattern; the same call gives the same counts."""
+        frames, clean = np.empty_like(self.expected), np.empty_like(self.expected)
+        for i, detector in enumerate(self.detectors):
+            generator = torch.Generator().manual_seed(_seed(self.seed, i, round(dose)))
+            drawn = expose(torch.from_numpy(self.expected[i : i + 1]), dose, detector, generator)
+            frames[i], clean[i] = drawn[0][0].numpy(), drawn[1][0].numpy()
+        return Exposure(frames, clean)
+
+
+def _seed(*parts: int) -> int:
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
+
+
+def mixed_kinds(n: int) -> tuple[Kind, ...]:
+    """Return n kinds of pattern in training's proportions, without blank frames, at least one each.
+
+    The commonest kinds come first and fill up.
+    """
+    shares = {kind: share for kind, share in KINDS.items() if kind != "blank"}
+    total = sum(shares.values())
+    counts = {kind: max(1, int(n * share / total)) for kind, share in shares.items()}
+    kinds = [kind for kind, count in counts.items() for _ in range(count)]
+    order = list(shares)
+    while len(kinds) < n:
+        kinds.append(order[len(kinds) % 3])
+    return tuple(kinds[:n])
+
+
+def held_out_patterns(
+    name: str,
+    title: str,
+    frame_shape: tuple[int, int],
+    kinds: Sequence[Kind],
+    *,
+    seed: int,
+    faulty: bool = False,
+) -> PatternSet:
+    """Draw patterns of held-out materials with centers within ±20 % and ratios up to 1.12.
+
+    Args:
+        name: Name of the set.
+        title: Its title.
+        frame_shape: (h, w).
+        kinds: What each pattern shows.
+        seed: Counts from `FIRST_SEED`; 0 is the standard evaluation.
+        faulty: Draw cameras with gaps, dead and hot pixels, beam stops, blur and readout noise
+            (about half of them) instead of faultless counters.
+    """
+    rng = np.random.default_rng([FIRST_SEED + seed, *frame_shape, int(faulty)])
+    materials = list(HELD_OUT.values())
+    patterns, radii, detectors = [], [], []
+    for kind in kinds:
+        material = materials[rng.integers(len(materials))]
+        optics = draw_optics(rng, kind, material, frame_shape)
+        pattern = draw_pattern(rng, frame_shape, kind=kind, material=material, optics=optics)
+        patterns.append(pattern)
+        radii.append(optics.radius)
+        detectors.append(
+            draw_detector(rng, frame_shape, pattern.center)
+            if faulty
+            else ideal_detector(frame_shape)
+        )
+    return PatternSet(
+        name=name,
+        title=title,
+        expected=render(patterns, frame_shape).numpy(),
+        centers=np.array([pattern.center for pattern in patterns], np.float64),
+        radii=np.array(radii, np.float64),
+        kinds=tuple(kinds),
+        detectors=tuple(detectors),
+        seed=FIRST_SEED + seed,
+    )
+
+
+def held_out_scan(
+    scan_shape: tuple[int, int],
+    frame_shape: tuple[int, int],
+    kind: Kind,
+    *,
+    dose: float,
+    seed: int,
+    number: int,
+    drift: Drift | None = None,
+) -> tuple[Scan, float]:
+    """Simulate a scan of a held-out material; return it and the direct beam's radius in px.
+
+    The material, the ellipticity (ln of the ratio uniform up to 1.12) and everything else follow
+    from ``seed`` and ``number``; only the counts differ between doses.
+    """
+    rng = np.random.default_rng([FIRST_SEED + seed, number])
+    material = list(HELD_OUT)[rng.integers(len(HELD_OUT))]
+    scan = simulate_scan(
+        scan_shape,
+        frame_shape,
+        kind=kind,
+        material=material,
+        dose=dose,
+        ellipticity=draw_ellipticity(rng),
+        drift=drift,
+        seed=FIRST_SEED + _seed(seed, number) % FIRST_SEED,
+    )
+    return scan, beam_radius(scan.canvases[-1])
+
+
+def beam_radius(vacuum: NDArray[np.float32]) -> float:
+    """Return the radius of a disk with the area of the pixels above half of the maximum."""
+    smooth = gaussian_filter(vacuum.astype(np.float64), 1.0)
+    return float(np.sqrt(np.count_nonzero(smooth > 0.5 * smooth.max()) / np.pi))
+
+
+def measured_patterns(
+    measured: NDArray[np.float32], n: int, *, seed: int, title: str = "measured content"
+) -> PatternSet:
+    """Draw a semi-real set: measured patterns as the expectation, shifted by known amounts.
+
+    Where the beam truly is in a measured pattern nobody knows; shifts are exact, so centers are
+    compared up to one constant per measured pattern (`PatternSet.groups`).
+
+    Args:
+        measured: (k, h, w) patterns of many counts.
+        n: Number of patterns to draw.
+        seed: Counts from `FIRST_SEED`.
+        title: Title of the set.
+
+    Raises:
+        SimulationError: The patterns cannot serve as an expectation.
+    """
+    chosen = measured[np.linspace(0, len(measured) - 1, min(len(measured), 4)).astype(int)]
+    side = int(np.ceil(np.sqrt(n)))
+    scan = draw_scan(
+        chosen,
+        (side, side),
+        dose=1.0,
+        drift=Drift(plane=0.06 * min(measured.shape[1:]), walk=1.0, jump=1.0),
+        seed=FIRST_SEED + seed,
+    )
+    expected = np.stack([scan.expectation(i) for i in range(n)])
+    return PatternSet(
+        name="measured",
+        title=title,
+        expected=expected / expected.sum((1, 2), keepdims=True),
+        centers=scan.centers[:n],
+        radii=np.array([beam_radius(chosen[g]) for g in scan.grains[:n]]),
+        kinds=("measured",) * n,
+        detectors=(ideal_detector(scan.frame_shape),) * n,
+        seed=FIRST_SEED + seed,
+        groups=scan.grains[:n],
+    )

@@ -1,0 +1,146 @@
+"""Denoising, against the noisy input and the classical filters, on the same counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prenet4d_engines.evaluate.classical import DENOISE_METHODS
+from prenet4d_engines.evaluate.datasets import Exposure, PatternSet
+from prenet4d_engines.evaluate.metrics import counts_error, squared_error, squared_root_error
+from prenet4d_engines.evaluate.report import Check, Part, Table
+from prenet4d_engines.evaluate.run import OURS, Run, Stopwatch, dose_label
+
+NOISY = "noisy input"
+
+Array = NDArray[np.float64]
+Measure = Callable[[Array, Array, NDArray[np.bool_]], float]
+
+_MEASURES: dict[str, tuple[Measure, str]] = {
+    "linear": (squared_error, "mean squared error, counts²"),
+    "sqrt": (squared_root_error, "mean squared error of √counts, counts"),
+}
+
+
+def evaluate_denoising(run: Run, sets: list[PatternSet]) -> Part:
+    """Compare at every dose on every set; goals are judged on the first."""
+    tables: list[Table] = []
+    watches: dict[str, Stopwatch] = {}
+    for number, patterns in enumerate(sets):
+        watch = watches[patterns.name] = Stopwatch()
+        errors: dict[str, dict[str, list[float]]] = {measure: {} for measure in _MEASURES}
+        counts: dict[str, list[float]] = {}
+        for step, dose in enumerate(run.doses):
+            run.on_progress(
+                (number + step / len(run.doses)) / len(sets),
+                f"denoising, {patterns.title}, {dose:.0f} electrons",
+            )
+            for name, results in _at_dose(run, patterns, patterns.expose(dose), watch).items():
+                for measure in _MEASURES:
+                    # The best setting for each pattern and measure: the oracle's choice.
+                    errors[measure].setdefault(name, []).append(
+                        float(results[measure].min(0).mean())
+                    )
+                best = results["linear"].argmin(0)
+                kept = results["counts"][best, np.arange(len(patterns))]
+                counts.setdefault(name, []).append(100 * float(kept.mean()))
+        columns = tuple(dose_label(dose) for dose in run.doses)
+        tables += [
+            Table(
+                name=f"denoise.{measure}.{patterns.name}",
+                title=f"Denoising, {patterns.title}: {title}",
+                heading="method",
+                columns=columns,
+                rows=_rows(errors[measure]),
+                doses=run.doses,
+                note="Classical filters with the best of their settings for each pattern,"
+                " chosen on the truth.",
+            )
+            for measure, (_, title) in _MEASURES.items()
+        ]
+        tables.append(
+            Table(
+                name=f"denoise.counts.{patterns.name}",
+                title=f"Denoising, {patterns.title}: mean error of total counts, %",
+                heading="method",
+                columns=columns,
+                rows=_rows(counts),
+            )
+        )
+    tables.append(time_table("denoise", sets, watches, (*(m.name for m in DENOISE_METHODS), OURS)))
+    return Part(tuple(tables), _checks(run, tables[:2]))
+
+
+def _at_dose(
+    run: Run, patterns: PatternSet, exposure: Exposure, watch: Stopwatch
+) -> dict[str, dict[str, Array]]:
+    """Return per method and measure the errors, (settings, patterns)."""
+    masks = patterns.masks
+    noisy = exposure.frames.astype(np.float64)
+    clean = exposure.clean.astype(np.float64)
+
+    def measured(found: list[list[Array]]) -> dict[str, Array]:
+        measures: dict[str, Measure] = {name: m for name, (m, _) in _MEASURES.items()}
+        measures["counts"] = counts_error
+        return {
+            name: np.array(
+                [
+                    [measure(f, c, m) for f, c, m in zip(of_setting, clean, masks, strict=True)]
+                    for of_setting in found
+                ]
+            )
+            for name, measure in measures.items()
+        }
+
+    results = {NOISY: measured([list(noisy)])}
+    for method in DENOISE_METHODS:
+        if not method.installed:
+            continue
+        found: list[list[Array]] = []
+        for setting in method.settings:
+            with watch.timing(method.name, len(patterns)):
+                found.append([method.run(frame, *setting) for frame in noisy])
+        results[method.name] = measured(found)
+    with watch.timing(OURS, len(patterns)):
+        ours = run.networks.denoise(exposure.frames, masks).astype(np.float64)
+    results[OURS] = measured([list(ours)])
+    return results
+
+
+def _rows(figures: dict[str, list[float]]) -> tuple[tuple[str, tuple[float | None, ...]], ...]:
+    return tuple((name, tuple(values)) for name, values in figures.items())
+
+
+def time_table(
+    part: str, sets: list[PatternSet], watches: dict[str, Stopwatch], methods: tuple[str, ...]
+) -> Table:
+    """Return milliseconds per pattern of every method on one core."""
+    return Table(
+        name=f"{part}.time",
+        title=f"{part.capitalize()}: time per pattern on one core, ms",
+        heading="method",
+        columns=tuple(patterns.title for patterns in sets),
+        rows=tuple(
+            (name, tuple(watches[patterns.name].milliseconds(name) for patterns in sets))
+            for name in methods
+        ),
+        note="Mean over the settings of a method.",
+    )
+
+
+def _checks(run: Run, tables: list[Table]) -> tuple[Check, ...]:
+    """Below the noisy input and below the Gaussian filter at 10^3 and 10^4 electrons."""
+    checks = []
+    for table in tables:
+        for column, dose in enumerate(run.doses):
+            if round(dose) not in (1_000, 10_000):
+                continue
+            ours = table.row(OURS)[column]
+            for rival in (NOISY, "Gaussian"):
+                limit = table.row(rival)[column]
+                if ours is not None and limit is not None:
+                    goal = f"{table.title} at {dose_label(dose)}: below the {rival}'s"
+                    checks.append(Check(goal, ours, limit))
+    return tuple(checks)

@@ -1,0 +1,206 @@
+"""The whole evaluation: which sets, which parts, one report."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final, Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from prenet4d_engines.backends import Backend, select
+from prenet4d_engines.errors import SimulationError
+from prenet4d_engines.evaluate.center import evaluate_centers
+from prenet4d_engines.evaluate.classical import (
+    CENTER_METHODS,
+    DENOISE_METHODS,
+    ELLIPSE_METHODS,
+    Method,
+)
+from prenet4d_engines.evaluate.datasets import (
+    PatternSet,
+    held_out_patterns,
+    measured_patterns,
+    mixed_kinds,
+)
+from prenet4d_engines.evaluate.denoise import evaluate_denoising
+from prenet4d_engines.evaluate.ellipse import evaluate_ellipses
+from prenet4d_engines.evaluate.networks import Networks
+from prenet4d_engines.evaluate.report import Part, Report
+from prenet4d_engines.evaluate.run import Progress, Run
+from prenet4d_engines.evaluate.tracking import evaluate_tracking
+
+Subject = Literal["denoise", "center", "ellipse", "tracking"]
+SUBJECTS: Final[tuple[Subject, ...]] = get_args(Subject)
+
+
+def evaluate(
+    what: Sequence[Subject] = SUBJECTS,
+    *,
+    quick: bool = False,
+    patterns: int | None = None,
+    seed: int = 0,
+    data: NDArray[np.generic] | str | Path | None = None,
+    backend: Backend | None = None,
+    on_progress: Progress | None = None,
+) -> Report:
+    """Measure the shipped networks against the truth and against the classical methods.
+
+    Everything comes from held-out materials and seeds that training never uses; the same ``seed``
+    gives the same figures (times aside) on the same backend.
+
+    Args:
+        what: Parts to evaluate.
+        quick: Fewer patterns, 128² frames and two doses: about a minute instead of five.
+        patterns: Patterns per set and dose at 128²; 256² frames get half as many. Unset: 96, or 24
+            when quick.
+        seed: 0 is the standard evaluation, whose figures are quoted.
+        data: Measured patterns (k, h, w) of many counts, or the path of such a ``.npy``, to draw a
+            semi-real set from.
+        backend: Runs the networks; None takes the best that works here.
+        on_progress: Told the share done (0 to 1) and what is being done.
+
+    Raises:
+        ValueError: ``what`` names no part, or ``patterns`` is less than 6.
+        SimulationError: ``data`` cannot serve as an expectation.
+        BackendError: No backend runs here.
+    """
+    unknown = [subject for subject in what if subject not in SUBJECTS]
+    if unknown or not what:
+        raise ValueError(f"Evaluate any of {', '.join(SUBJECTS)}; {', '.join(unknown)} is none.")
+    if patterns is None:
+        patterns = 24 if quick else 96
+    if patterns < 6:
+        raise ValueError(f"There must be at least 6 patterns, one of each kind, not {patterns}.")
+    start = time.perf_counter()
+    parts = list(dict.fromkeys(what))
+    tell = on_progress or (lambda _share, _what: None)
+    networks = Networks(backend or select())
+    run = Run(
+        networks=networks,
+        patterns=patterns,
+        doses=(1e3, 1e4) if quick else (1e2, 1e3, 1e4, 1e5, 1e6),
+        seed=seed,
+        sizes=(128,) if quick else (128, 256),
+        scans=1 if quick else 3,
+        scan_doses=(1e3, 1e4) if quick else (1e2, 1e3, 1e4),
+        scan_shape=(12, 16) if quick else (16, 24),
+        on_progress=tell,
+    )
+    sets = _sets(run, None if data is None else _measured(data), parts)
+    done: dict[str, Part] = {}
+    with _one_thread():
+        for number, subject in enumerate(parts):
+            of_part = _within(run, number / len(parts), 1 / len(parts))
+            done[subject] = _EVALUATE[subject](of_part, sets)
+    tell(1.0, "done")
+
+    methods: tuple[Method[Any], ...] = (*DENOISE_METHODS, *CENTER_METHODS, *ELLIPSE_METHODS)
+    return Report(
+        parts=done,
+        missing=tuple(
+            f"{method.name}: {method.needs} is not installed (pip install 'prenet4d[bench]')"
+            for method in methods
+            if not method.installed
+        ),
+        sources={method.name: method.source for method in methods},
+        about={
+            "prenet4d": version("prenet4d"),
+            "torch": version("torch"),
+            "seed": seed,
+            "patterns": patterns,
+            "processor": _processor(),
+            "backend": networks.backend.description,
+            "seconds": round(time.perf_counter() - start, 1),
+        },
+    )
+
+
+_EVALUATE: Final[dict[Subject, Callable[[Run, list[PatternSet]], Part]]] = {
+    "denoise": evaluate_denoising,
+    "center": evaluate_centers,
+    "ellipse": lambda run, _sets: evaluate_ellipses(run),
+    "tracking": lambda run, _sets: evaluate_tracking(run),
+}
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let torch use one thread: the classical methods use one core too, and times are compared."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _within(run: Run, start: float, share: float) -> Run:
+    """Return the run with its progress told as a part of the whole."""
+    tell = run.on_progress
+    return replace(run, on_progress=lambda done, what: tell(start + share * done, what))
+
+
+def _sets(run: Run, measured: NDArray[np.float32] | None, parts: list[Subject]) -> list[PatternSet]:
+    """Draw the sets of single patterns, if any part needs them; the first one has the goals."""
+    if not {"denoise", "center"} & set(parts):
+        return []
+    sets = [
+        held_out_patterns(
+            str(size),
+            f"{size}² frames",
+            (size, size),
+            mixed_kinds(max(6, run.patterns * 128 // size)),
+            seed=run.seed,
+        )
+        for size in run.sizes
+    ]
+    sets.append(
+        held_out_patterns(
+            "faulty",
+            "128² frames of faulty cameras",
+            (128, 128),
+            mixed_kinds(max(6, run.patterns // 2)),
+            seed=run.seed,
+            faulty=True,
+        )
+    )
+    if measured is not None:
+        # As many pixels as a set of 128² frames has, at most.
+        area = measured.shape[1] * measured.shape[2]
+        count = int(np.clip(run.patterns * 128**2 / area, 12, run.patterns))
+        sets.append(measured_patterns(measured, count, seed=run.seed))
+    return sets
+
+
+def _measured(data: NDArray[np.generic] | str | Path) -> NDArray[np.float32]:
+    if isinstance(data, (str, Path)):
+        try:
+            data = np.load(data, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise SimulationError(
+                f"{data} cannot be read as a .npy file of patterns: {error}."
+            ) from error
+    patterns = np.asarray(data)
+    if patterns.ndim < 2 or patterns.dtype.kind not in "uif":
+        raise SimulationError(
+            f"Measured patterns are numbers (k, h, w); these are {patterns.dtype} {patterns.shape}."
+        )
+    return patterns.reshape(-1, *patterns.shape[-2:]).astype(np.float32)
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

@@ -1,0 +1,71 @@
+"""Figures of merit: plain functions of what was found and what is true."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+def squared_error(found: Array, truth: Array, valid: NDArray[np.bool_] | None = None) -> float:
+    """Return the mean squared difference over the valid pixels, in counts squared."""
+    return _mean_square(found - truth, valid)
+
+
+def squared_root_error(found: Array, truth: Array, valid: NDArray[np.bool_] | None = None) -> float:
+    """Return the mean squared difference of the square roots over the valid pixels, in counts.
+
+    The square root makes Poisson noise equally strong everywhere, so that this figure weighs weak
+    and strong features alike; the linear one is made by the few brightest pixels.
+    """
+    return _mean_square(np.sqrt(np.maximum(found, 0.0)) - np.sqrt(np.maximum(truth, 0.0)), valid)
+
+
+def _mean_square(difference: Array, valid: NDArray[np.bool_] | None) -> float:
+    chosen = difference if valid is None else difference[valid]
+    return float(np.mean(chosen * chosen))
+
+
+def counts_error(found: Array, truth: Array, valid: NDArray[np.bool_] | None = None) -> float:
+    """Return the relative error of the pattern's total counts over the valid pixels."""
+    if valid is not None:
+        found, truth = found[valid], truth[valid]
+    return float(found.sum() / truth.sum() - 1.0)
+
+
+def lengths(deviations: Array) -> Array:
+    """Return the lengths in pixels of found minus true centers (n, 2), (n,)."""
+    return np.asarray(np.hypot(*deviations.T), np.float64)
+
+
+def within_sigma(deviations: Array, sigma: Array, factor: float = 1.0) -> float:
+    """Return the share of components (n, 2) that are within ``factor`` sigma of the truth.
+
+    A calibrated Gaussian sigma gives 0.683 for one sigma, 0.954 for two.
+    """
+    return float(np.mean(np.abs(deviations) <= factor * sigma))
+
+
+def ratio_and_angle(vector: Array) -> tuple[float, float]:
+    """Return (ratio, theta in [0, pi)) of ``ln(ratio) (cos 2 theta, sin 2 theta)``."""
+    return float(np.exp(np.hypot(*vector))), float(0.5 * np.arctan2(vector[1], vector[0]) % np.pi)
+
+
+def ratio_error(found: Array, truth: Array) -> float:
+    """Return |ratio / true ratio - 1| in percent, for distortion vectors (2,)."""
+    return 100.0 * abs(float(np.exp(np.hypot(*found) - np.hypot(*truth))) - 1.0)
+
+
+def residual_ratio(found: Array, truth: Array) -> float:
+    """Return in percent how far the corrected pattern is from round: what is left to first order.
+
+    Unlike `ratio_error` it counts a wrong angle too.
+    """
+    return 100.0 * float(np.expm1(np.hypot(*(found - truth))))
+
+
+def angle_error(found: Array, truth: Array) -> float:
+    """Return the error of the major axis' angle in degrees, in [0, 90]."""
+    difference = abs(ratio_and_angle(found)[1] - ratio_and_angle(truth)[1])
+    return float(np.degrees(min(difference, np.pi - difference)))

@@ -1,0 +1,88 @@
+"""The networks as the evaluation calls them: arrays in, physical figures out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from prenet4d_engines.backends import Backend
+from prenet4d_engines.calibrator import PatternSum, read_ellipticity
+from prenet4d_engines.geometry import reference_center
+from prenet4d_engines.models import center, denoiser
+
+Array = NDArray[np.float64]
+
+BATCH = 16
+
+
+class Networks:
+    """The networks on one backend, each with the FP32 work around it."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+
+    def denoise(self, frames: NDArray[np.float32], masks: NDArray[np.bool_]) -> NDArray[np.float32]:
+        """Return denoised counts (n, h, w) of frames (n, h, w); ``masks`` the same shape."""
+
+        def step(counts: Tensor, valid: Tensor) -> tuple[Tensor, ...]:
+            x, context = denoiser.stabilise(counts, valid)
+            return (denoiser.restore(self.backend.denoise(x), context),)
+
+        (denoised,) = self._batched(step, frames, masks)
+        return denoised
+
+    def centers(
+        self, frames: NDArray[np.float32], masks: NDArray[np.bool_]
+    ) -> tuple[Array, Array, Array]:
+        """Return centers (n, 2) and sigmas (n, 2) in px, [y, x], and P(usable beam) (n,)."""
+
+        def step(counts: Tensor, valid: Tensor) -> tuple[Tensor, ...]:
+            x, grid = center.prepare(counts, valid)
+            found = center.decode(self.backend.center(x), grid)
+            return found.center, found.sigma, found.usable
+
+        centers, sigmas, usable = self._batched(step, frames, masks)
+        return centers.astype(np.float64), sigmas.astype(np.float64), usable.astype(np.float64)
+
+    @torch.inference_mode()
+    def ellipse(self, mean: NDArray[np.float32]) -> tuple[Array, float]:
+        """Return ``ln(ratio) (cos 2 theta, sin 2 theta)`` of a mean pattern and its sigma.
+
+        ``mean`` is (h, w), its center on the reference center, NaN where nothing was measured.
+        """
+        image = torch.from_numpy(mean).to(self.backend.device)
+        reading = read_ellipticity(image, reference_center(mean.shape), self.backend)
+        return np.array(reading.ellipticity.vector), reading.sigma
+
+    @torch.inference_mode()
+    def _batched(
+        self,
+        step: Callable[[Tensor, Tensor], tuple[Tensor, ...]],
+        frames: NDArray[np.float32],
+        masks: NDArray[np.bool_],
+    ) -> tuple[NDArray[np.float32], ...]:
+        device = self.backend.device
+        parts = [
+            step(
+                torch.from_numpy(frames[i : i + BATCH]).to(device),
+                torch.from_numpy(masks[i : i + BATCH]).to(device),
+            )
+            for i in range(0, len(frames), BATCH)
+        ]
+        return tuple(torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True))
+
+
+def recentered_mean(frames: NDArray[np.float32], centers: Array) -> NDArray[np.float32]:
+    """Return the mean (h, w) of frames (n, h, w) moved from their centers to the reference center.
+
+    The corrector's own averaging; NaN where too few frames had a source.
+    """
+    shape = frames.shape[1:]
+    total = PatternSum(shape, torch.device("cpu"))
+    shifts = torch.from_numpy(np.array(reference_center(shape)) - centers)
+    total.add(torch.from_numpy(frames), shifts, None)
+    return total.mean().numpy()

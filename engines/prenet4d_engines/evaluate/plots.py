@@ -1,0 +1,39 @@
+"""Plots of the tables: error against dose, every method in one picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prenet4d_engines.evaluate.report import Table
+
+OURS = "prenet4d"
+"""Row labels that begin with this are ours and are drawn strong."""
+
+
+def plot_table(table: Table, folder: Path) -> Path:
+    """Draw a table's rows against dose on logarithmic axes; return the PNG's path."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 4.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for label, values in table.rows:
+        points = [(d, v) for d, v in zip(table.doses, values, strict=True) if v is not None]
+        if not points:
+            continue
+        dose, value = zip(*points, strict=True)
+        if label.startswith(OURS):
+            axes.plot(dose, value, "o-", linewidth=2.6, markersize=6, label=label, zorder=3)
+        else:
+            axes.plot(dose, value, ".--", linewidth=1.1, label=label)
+    axes.set_xscale("log")
+    if all(v is None or v > 0 for _, values in table.rows for v in values):
+        axes.set_yscale("log")
+    axes.set_xlabel("dose (electrons per pattern)")
+    axes.set_title(table.title, fontsize=10)
+    axes.grid(visible=True, which="both", alpha=0.25)
+    axes.legend(fontsize=8)
+    path = folder / f"{table.name}.png"
+    figure.savefig(path, dpi=130)
+    return path

@@ -1,0 +1,378 @@
+"""The evaluation: fair rivals, right figures, the same answer twice."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from prenet4d_engines.backends import TorchBackend
+from prenet4d_engines.errors import SimulationError
+from prenet4d_engines.evaluate import evaluate, metrics
+from prenet4d_engines.evaluate.classical import (
+    CENTER_METHODS,
+    DENOISE_METHODS,
+    ELLIPSE_METHODS,
+    Method,
+)
+from prenet4d_engines.evaluate.classical.center import disk_correlation_center
+from prenet4d_engines.evaluate.classical.denoise import anscombe, inverse_anscombe
+from prenet4d_engines.evaluate.datasets import (
+    held_out_patterns,
+    measured_patterns,
+    mixed_kinds,
+)
+from prenet4d_engines.evaluate.ellipse import evaluate_ellipses
+from prenet4d_engines.evaluate.networks import Networks
+from prenet4d_engines.evaluate.report import Check, Part, Report, Table
+from prenet4d_engines.evaluate.run import Run
+from prenet4d_engines.evaluate.tracking import evaluate_tracking, plane_fit
+from prenet4d_engines.geometry import Ellipticity
+from prenet4d_engines.simulate.materials import HELD_OUT, TRAINING
+from prenet4d_engines.simulate.pattern import Optics, Pattern, direct_disk
+from prenet4d_engines.simulate.render import render
+
+Array = NDArray[np.float64]
+
+SHAPE = (96, 112)
+CENTER = (43.4, 60.7)
+RADIUS = 9.0
+
+
+def drawn(
+    *, center: tuple[float, float] = CENTER, ellipticity: tuple[float, float] = (1.0, 0.0)
+) -> Array:
+    """A disk inside two rings on a smooth background, sum 1."""
+    optics = Optics(1.0, 2e5, 100.0, RADIUS, 0.5)
+    rho = np.arange(1000) * 0.25
+    rings = np.exp(-0.5 * ((rho - 24) / 1.5) ** 2) + 0.5 * np.exp(-0.5 * ((rho - 34) / 2) ** 2)
+    pattern = Pattern(
+        "rings", center, ellipticity, direct_disk(optics), rings + np.exp(-rho / 20), 0.5
+    )
+    return render([pattern], SHAPE)[0].numpy().astype(np.float64)
+
+
+@pytest.fixture(scope="module")
+def counts() -> Array:
+    rng = np.random.default_rng(3)
+    return rng.poisson(drawn() * 1e6).astype(np.float64)
+
+
+def each_setting(methods: tuple[Method[object], ...]) -> list[object]:  # type: ignore[type-var]
+    return [
+        pytest.param(method, setting, id=f"{method.name} {setting}")
+        for method in methods
+        for setting in method.settings
+    ]
+
+
+# ---- fair rivals -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", CENTER_METHODS, ids=lambda m: m.name)
+def test_a_center_method_finds_an_easy_center(method, counts) -> None:
+    found = np.array([method.run(counts, RADIUS, *setting) for setting in method.settings])
+    best = np.hypot(*(found - CENTER).T).min()
+    # The plain center of mass sees the frame cut the rings off-center: it is right only near it.
+    assert best < (1.5 if method.name == "CoM" else 0.05)
+
+
+@pytest.mark.parametrize("method", CENTER_METHODS, ids=lambda m: m.name)
+def test_a_center_method_follows_a_shift_of_a_beam_in_vacuum(method) -> None:
+    """No constant offset (half a pixel is the classical one), no mixed-up axes."""
+    optics = Optics(1.0, 2e5, 100.0, RADIUS, 0.6)
+    for center in ((30.25, 70.5), (52.0, 47.0), (47.5, 55.5)):
+        frame = render([Pattern("vacuum", center, disks=direct_disk(optics))], SHAPE)[0].numpy()
+        found = [method.run(1e8 * frame.astype(np.float64), RADIUS, *s) for s in method.settings]
+        assert np.hypot(*(np.array(found) - center).T).min() < 0.01
+
+
+@pytest.mark.parametrize("method", CENTER_METHODS, ids=lambda m: m.name)
+@pytest.mark.parametrize("frame", [np.zeros(SHAPE), np.eye(*SHAPE), np.ones(SHAPE)])
+def test_a_center_method_answers_within_the_frame_whatever_it_sees(method, frame) -> None:
+    for setting in method.settings:
+        cy, cx = method.run(frame, RADIUS, *setting)
+        assert 0 <= cy <= SHAPE[0] - 1
+        assert 0 <= cx <= SHAPE[1] - 1
+
+
+@pytest.mark.parametrize("ratio_theta", [(1.0, 0.0), (1.03, 0.4), (1.08, 2.5)])
+@pytest.mark.parametrize("method", ELLIPSE_METHODS, ids=lambda m: m.name)
+def test_an_ellipse_fit_reads_a_drawn_distortion(method, ratio_theta) -> None:
+    image = 1e6 * drawn(ellipticity=ratio_theta)
+    truth = np.array(Ellipticity(*ratio_theta).vector)
+    found = [method.run(image, np.ones(SHAPE), CENTER, RADIUS, *s) for s in method.settings]
+    assert min(np.hypot(*(f - truth)) for f in found) < 0.002
+
+
+@pytest.mark.parametrize("method", ELLIPSE_METHODS, ids=lambda m: m.name)
+def test_an_ellipse_fit_of_nothing_is_a_number(method) -> None:
+    for image in (np.zeros(SHAPE), np.ones(SHAPE)):
+        for setting in method.settings:
+            found = method.run(image, np.ones(SHAPE), CENTER, RADIUS, *setting)
+            assert np.isfinite(found).all()
+
+
+@pytest.mark.parametrize("method", DENOISE_METHODS, ids=lambda m: m.name)
+@pytest.mark.parametrize("dose", [1e3, 1e5])
+def test_a_denoiser_denoises_and_keeps_the_counts(method, dose) -> None:
+    if not method.installed:
+        pytest.skip(f"{method.needs} is not installed: pip install 'prenet4d[bench]'")
+    clean = dose * drawn()
+    noisy = np.random.default_rng(1).poisson(clean).astype(np.float64)
+    found = [method.run(noisy, *setting) for setting in method.settings]
+    assert min(metrics.squared_error(f, clean) for f in found) < 0.5 * metrics.squared_error(
+        noisy, clean
+    )
+    best = min(found, key=lambda f: metrics.squared_error(f, clean))
+    assert best.shape == SHAPE
+    assert abs(metrics.counts_error(best, noisy)) < 0.1
+
+
+def test_the_inverse_anscombe_transform_is_unbiased() -> None:
+    rng = np.random.default_rng(2)
+    for mean in (2.0, 5.0, 50.0, 5000.0):
+        transformed = float(anscombe(rng.poisson(mean, 200_000).astype(np.float64)).mean())
+        assert float(inverse_anscombe(np.array(transformed))) == pytest.approx(mean, rel=0.01)
+
+
+# ---- figures -----------------------------------------------------------------------------------
+
+
+def test_figures_of_merit_on_known_cases() -> None:
+    truth = np.full((2, 2), 4.0)
+    found = np.array([[9.0, 4.0], [4.0, 4.0]])
+    assert metrics.squared_error(found, truth) == 25 / 4
+    assert metrics.squared_root_error(found, truth) == 1 / 4
+    assert metrics.counts_error(found, truth) == pytest.approx(5 / 16)
+    valid = np.array([[False, True], [True, True]])
+    assert metrics.squared_error(found, truth, valid) == 0
+    assert metrics.squared_root_error(found, truth, valid) == 0
+    assert metrics.counts_error(found, truth, valid) == 0
+
+    centers = np.array([[3.0, 4.0], [0.0, 0.5]])
+    assert metrics.lengths(centers).tolist() == [5.0, 0.5]
+    sigma = np.array([[1.0, 4.5], [1.0, 1.0]])
+    assert metrics.within_sigma(centers, sigma) == 0.75
+    assert metrics.within_sigma(centers, sigma, 3.0) == 1.0
+
+
+def test_a_calibrated_sigma_holds_68_percent() -> None:
+    rng = np.random.default_rng(0)
+    sigma = np.exp(rng.normal(0, 1, (40_000, 2)))
+    assert metrics.within_sigma(rng.normal(0, sigma), sigma) == pytest.approx(0.683, abs=0.01)
+
+
+def test_ellipse_figures_know_the_seam_of_the_angle() -> None:
+    def vector(ratio: float, degrees: float) -> Array:
+        return np.array(Ellipticity(ratio, np.radians(degrees)).vector)
+
+    assert metrics.ratio_error(vector(1.05, 10), vector(1.05, 80)) == pytest.approx(0)
+    assert metrics.ratio_error(vector(1.0506, 10), vector(1.04, 10)) == pytest.approx(1.0192, 1e-3)
+    assert metrics.angle_error(vector(1.05, 179), vector(1.05, 2)) == pytest.approx(3)
+    assert metrics.angle_error(vector(1.05, 0), vector(1.05, 90)) == pytest.approx(90)
+    assert metrics.residual_ratio(vector(1.05, 40), vector(1.05, 40)) == pytest.approx(0)
+    assert metrics.residual_ratio(vector(1.05, 0), vector(1.05, 90)) == pytest.approx(10.25, 1e-2)
+
+
+# ---- sets --------------------------------------------------------------------------------------
+
+
+def test_no_evaluation_material_is_a_training_material() -> None:
+    assert set(HELD_OUT) & set(TRAINING) == set()
+
+
+def test_a_set_is_the_same_for_a_seed_and_another_for_another() -> None:
+    def make(seed: int) -> tuple[Array, Array]:
+        patterns = held_out_patterns("s", "s", (64, 64), mixed_kinds(8), seed=seed)
+        return patterns.centers, patterns.expose(1e3).frames.astype(np.float64)
+
+    one, again, other = make(0), make(0), make(1)
+    assert np.array_equal(one[0], again[0])
+    assert np.array_equal(one[1], again[1])
+    assert not np.array_equal(one[0], other[0])
+    assert not np.array_equal(one[1], other[1])
+
+
+def test_exposures_have_their_dose_and_differ_between_doses() -> None:
+    patterns = held_out_patterns("s", "s", (64, 64), mixed_kinds(8), seed=0)
+    low, high = patterns.expose(1e3), patterns.expose(1e5)
+    assert low.frames.sum((1, 2)) == pytest.approx(1e3, rel=0.2)
+    assert high.frames.sum((1, 2)) == pytest.approx(1e5, rel=0.02)
+    assert high.clean.sum((1, 2)) == pytest.approx(1e5, rel=1e-3)
+    assert not np.array_equal(np.sign(low.frames), np.sign(high.frames))
+
+
+def test_faulty_cameras_mask_pixels_and_masked_pixels_read_zero() -> None:
+    patterns = held_out_patterns("s", "s", (64, 64), mixed_kinds(24), seed=0, faulty=True)
+    assert not patterns.masks.all()
+    assert (patterns.expose(1e4).frames[~patterns.masks] == 0).all()
+
+
+def test_mixed_kinds_hold_every_kind_but_blank() -> None:
+    kinds = mixed_kinds(40)
+    assert len(kinds) == 40
+    assert set(kinds) == {"cbed", "spots", "rings", "grains", "amorphous", "vacuum"}
+
+
+# ---- report ------------------------------------------------------------------------------------
+
+
+TABLE = Table(
+    name="center.median.128",
+    title="Center: median error, px",
+    heading="method",
+    columns=("10^3 e", "10^4 e"),
+    rows=(("CoM", (2.0, 1.0)), ("prenet4d", (0.5, float("nan")))),
+    doses=(1e3, 1e4),
+)
+
+
+def test_a_report_says_what_passed_and_writes_json(tmp_path) -> None:
+    part = Part((TABLE,), (Check("below 1", 0.5, 1.0), Check("below 0.1", 0.5, 0.1)))
+    report = Report({"center": part}, missing=("NLM: install x",))
+    assert [check.passed for check in report.checks] == [True, False]
+    assert not report.passed
+    assert report.table("center.median.128").row("CoM") == (2.0, 1.0)
+    with pytest.raises(KeyError):
+        report.table("nothing")
+    with pytest.raises(KeyError):
+        TABLE.row("nobody")
+    content = json.loads(report.to_json())
+    assert content["passed"] is False
+    assert content["missing"] == ["NLM: install x"]
+    assert content["tables"][0]["rows"] == [["CoM", [2.0, 1.0]], ["prenet4d", [0.5, None]]]
+    (picture,) = report.plots(tmp_path / "plots")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_figure_that_is_not_a_number_meets_no_goal() -> None:
+    assert not Check("anything", float("nan"), 1.0).passed
+
+
+def test_tables_over_something_else_than_dose_are_not_plotted(tmp_path) -> None:
+    report = Report({"center": Part((replace(TABLE, doses=()),))})
+    assert report.plots(tmp_path) == []
+
+
+# ---- end to end --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def backend() -> Iterator[TorchBackend]:
+    threads = torch.get_num_threads()
+    yield TorchBackend("float32", threads=1)
+    torch.set_num_threads(threads)
+
+
+def figures(report: Report) -> list[tuple[str, object]]:
+    """Everything but times."""
+    return [(table.name, table.rows) for table in report.tables() if "time" not in table.name]
+
+
+def test_a_tiny_evaluation_runs_and_repeats_by_its_seed(backend) -> None:
+    told: list[float] = []
+
+    def run(seed: int) -> Report:
+        return evaluate(
+            ("denoise", "center"),
+            quick=True,
+            patterns=6,
+            seed=seed,
+            backend=backend,
+            on_progress=lambda share, what: told.append(share),
+        )
+
+    one, again, other = run(0), run(0), run(1)
+    assert figures(one) == figures(again)
+    assert figures(one) != figures(other)
+    assert told == sorted(told[: len(told) // 3]) * 3
+    assert told[-1] == 1.0
+
+    assert set(one.parts) == {"denoise", "center"}
+    for name in ("denoise.linear.128", "denoise.sqrt.128", "center.median.128", "center.mean.128"):
+        table = one.table(name)
+        assert table.columns == ("10^3 e", "10^4 e")
+        assert all(value is not None and value > 0 for value in table.row("prenet4d"))
+    for method in (*CENTER_METHODS, *(m for m in DENOISE_METHODS if m.installed)):
+        assert any(label == method.name for label, _ in one.table("center.time").rows) or any(
+            label == method.name for label, _ in one.table("denoise.time").rows
+        )
+        assert one.sources[method.name]
+    for method in DENOISE_METHODS:
+        assert method.installed != any(method.name in missing for missing in one.missing)
+    assert json.loads(one.to_json())["about"]["seed"] == 0
+    # 2 measures at 2 doses against 2 rivals; 0.3 px and 4 forms of center of mass.
+    assert len(one.checks) == 8 + 5
+
+
+def test_scans_are_evaluated(backend) -> None:
+    run = Run(
+        networks=Networks(backend),
+        patterns=6,
+        doses=(1e4,),
+        seed=0,
+        sizes=(64,),
+        scans=1,
+        scan_doses=(1e4,),
+        scan_shape=(4, 8),
+        on_progress=lambda share, what: None,
+    )
+    tracking = evaluate_tracking(run)
+    assert {check.goal.split(":")[0] for check in tracking.checks} == {"Tracked center, drift"}
+    ellipses = evaluate_ellipses(run)
+    table = ellipses.tables[0]
+    assert table.name == "ellipse.ratio"
+    assert [label for label, _ in table.rows] == [
+        *(method.name for method in ELLIPSE_METHODS),
+        "prenet4d",
+        "prenet4d, its own centers",
+    ]
+    # The best classical fit must be right, or the comparison says nothing.
+    rival = min(v for label, (v,) in table.rows if v is not None and "prenet4d" not in label)
+    assert rival < 2.0
+
+
+def test_measured_patterns_make_a_set_with_shifts_known_up_to_a_constant(backend, tmp_path) -> None:
+    measured = np.stack([1e6 * drawn(), 1e6 * drawn(center=(50.0, 50.0))])
+    patterns = measured_patterns(measured.astype(np.float32), 30, seed=0)
+    assert patterns.groups is not None
+    frames = patterns.expose(1e6).frames.astype(np.float64)
+    found = [disk_correlation_center(frame, RADIUS) for frame in frames]
+    # The second pattern lies 12 px from where a middle was assumed; only its constant is wrong.
+    assert np.median(metrics.lengths(patterns.deviations(np.array(found)))) < 0.05
+
+    path = tmp_path / "measured.npy"
+    np.save(path, measured)
+    report = evaluate(("center",), quick=True, patterns=6, data=path, backend=backend)
+    assert report.table("center.median.measured").row("disk correlation")[1] < 0.5
+
+
+def test_a_plane_fit_takes_out_noise_and_outliers() -> None:
+    rng = np.random.default_rng(0)
+    row, column = np.divmod(np.arange(600), 30)
+    truth = np.stack([50 + 0.1 * row - 0.05 * column, 60 + 0.02 * column], 1)
+    noisy = truth + rng.normal(0, 0.2, truth.shape)
+    noisy[::25] += 30
+    assert metrics.lengths(plane_fit(noisy, (20, 30)) - truth).max() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({"what": ("taste",)}, ValueError, "taste"),
+        ({"what": ()}, ValueError, "denoise, center"),
+        ({"patterns": 3}, ValueError, "at least 6"),
+        ({"data": "nowhere.npy"}, SimulationError, "nowhere.npy"),
+        ({"data": np.zeros(5)}, SimulationError, "(k, h, w)"),
+        ({"data": np.zeros((2, 32, 32))}, SimulationError, "positive"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_said(arguments, error, words, backend) -> None:
+    with pytest.raises(error, match=re.escape(words)):
+        evaluate(**{"what": ("center",), "quick": True, "backend": backend, **arguments})
