@@ -106,10 +106,13 @@ class DectrisSource(ZmqSource):
         self, said: Announcement, shape: tuple[int, int], dtype: np.dtype[Any], events: EventList
     ) -> None:
         if not all(8 <= size <= 8192 for size in shape):
-            raise BadStart(
-                f"Series {said.series} announces frames of {shape[0]} × {shape[1]} pixels; "
-                "each side must have 8 to 8192."
+            events.add_error(
+                BadStart(
+                    f"Series {said.series} announces frames of {shape[0]} × {shape[1]} pixels; "
+                    "each side must have 8 to 8192."
+                )
             )
+            return
         mask: Pixels | None = None
         if said.mask is not None:
             try:
@@ -139,14 +142,17 @@ def scalars(fields: Mapping[Any, Any]) -> dict[str, Scalar]:
     kept: dict[str, Scalar] = {}
     for key, value in fields.items():
         if isinstance(value, datetime):
-            kept[str(key)] = value.isoformat()
+            kept[text(key)] = value.isoformat()
         elif isinstance(value, str):
-            kept[str(key)] = value[:_MAX_TEXT]
-        elif isinstance(value, bool | float | None) or (
-            isinstance(value, int) and -(2**63) <= value < 2**63
-        ):
-            kept[str(key)] = value
+            kept[text(key)] = text(value)
+        elif isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63):
+            kept[text(key)] = value
     return kept
+
+
+def text(value: object) -> str:
+    """The value as text of bounded length that any receiver can decode."""
+    return str(value)[:_MAX_TEXT].encode("utf-8", "replace").decode()
 
 
 def positive(value: object) -> int | None:

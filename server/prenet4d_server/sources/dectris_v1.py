@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from prenet4d_server.errors import BadMessage, BadStart, CorruptFrame
+from prenet4d_server.errors import BadMessage, BadStart, CorruptFrame, ServiceError
 from prenet4d_server.sources.compression import Buffer, Codec
 from prenet4d_server.sources.dectris import (
     FRAME_TYPES,
@@ -27,6 +27,7 @@ from prenet4d_server.sources.dectris import (
     positive,
     scalars,
     sides,
+    text,
 )
 from prenet4d_server.sources.encoded import EncodedFrame, EventList
 
@@ -47,6 +48,9 @@ class DectrisV1Source(DectrisSource):
     """The parts so far of a header that comes one part a message."""
 
     def _read(self, parts: Sequence[Buffer], events: EventList) -> None:
+        # Only images have four parts, or five with an appendix.
+        refusal = CorruptFrame if len(parts) in (4, 5) else BadMessage
+        self._refuse_oversize(parts, refusal)
         if self._header is not None and len(parts) == 1 and not _is_message(parts[0]):
             self._header.append(parts[0])
             self._begin_when_complete(events)
@@ -54,8 +58,7 @@ class DectrisV1Source(DectrisSource):
         try:
             first = _fields(parts[0])
         except BadMessage as error:
-            # Only images have four parts, or five with an appendix.
-            raise CorruptFrame(str(error)) if len(parts) in (4, 5) else error from None
+            raise refusal(str(error)) from None
         kind = str(first.get("htype", ""))
         if kind.startswith("dimage-1."):
             self._begin_with_what_there_is(events)
@@ -83,8 +86,12 @@ class DectrisV1Source(DectrisSource):
     def _begin_with_what_there_is(self, events: EventList) -> None:
         """Begin with the header parts that came; what they leave out, the first image says."""
         header, self._header = self._header, None
-        if header is not None:
+        if header is None:
+            return
+        try:
             self._begin(_read_header(header), events)
+        except ServiceError as error:
+            events.add_error(error)
 
     def _read_image(
         self, first: Mapping[str, Any], parts: Sequence[Buffer], events: EventList
@@ -130,7 +137,7 @@ def _series(fields: Mapping[str, Any]) -> str:
     series = fields.get("series")
     if not isinstance(series, int | str):
         raise BadMessage(f"The {fields.get('htype')} message does not say its series.")
-    return str(series)
+    return text(series)
 
 
 def _read_header(parts: Sequence[Buffer]) -> Announcement:
@@ -138,16 +145,17 @@ def _read_header(parts: Sequence[Buffer]) -> Announcement:
     detail = header.get("header_detail")
     config = _fields(parts[1]) if detail != "none" and len(parts) > 1 else {}
     bits = config.get("bit_depth_image")
-    if bits not in (None, 8, 16, 32):
+    dtype = FRAME_TYPES.get(f"uint{bits}")
+    if dtype is None and bits is not None:
         raise BadStart(f"Images of {bits!r:.40} bits are not supported.")
     images, triggers = positive(config.get("nimages")), positive(config.get("ntrigger"))
     return Announcement(
         series=_series(header),
         frame_shape=sides(config.get("x_pixels_in_detector"), config.get("y_pixels_in_detector")),
-        dtype=None if bits is None else FRAME_TYPES[f"uint{bits}"],
-        expected_frames=None if images is None else images * (triggers or 1),
+        dtype=dtype,
+        expected_frames=None if images is None else positive(images * (triggers or 1)),
         saturation_value=number(config.get("countrate_correction_count_cutoff")),
-        detector=str(config.get("description") or "DECTRIS"),
+        detector=text(config.get("description") or "DECTRIS"),
         mask=_find_mask(parts[2:]),
         metadata=scalars(config),
     )

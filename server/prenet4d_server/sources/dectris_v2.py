@@ -25,6 +25,7 @@ from prenet4d_server.sources.dectris import (
     positive,
     scalars,
     sides,
+    text,
 )
 from prenet4d_server.sources.encoded import EncodedFrame, EventList
 from prenet4d_server.sources.zmq_source import MAX_BYTES
@@ -86,6 +87,7 @@ class DectrisV2Source(DectrisSource):
     def _read(self, parts: Sequence[Buffer], events: EventList) -> None:
         data = bytes(parts[0])
         refusal = CorruptFrame if _IMAGE in data[:32] else BadMessage
+        self._refuse_oversize(parts, refusal)
         try:
             message = cbor2.loads(data)
         except (cbor2.CBORDecodeError, ValueError, TypeError, RecursionError) as error:
@@ -113,8 +115,8 @@ class DectrisV2Source(DectrisSource):
 
     def _read_start(self, message: Mapping[str, Any]) -> Announcement:
         channels = message.get("channels")
-        if not isinstance(channels, list | tuple) or not channels:
-            raise BadStart("The start message names no channels.")
+        if not isinstance(channels, list) or not all(isinstance(name, str) for name in channels):
+            raise BadStart("The start message does not name its channels.")
         channel = self._choose(channels)
         if channel is None:
             raise BadStart(self._no_channel(channels))
@@ -134,7 +136,7 @@ class DectrisV2Source(DectrisSource):
             dtype=None if dtype is None else FRAME_TYPES[_dtype_name(dtype)],
             expected_frames=positive(message.get("number_of_images")),
             saturation_value=number(message.get("saturation_value")),
-            detector=str(message.get("detector_description") or "DECTRIS"),
+            detector=text(message.get("detector_description") or "DECTRIS"),
             mask=None if mask is None else _read_mask(mask),
             metadata=scalars({**fields, "channel": channel}),
         )
@@ -158,7 +160,7 @@ def _series(message: Mapping[str, Any]) -> str:
     if not isinstance(series, str | int):
         error = CorruptFrame if message.get("type") == "image" else BadMessage
         raise error(f"The {message.get('type')} message does not say which series it belongs to.")
-    return str(series)
+    return text(series)
 
 
 def _read_array(value: Any) -> EncodedFrame:

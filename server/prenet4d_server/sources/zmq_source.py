@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 
 import zmq
 
-from prenet4d_server.errors import BadMessage, ConfigError, ServiceError
+from prenet4d_server.errors import ConfigError, ServiceError
 from prenet4d_server.sources.base import SourceEvent
 from prenet4d_server.sources.compression import Buffer
 from prenet4d_server.sources.encoded import EventList
@@ -44,8 +44,9 @@ class ZmqSource(ABC):
     ) -> None:
         self.address = address
         self._max_bytes = max_bytes
-        self._own_context = zmq.Context() if context is None else None
-        self._socket = (context or self._own_context or zmq.Context()).socket(zmq.PULL)
+        home = context or zmq.Context()
+        self._own_context = None if context else home
+        self._socket = home.socket(zmq.PULL)
         self._socket.rcvhwm = high_water
         self._socket.maxmsgsize = 4 * max_bytes
         self._socket.linger = 0
@@ -82,19 +83,19 @@ class ZmqSource(ABC):
                 parts: list[Any] = self._socket.recv_multipart(zmq.NOBLOCK, copy=self.copies)
             except zmq.Again:
                 break
-            size = sum(map(len, parts))
-            received += size
+            received += sum(map(len, parts))
             try:
-                if size > self._max_bytes:
-                    raise BadMessage(
-                        f"A message of {size} bytes; at most {self._max_bytes} are accepted."
-                    )
                 self._read(parts if self.copies else [part.buffer for part in parts], events)
             except ServiceError as error:
                 events.add_error(error)
             if received >= _BYTES_PER_POLL:
                 break
         return events.take()
+
+    def _refuse_oversize(self, parts: Sequence[Buffer], refusal: type[ServiceError]) -> None:
+        size = sum(map(len, parts))
+        if size > self._max_bytes:
+            raise refusal(f"A message of {size} bytes; at most {self._max_bytes} are accepted.")
 
     def close(self) -> None:
         """Close the socket; may be called twice."""

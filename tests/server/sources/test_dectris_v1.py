@@ -268,7 +268,12 @@ def test_messages_of_no_such_protocol(detector, source, parts):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"bit_depth_image": 12}, {"x_pixels_in_detector": 1}, {"y_pixels_in_detector": "24"}],
+    [
+        {"bit_depth_image": 12},
+        {"bit_depth_image": 16.0},
+        {"x_pixels_in_detector": 1},
+        {"y_pixels_in_detector": "24"},
+    ],
 )
 def test_an_impossible_start_is_refused(detector, source, changes):
     detector.send(*header(**changes))
@@ -276,6 +281,26 @@ def test_an_impossible_start_is_refused(detector, source, changes):
     events = poll_to_end(source)
     assert isinstance(of(Fault, events)[0].error, BadStart)
     assert not of(AcquisitionStart, events)
+
+
+def test_fields_that_no_receiver_could_take_are_left_out_or_mended(detector, source):
+    odd = {"description": "\ud800", "nimages": 1 << 62, "ntrigger": 9, "huge": 1 << 70}
+    detector.send(*header(**odd))
+    detector.send(end())
+    said = of(AcquisitionStart, poll_to_end(source))[0]
+    assert said.detector == "?"
+    assert said.expected_frames is None
+    assert "huge" not in said.metadata
+
+
+def test_an_incomplete_header_that_is_wrong_costs_no_image(detector, source):
+    detector.send(js(htype="dheader-1.0", header_detail="all", series=5))
+    detector.send(js(bit_depth_image=12))
+    detector.send(*image(0, frame(0)))
+    detector.send(end())
+    events = poll_to_end(source)
+    assert isinstance(of(Fault, events)[0].error, BadStart)
+    assert [block.indices.tolist() for block in blocks_of(events)] == [[0]]
 
 
 def test_an_image_of_the_wrong_type_is_told_apart_from_a_corrupt_one(detector, source):

@@ -327,6 +327,7 @@ def test_messages_of_no_such_protocol(detector, source, parts):
         {"channels": ...},
         {"channels": []},
         {"channels": "threshold_1"},
+        {"channels": [["threshold_1"]]},
         {"image_dtype": "int16"},
         {"image_dtype": ["uint16"]},
         {"image_size_x": 4},
@@ -363,6 +364,15 @@ def test_a_detector_that_starts_anew_in_the_middle(detector, source):
     assert [block.series for block in blocks_of(events)] == ["01GRX-3", "01GRX-4"]
 
 
+def test_a_first_image_that_cannot_be_what_the_start_left_unsaid_is_counted(detector, source):
+    detector.send(start(image_dtype=..., image_size_x=...))
+    detector.send(image(0, {"threshold_1": array(frame(0, shape=(24, 4)))}))
+    detector.send(end())
+    events = poll_to_end(source)
+    assert isinstance(of(Fault, events)[0].error, BadStart)
+    assert [block.indices.tolist() for block in blocks_of(events)] == [[0]]
+
+
 def test_images_without_a_start_still_say_which_series_they_are_of(detector, source):
     detector.send(image(7, {"threshold_1": array(frame(0))}))
     detector.send(end())
@@ -386,11 +396,14 @@ def test_parts_of_a_block_are_decoded_on_their_own(detector, source):
 
 
 def test_a_message_beyond_the_limit_is_refused(detector):
-    with DectrisV2Source(detector.address, max_bytes=1000) as source:
-        detector.send(b"\0" * 2000)
+    with DectrisV2Source(detector.address, max_bytes=2000) as source:
+        detector.send(image(0, {"threshold_1": array(frame(0), compression="none")}))
+        detector.send(b"\0" * 3000)
         detector.send(end())
-        events = poll_to_end(source)
-    assert "2000 bytes" in str(of(Fault, events)[0].error)
+        faults = of(Fault, poll_to_end(source))
+    assert [type(fault.error) for fault in faults] == [CorruptFrame, BadMessage]
+    assert [fault.frames for fault in faults] == [1, 0]
+    assert "3000 bytes; at most 2000" in str(faults[1].error)
 
 
 def test_no_detector_is_no_error():

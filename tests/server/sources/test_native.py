@@ -211,6 +211,7 @@ def test_a_message_beyond_the_limit_is_refused():
         socket.send_multipart(end())
         events = poll_to_end(source)
     assert "at most 4000" in str(of(Fault, events)[0].error)
+    assert of(Fault, events)[0].frames == 3
 
 
 def test_a_port_in_use(source):
