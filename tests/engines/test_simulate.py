@@ -36,6 +36,11 @@ from prenet4d_engines.simulate.scattering import (
 )
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
 def _moments(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """First and central second moments in (y, x)."""
     y, x = np.mgrid[: image.shape[0], : image.shape[1]]

@@ -21,8 +21,8 @@ MATERIALS = tuple(TRAINING.values())
 
 
 @pytest.fixture(autouse=True)
-def _two_threads() -> None:
-    torch.set_num_threads(2)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -17,8 +17,8 @@ NETWORKS = {"denoise": Denoiser, "center": CenterNet, "ellipse": EllipseNet}
 
 
 @pytest.fixture(autouse=True)
-def _two_threads() -> None:
-    torch.set_num_threads(2)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -33,9 +33,17 @@ class DenoiserConfig:
 
 @dataclass(frozen=True)
 class Stabilised:
-    """What `restore` needs to return to counts: the baseline 2 sqrt(rate), (n, h, w)."""
+    """What `restore` needs to return to counts.
+
+    Attributes:
+        baseline: (n, h, w) float32, 2 sqrt(rate) that the residual is added to.
+        valid: (n, h, w) float32, 1 where the pixel is valid, else 0.
+        electrons: (n,) float32, counts in the valid pixels.
+    """
 
     baseline: Tensor
+    valid: Tensor
+    electrons: Tensor
 
 
 class Block(nn.Module):
@@ -180,13 +188,21 @@ def stabilise(frames: Tensor, mask: Tensor) -> tuple[Tensor, Stabilised]:
     x = functional.pad(
         torch.cat(channels, 1), (0, -w % MULTIPLE, 0, -h % MULTIPLE), mode="replicate"
     )
-    return x, Stabilised(baseline[:, 0])
+    return x, Stabilised(baseline[:, 0], valid[:, 0], counts.sum((1, 2, 3)))
 
 
 def restore(y: Tensor, context: Stabilised) -> Tensor:
-    """Turn the network's residual (n, 1, H, W) into rates in counts (n, h, w), float32, > 0."""
+    """Turn the network's residual (n, 1, H, W) into rates in counts (n, h, w), float32, > 0.
+
+    Each frame is scaled to hold as many electrons in its valid pixels as were counted there: the
+    network moves electrons, it does not make them. The factor is bounded to [1/2, 2], so a frame
+    without a count keeps a finite rate.
+    """
     h, w = context.baseline.shape[1:]
     value = context.baseline + y[:, 0, :h, :w].float()
     # a smooth positive part: the gradient never dies where the rate is nearly zero
     positive = 0.5 * (value + torch.sqrt(value * value + 4e-4))
-    return 0.25 * positive * positive
+    rate = 0.25 * positive * positive
+    found = (rate * context.valid).sum((1, 2))
+    factor = (context.electrons / found.clamp_min(1e-12)).clamp(0.5, 2.0)
+    return rate * factor[:, None, None]

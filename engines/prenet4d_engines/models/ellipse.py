@@ -27,6 +27,8 @@ AZIMUTHS: Final = 128
 OVERSAMPLE: Final = 4
 INNERMOST: Final = 1 / 40
 """Smallest radius as a share of half the smaller side, which is the largest."""
+LARGEST_SIDE: Final = 256
+"""Frames whose smaller side is a multiple of this are binned by that multiple."""
 SCALE: Final = 0.05
 """Votes are in units of this much ln(ratio)."""
 
@@ -93,20 +95,26 @@ def prepare(mean: Tensor, valid: Tensor) -> Tensor:
     if mean.dim() == 2:
         mean, valid = mean[None], valid[None]
     n, h, w = mean.shape
-    largest = 0.5 * (min(h, w) - 1)
-    steps = (torch.arange(RADII, device=mean.device, dtype=torch.float32) + 0.5) / RADII
-    r = largest * INNERMOST ** (1.0 - steps)  # (256,)
-    count = AZIMUTHS * OVERSAMPLE
-    phi = 2 * torch.pi * (torch.arange(count, device=mean.device) + 0.5) / count
-    y = r[:, None] * torch.sin(phi) * (2.0 / (h - 1))
-    x = r[:, None] * torch.cos(phi) * (2.0 / (w - 1))
-    grid = torch.stack([x, y], -1)[None].expand(n, -1, -1, -1)
+    middle_y, middle_x = 0.5 * (h - 1), 0.5 * (w - 1)
     weight = (valid > 0).to(mean.dtype)
     both = torch.stack([mean * weight, weight], 1)
-    polar = functional.grid_sample(
-        both, grid, mode="bilinear", align_corners=True
-    )  # (n, 2, 256, 512)
-    polar = functional.avg_pool2d(polar, (1, OVERSAMPLE))  # (n, 2, 256, 128)
+    factor = max(1, round(min(h, w) / LARGEST_SIDE))
+    if factor > 1:  # the outer rows of the map are coarser than the frame: bin, lose no electron
+        both = functional.avg_pool2d(both, factor)
+        middle_y, middle_x = (
+            (middle - 0.5 * (factor - 1)) / factor for middle in (middle_y, middle_x)
+        )
+    h, w = both.shape[2:]
+    rows = RADII * (2 if min(h, w) > LARGEST_SIDE // 2 + 32 else 1)
+    columns = AZIMUTHS * OVERSAMPLE
+    steps = (torch.arange(rows, device=mean.device, dtype=torch.float32) + 0.5) / rows
+    r = 0.5 * (min(h, w) - 1) * INNERMOST ** (1.0 - steps)
+    phi = 2 * torch.pi * (torch.arange(columns, device=mean.device) + 0.5) / columns
+    y = (middle_y + r[:, None] * torch.sin(phi)) * (2.0 / (h - 1)) - 1.0
+    x = (middle_x + r[:, None] * torch.cos(phi)) * (2.0 / (w - 1)) - 1.0
+    grid = torch.stack([x, y], -1)[None].expand(n, -1, -1, -1)
+    polar = functional.grid_sample(both, grid, mode="bilinear", align_corners=True)
+    polar = functional.avg_pool2d(polar, (rows // RADII, OVERSAMPLE))  # (n, 2, 256, 128)
     weight = polar[:, 1:]
     value = polar[:, :1].clamp_min(0.0) / weight.clamp_min(0.05)
 
