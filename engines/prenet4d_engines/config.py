@@ -29,9 +29,9 @@ class CorrectorConfig(BaseModel):
     """Patterns to average before the calibration may be called locked."""
     averaging_window: Annotated[int, Field(ge=1)] = 1024
     """Patterns that the running mean remembers; older ones fade out."""
-    max_ellipse_sigma: Positive = 0.02
+    max_ellipse_sigma: Positive = 0.03
     """Readings with a larger sigma of ln(ratio) are not applied."""
-    lock_sigma: Positive = 0.005
+    lock_sigma: Positive = 0.01
     """Sigma of ln(ratio), and change between two readings, below which the calibration locks."""
     lost_after: Annotated[int, Field(ge=1)] = 3
     """Windows in a row that must contradict a locked calibration, or show no beam, to lose it."""

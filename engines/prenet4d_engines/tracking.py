@@ -11,8 +11,9 @@ What descan drift looks like, and what is done about it:
   centers are sometimes plainly wrong. A center far off its prediction is therefore an *outlier*
   unless the next ones agree with it; where that turned out to be a jump more often than not, it is
   followed at once.
-* The sigmas of single-frame centers may be too small or too large: successive differences tell the
-  true noise (Cov(d_t, d_{t-1}) = −σ²), and the sigmas are scaled as far as these demand.
+* Successive differences tell the true noise, Cov(d_t, d_{t-1}) = −σ². Where it exceeds the sigmas
+  of the single-frame centers, these are scaled up; where it stays below, the rest of the sigmas is
+  an error that neighbouring frames share, and remains in the sigma of the track.
 
 Frames are filtered one by one in the order of their indices, so the result does not depend on how
 they were batched.
@@ -27,6 +28,8 @@ from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+
+from prenet4d_engines.filtering import Noise, Walk
 
 Array: TypeAlias = "npt.NDArray[np.floating]"
 Estimate: TypeAlias = tuple[float, float, float, float]
@@ -54,115 +57,6 @@ class TrackerConfig:
     """No single-frame center is trusted more than this."""
 
 
-_MAX_LEAD = 6.0
-"""Nats of evidence that one filter can be ahead of another."""
-
-
-class _Walk:
-    """One axis: random-walk Kalman filters of several speeds, mixed by their evidence."""
-
-    __slots__ = ("_memory", "_scores", "_variances", "_walks", "levels", "mean", "variance", "walk")
-
-    def __init__(self, config: TrackerConfig, level: float, variance: float):
-        self._walks = [sigma * sigma for sigma in config.walk_sigmas]
-        self._memory = config.memory
-        self._scores = [0.0] * len(self._walks)
-        self.walk = sum(self._walks) / len(self._walks)
-        self.restart(level, variance)
-
-    def restart(self, level: float, variance: float) -> None:
-        """Forget where the center was, but not how fast it walks."""
-        self.levels = [level] * len(self._walks)
-        self._variances = [variance] * len(self._walks)
-        self.mean, self.variance = level, variance
-
-    def predict(self, step: float, frames: int, jump: float) -> None:
-        """Move on by ``frames`` frames; ``jump`` is the variance of a jump on the way."""
-        self.levels = [level + step for level in self.levels]
-        self._variances = [
-            variance + frames * walk + jump
-            for variance, walk in zip(self._variances, self._walks, strict=True)
-        ]
-        self.mean += step
-        self.variance += frames * self.walk + jump
-
-    def update(self, measured: float, noise: float) -> None:
-        """Take in a center of this axis with its variance."""
-        for i, (level, variance) in enumerate(zip(self.levels, self._variances, strict=True)):
-            total = variance + noise
-            gain = variance / total
-            error = measured - level
-            self._scores[i] = self._memory * self._scores[i] - 0.5 * (
-                error * error / total + math.log(total)
-            )
-            self.levels[i] = level + gain * error
-            self._variances[i] = gain * noise
-        # No filter may fall so far behind that it could not take over within a few frames.
-        least = max(self._scores) - _MAX_LEAD
-        self._scores = [max(score, least) for score in self._scores]
-        self._mix()
-
-    def copy(self) -> _Walk:
-        """Return a twin that goes its own way."""
-        twin = _Walk.__new__(_Walk)
-        twin._walks, twin._memory, twin._scores = self._walks, self._memory, list(self._scores)
-        twin.levels, twin._variances = list(self.levels), list(self._variances)
-        twin.mean, twin.variance, twin.walk = self.mean, self.variance, self.walk
-        return twin
-
-    def _mix(self) -> None:
-        best = max(self._scores)
-        weights = [math.exp(score - best) for score in self._scores]
-        total = mean = square = inner = walk = 0.0
-        origin = self.levels[0]
-        for w, x, p, q in zip(weights, self.levels, self._variances, self._walks, strict=True):
-            d = x - origin
-            total += w
-            mean += w * d
-            square += w * d * d
-            inner += w * p
-            walk += w * q
-        mean /= total
-        self.mean = origin + mean
-        self.variance = inner / total + max(square / total - mean * mean, 0.0)
-        self.walk = walk / total
-
-
-class _Noise:
-    """How much the single-frame variances must be scaled: as near to 1 as the evidence allows."""
-
-    __slots__ = ("_count", "_difference", "_evidence", "_place", "_square", "scale")
-
-    def __init__(self) -> None:
-        self.scale = 1.0
-        self._evidence = self._square = self._count = 0.0
-        self.interrupt()
-
-    def interrupt(self) -> None:
-        """The next frame does not follow on the last one."""
-        self._place: tuple[float, float] | None = None
-        self._difference: tuple[float, float] | None = None
-
-    def see(self, y: float, x: float, noise: Sequence[float], step: tuple[float, float]) -> None:
-        """Take in the next frame's center, its claimed variances, and the step expected."""
-        last, before = self._place, self._difference
-        self._place = (y, x)
-        if last is None:
-            return
-        self._difference = dy, dx = y - last[0] - step[0], x - last[1] - step[1]
-        if before is None:
-            return
-        product = -0.5 * (dy * before[0] / noise[0] + dx * before[1] / noise[1])
-        self._evidence = 0.995 * self._evidence + product
-        self._square = 0.995 * self._square + product * product
-        self._count = 0.995 * self._count + 1
-        if self._count > 20:
-            slack = 2 * math.sqrt(self._square)
-            lowest = (self._evidence - slack) / self._count
-            highest = (self._evidence + slack) / self._count
-            self.scale = max(min(max(1.0, lowest), highest, 9.0), 0.1)
-
-
 class CenterTracker:
     """Fuses each frame's center with those of the scan before it.
 
@@ -177,9 +71,10 @@ class CenterTracker:
     ):
         self._config = config or TrackerConfig()
         self._nx = scan_shape[1] if scan_shape and scan_shape[1] > 2 else 0
-        self._axes: tuple[_Walk, _Walk] | None = None
+        self._axes: tuple[Walk, Walk] | None = None
         self._index = 0
-        self._noise = _Noise()
+        self._noise = Noise()
+        self._shared = (0.0, 0.0)
         # The profile: (y, x) step into each column, and the first line until it is known.
         self._steps = [(0.0, 0.0)] * self._nx
         self._first_line: list[tuple[int, float, float]] | None = []
@@ -193,7 +88,7 @@ class CenterTracker:
         # Where fly-back is not known, jumps must be expected.
         self._jumps, self._outliers = (0.0 if self._nx else 0.75), 0.5
         # The track as it was before a jump that was followed at once, in case it was none.
-        self._before_jump: tuple[_Walk, _Walk] | None = None
+        self._before_jump: tuple[Walk, Walk] | None = None
         self._since_jump = 0
 
     def update(
@@ -239,7 +134,7 @@ class CenterTracker:
         if self._axes is None:
             if not usable:
                 return (math.nan, math.nan, math.inf, math.inf), False
-            self._axes = (_Walk(self._config, y, ry), _Walk(self._config, x, rx))
+            self._axes = (self._walk(y, ry), self._walk(x, rx))
             self._index = index
             self._remember_first_line(index)
             return (y, x, ry, rx), False
@@ -274,7 +169,13 @@ class CenterTracker:
         if adjacent and not outlier:
             self._learn_step(index, vertical.mean - before[0], horizontal.mean - before[1])
         self._remember_first_line(index)
-        return (vertical.mean, horizontal.mean, vertical.variance, horizontal.variance), outlier
+        if usable:
+            self._shared = (self._noise.common * noise[0], self._noise.common * noise[1])
+        vy, vx = vertical.variance + self._shared[0], horizontal.variance + self._shared[1]
+        return (vertical.mean, horizontal.mean, vy, vx), outlier
+
+    def _walk(self, level: float, variance: float) -> Walk:
+        return Walk(self._config.walk_sigmas, self._config.memory, level, variance)
 
     def _deviation(self, y: float, x: float, ry: float, rx: float) -> bool:
         """Decide about a center far from the prediction; return whether it is an outlier."""

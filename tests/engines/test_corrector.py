@@ -38,7 +38,7 @@ def expected(center, distortion=DISTORTION, dose=30_000.0, shape=SHAPE, radius=2
 def centers_of(n: int, seed: int = 0) -> np.ndarray:
     walk = np.cumsum(np.random.default_rng(seed).normal(0, 0.1, (n, 2)), axis=0)
     cy, cx = reference_center(SHAPE)
-    return walk + [cy + 3.2, cx - 4.7]
+    return walk + np.array((cy + 3.2, cx - 4.7))
 
 
 def rings(n: int, seed: int = 0, distortion=DISTORTION, dose=30_000.0):

@@ -1,0 +1,130 @@
+"""The two estimators inside the center track: where one axis is, and how noisy centers are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+_MAX_LEAD = 6.0
+"""Nats of evidence that one filter can be ahead of another."""
+
+
+class Walk:
+    """Random-walk Kalman filters of several speeds on one axis, mixed by their evidence.
+
+    ``mean`` and ``variance`` are the mixture's; ``walk`` is its variance per frame.
+
+    Args:
+        sigmas: how far each filter thinks that the center may walk from one frame to the next.
+        memory: how much of its past evidence a filter keeps from one frame to the next.
+        level: where the center is.
+        variance: of ``level``.
+    """
+
+    __slots__ = ("_memory", "_scores", "_variances", "_walks", "levels", "mean", "variance", "walk")
+
+    def __init__(self, sigmas: Sequence[float], memory: float, level: float, variance: float):
+        self._walks = [sigma * sigma for sigma in sigmas]
+        self._memory = memory
+        self._scores = [0.0] * len(self._walks)
+        self.walk = sum(self._walks) / len(self._walks)
+        self.restart(level, variance)
+
+    def restart(self, level: float, variance: float) -> None:
+        """Forget where the center was, but not how fast it walks."""
+        self.levels = [level] * len(self._walks)
+        self._variances = [variance] * len(self._walks)
+        self.mean, self.variance = level, variance
+
+    def predict(self, step: float, frames: int, jump: float) -> None:
+        """Move on by ``frames`` frames; ``jump`` is the variance of a jump on the way."""
+        self.levels = [level + step for level in self.levels]
+        self._variances = [
+            variance + frames * walk + jump
+            for variance, walk in zip(self._variances, self._walks, strict=True)
+        ]
+        self.mean += step
+        self.variance += frames * self.walk + jump
+
+    def update(self, measured: float, noise: float) -> None:
+        """Take in a center of this axis with its variance."""
+        for i, (level, variance) in enumerate(zip(self.levels, self._variances, strict=True)):
+            total = variance + noise
+            gain = variance / total
+            error = measured - level
+            self._scores[i] = self._memory * self._scores[i] - 0.5 * (
+                error * error / total + math.log(total)
+            )
+            self.levels[i] = level + gain * error
+            self._variances[i] = gain * noise
+        # No filter may fall so far behind that it could not take over within a few frames.
+        least = max(self._scores) - _MAX_LEAD
+        self._scores = [max(score, least) for score in self._scores]
+        self._mix()
+
+    def copy(self) -> Walk:
+        """Return a twin that goes its own way."""
+        twin = Walk.__new__(Walk)
+        twin._walks, twin._memory, twin._scores = self._walks, self._memory, list(self._scores)
+        twin.levels, twin._variances = list(self.levels), list(self._variances)
+        twin.mean, twin.variance, twin.walk = self.mean, self.variance, self.walk
+        return twin
+
+    def _mix(self) -> None:
+        best = max(self._scores)
+        weights = [math.exp(score - best) for score in self._scores]
+        total = mean = square = inner = walk = 0.0
+        origin = self.levels[0]
+        for w, x, p, q in zip(weights, self.levels, self._variances, self._walks, strict=True):
+            d = x - origin
+            total += w
+            mean += w * d
+            square += w * d * d
+            inner += w * p
+            walk += w * q
+        mean /= total
+        self.mean = origin + mean
+        self.variance = inner / total + max(square / total - mean * mean, 0.0)
+        self.walk = walk / total
+
+
+class Noise:
+    """What successive differences tell about the single-frame variances.
+
+    ``scale`` ≥ 1 is how much too small they are; ``common`` is the share of them that neighbouring
+    frames have in common (the same grain misleads the network in the same way) and that no filter
+    can average out. Both are as near to 1 and 0 as the evidence allows.
+    """
+
+    __slots__ = ("_count", "_difference", "_evidence", "_place", "_square", "common", "scale")
+
+    def __init__(self) -> None:
+        self.scale = 1.0
+        self.common = 0.0
+        self._evidence = self._square = self._count = 0.0
+        self.interrupt()
+
+    def interrupt(self) -> None:
+        """The next frame does not follow on the last one."""
+        self._place: tuple[float, float] | None = None
+        self._difference: tuple[float, float] | None = None
+
+    def see(self, y: float, x: float, noise: Sequence[float], step: tuple[float, float]) -> None:
+        """Take in the next frame's center, its claimed variances, and the step expected."""
+        last, before = self._place, self._difference
+        self._place = (y, x)
+        if last is None:
+            return
+        self._difference = dy, dx = y - last[0] - step[0], x - last[1] - step[1]
+        if before is None:
+            return
+        product = -0.5 * (dy * before[0] / noise[0] + dx * before[1] / noise[1])
+        self._evidence = 0.995 * self._evidence + product
+        self._square = 0.995 * self._square + product * product
+        self._count = 0.995 * self._count + 1
+        if self._count > 20:
+            slack = 2 * math.sqrt(self._square)
+            lowest = (self._evidence - slack) / self._count
+            highest = (self._evidence + slack) / self._count
+            self.scale = min(max(1.0, lowest), 9.0)
+            self.common = min(max(1.0 - highest, 0.0), 1.0)
