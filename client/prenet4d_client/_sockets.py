@@ -10,6 +10,10 @@ from zmq.utils import z85
 
 from prenet4d_client.errors import InvalidUse
 
+# Held until they are closed: a forgotten context that the garbage collector finds before it finds
+# the context's socket would wait for that socket for ever.
+_contexts: set[zmq.Context[zmq.Socket[bytes]]] = set()
+
 
 def connect(
     kind: int,
@@ -25,7 +29,9 @@ def connect(
     Raises:
         InvalidUse: the address or the key cannot be one.
     """
-    socket = zmq.Context().socket(kind)
+    context = zmq.Context()
+    _contexts.add(context)
+    socket = context.socket(kind)
     try:
         socket.linger = 0
         for option, value in options.items():
@@ -46,9 +52,9 @@ def connect(
 
 def disconnect(socket: zmq.Socket[bytes], *, linger: float = 0.0) -> None:
     """Close the socket, and wait up to ``linger`` seconds until what was sent is handed over."""
-    if not socket.closed:
-        socket.close(linger=milliseconds(linger))
-        socket.context.term()
+    socket.close(linger=milliseconds(linger))
+    socket.context.term()
+    _contexts.discard(socket.context)
 
 
 def _encrypt(socket: zmq.Socket[bytes], server_key: str | bytes) -> None:
@@ -58,7 +64,7 @@ def _encrypt(socket: zmq.Socket[bytes], server_key: str | bytes) -> None:
     """
     if not zmq.has("curve"):
         raise InvalidUse("This pyzmq was built without CURVE: install one of its wheels.")
-    key = server_key.encode("ascii", "replace") if isinstance(server_key, str) else server_key
+    key = server_key.encode() if isinstance(server_key, str) else server_key
     try:
         raw = z85.decode(key)
     except (ValueError, KeyError):

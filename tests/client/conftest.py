@@ -1,5 +1,8 @@
 """Real ZeroMQ sockets on endpoints of their own, closed after each test."""
 
+import socket
+import time
+
 import pytest
 import zmq
 
@@ -13,7 +16,16 @@ class Bound:
         self.socket.rcvtimeo = self.socket.sndtimeo = 10_000
         for name, value in options.items():
             setattr(self.socket, name, value)
-        self.socket.bind(endpoint)
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                self.socket.bind(endpoint)
+                break
+            except zmq.ZMQError as error:
+                # A socket just closed gives its port back a little later.
+                if error.errno != zmq.EADDRINUSE or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
         self.address = self.socket.last_endpoint.decode()
 
     def close(self):
@@ -41,8 +53,8 @@ def bind(context):
 
 
 @pytest.fixture
-def nobody(context):
-    """An address where nobody listens."""
-    socket = Bound(context, zmq.PULL)
-    socket.close()
-    return socket.address
+def nobody():
+    """An address where nobody listens: the port is taken, and refuses connections."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"tcp://127.0.0.1:{taken.getsockname()[1]}"

@@ -1,0 +1,162 @@
+"""``ControlClient`` against a real ROUTER socket that answers in a thread."""
+
+import threading
+
+import numpy as np
+import pytest
+import zmq
+from prenet4d_client import (
+    CommandRefused,
+    ControlClient,
+    InvalidUse,
+    NoAnswer,
+    ProtocolError,
+    decode,
+    encode,
+)
+from prenet4d_client.messages import ControlReply, Heartbeat
+
+
+class Service:
+    """Answers each request with what ``script`` makes of it, until it is closed."""
+
+    def __init__(self, bind, script):
+        self.bound = bind(zmq.ROUTER)
+        self.address = self.bound.address
+        self.script = script
+        self.requests = []
+        self.stopping = threading.Event()
+        self.thread = threading.Thread(target=self._serve)
+        self.thread.start()
+
+    def _serve(self):
+        while not self.stopping.is_set():
+            if self.bound.socket.poll(20):
+                identity, *parts = self.bound.socket.recv_multipart()
+                request = decode(parts)
+                self.requests.append((request.command, request.arguments))
+                for answer in self.script(request):
+                    self.bound.socket.send_multipart([identity, *answer])
+
+    def close(self):
+        self.stopping.set()
+        self.thread.join()
+
+
+@pytest.fixture
+def serve(bind):
+    services = []
+
+    def start(script):
+        services.append(Service(bind, script))
+        return services[-1]
+
+    yield start
+    for service in services:
+        service.close()
+
+
+def reply(request, *, ok=True, arrays=None, **fields):
+    return encode(ControlReply(sequence=request.sequence, ok=ok, **fields), arrays)
+
+
+def test_every_command_reaches_the_service_and_its_result_the_caller(serve):
+    calibration = {"version": 1, "ratio": 1.03, "theta": 0.5}
+    results = {
+        "status": {"state": "locked"},
+        "config": {"batch": 64},
+        "save_calibration": calibration,
+    }
+    service = serve(lambda r: [reply(r, result=results.get(r.command, {}))])
+    with ControlClient(service.address) as control:
+        assert control.status() == {"state": "locked"}
+        assert control.config() == {"batch": 64}
+        assert control.save_calibration() == calibration
+        for command in (control.freeze, control.unfreeze, control.recalibrate):
+            assert command() is None
+        assert control.load_calibration(calibration) is None
+    assert service.requests == [
+        ("status", {}),
+        ("config", {}),
+        ("save_calibration", {}),
+        ("freeze", {}),
+        ("unfreeze", {}),
+        ("recalibrate", {}),
+        ("load_calibration", {"calibration": calibration}),
+    ]
+
+
+def test_snapshot_brings_the_mean_pattern(serve):
+    mean = np.arange(72, dtype=np.float32).reshape(8, 9)
+    service = serve(lambda r: [reply(r, arrays={"mean": mean}, result={"patterns": 64})])
+    with ControlClient(service.address) as control:
+        snapshot = control.snapshot()
+    assert snapshot.result == {"patterns": 64}
+    np.testing.assert_array_equal(snapshot.mean, mean)
+
+
+def test_snapshot_before_there_is_a_mean(serve):
+    service = serve(lambda r: [reply(r)])
+    with ControlClient(service.address) as control:
+        assert "mean" not in control.snapshot().arrays
+
+
+def test_a_refusal_is_raised_with_the_services_sentence(serve):
+    service = serve(lambda r: [reply(r, ok=False, error="Nothing is calibrated yet.")])
+    with ControlClient(service.address) as control:
+        with pytest.raises(CommandRefused, match=r"^Nothing is calibrated yet\.$"):
+            control.save_calibration()
+        with pytest.raises(CommandRefused):
+            control.freeze()
+
+
+def test_nobody_answers(nobody):
+    with (
+        ControlClient(nobody, timeout=0.1) as control,
+        pytest.raises(NoAnswer, match=r"No service answered 'status'.*is it running"),
+    ):
+        control.status()
+
+
+def test_after_a_timeout_the_client_goes_on_and_late_answers_find_nobody(serve):
+    held = []
+
+    def script(request):
+        if request.command == "recalibrate":
+            held.append(reply(request, result={"late": True}))
+            return []
+        return [*held, reply(request, result={"fresh": True})]
+
+    service = serve(script)
+    with ControlClient(service.address, timeout=1) as control:
+        with pytest.raises(NoAnswer):
+            control.recalibrate()
+        assert control.status() == {"fresh": True}
+
+
+@pytest.mark.parametrize(
+    "answer", [[b"control_reply", b"\xc1"], encode(Heartbeat()), [b"x"]], ids=["bad", "other", "x"]
+)
+def test_an_answer_that_breaks_the_protocol_is_told_and_the_client_goes_on(serve, answer):
+    answers = [answer]
+    service = serve(lambda r: [answers.pop() if answers else reply(r)])
+    with ControlClient(service.address) as control:
+        with pytest.raises(ProtocolError):
+            control.status()
+        assert control.status() == {}
+
+
+def test_an_argument_that_cannot_be_sent_is_refused(serve):
+    service = serve(lambda r: [reply(r)])
+    with ControlClient(service.address) as control:
+        with pytest.raises(ProtocolError, match="cannot be sent"):
+            control.load_calibration({"date": object()})
+        assert control.status() == {}
+
+
+def test_a_closed_client_says_so(nobody):
+    control = ControlClient(nobody)
+    control.close()
+    control.close()
+    with pytest.raises(InvalidUse, match="is closed"):
+        control.status()

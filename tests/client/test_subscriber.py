@@ -1,0 +1,252 @@
+"""``Subscriber`` against a real XPUB socket."""
+
+import asyncio
+import contextlib
+import gc
+import logging
+import signal
+import threading
+
+import numpy as np
+import pytest
+import zmq
+from prenet4d_client import InvalidUse, NoAnswer, Subscriber, encode
+
+from .examples import EXAMPLES
+
+
+class Publisher:
+    """Publishes the examples as the service would, and waits for subscribers instead of hoping."""
+
+    def __init__(self, bind, endpoint="tcp://127.0.0.1:*", name="p1", **options):
+        self.bound = bind(zmq.XPUB, endpoint, **options)
+        self.address = self.bound.address
+        self.name = name
+        self.sequences = {}
+
+    def await_subscriptions(self, *topics):
+        told = {self.bound.socket.recv() for _ in topics}
+        assert told == {b"\x01" + topic.encode() for topic in topics}
+
+    def publish(self, kind="event", *, skip=0, **changes):
+        header, arrays = EXAMPLES[kind]
+        sequence = self.sequences.get(kind, 0) + skip
+        self.sequences[kind] = sequence + 1
+        update = {"publisher": self.name, "sequence": sequence} | changes
+        self.bound.socket.send_multipart(encode(header.model_copy(update=update), arrays))
+
+
+@pytest.fixture
+def publisher(bind):
+    return Publisher(bind)
+
+
+@contextlib.contextmanager
+def subscribed(publisher, topics, **options):
+    with Subscriber(publisher.address, topics, **({"timeout": 10} | options)) as stream:
+        publisher.await_subscriptions(*stream.topics)
+        yield stream
+
+
+def test_messages_come_with_their_fields_and_arrays(publisher):
+    with subscribed(publisher, ("telemetry", "corrected")) as stream:
+        publisher.publish("telemetry")
+        publisher.publish("corrected")
+        telemetry, corrected = next(stream), next(stream)
+    assert telemetry.ellipticity.ratio == 1.03
+    assert telemetry.state == "locked"
+    np.testing.assert_array_equal(telemetry.tracked, EXAMPLES["telemetry"][1]["tracked"])
+    assert corrected.indices.tolist() == [4, 5, 9]
+    assert np.isnan(corrected.patterns[:, 0, 0]).all()
+
+
+def test_only_the_topics_asked_for_come(publisher):
+    with subscribed(publisher, "mean") as stream:
+        for kind in ("telemetry", "event", "mean"):
+            publisher.publish(kind)
+        assert next(stream).type == "mean"
+        assert stream.missed == 0
+
+
+@pytest.mark.parametrize("topics", ["telemtry", (), ("event", ""), "frames", ["register"]])
+def test_a_topic_that_is_never_published_is_refused(nobody, topics):
+    with pytest.raises(InvalidUse, match="choose from telemetry, corrected"):
+        Subscriber(nobody, topics)
+
+
+def test_missed_messages_are_told_and_counted(publisher):
+    with subscribed(publisher, ("event", "mean")) as stream:
+        publisher.publish("event", skip=7)  # it came late: that is no gap
+        publisher.publish("event")
+        publisher.publish("event", skip=3)
+        publisher.publish("mean")
+        publisher.publish("event")
+        publisher.publish("mean", skip=2)
+        assert [next(stream).gap for _ in range(6)] == [0, 0, 3, 0, 0, 2]
+        assert stream.missed == 5
+
+
+def test_a_slow_subscriber_learns_how_much_it_missed(bind):
+    publisher = Publisher(bind, sndhwm=2, sndbuf=4096)
+    header, arrays = EXAMPLES["mean"][0], {"mean": np.zeros((128, 128), np.float32)}
+
+    def publish(sequence):
+        update = {"publisher": "p1", "sequence": sequence}
+        publisher.bound.socket.send_multipart(encode(header.model_copy(update=update), arrays))
+
+    with subscribed(publisher, "mean", queue=2, timeout=0.5) as stream:
+        publish(0)
+        next(stream)
+        for sequence in range(1, 299):
+            publish(sequence)
+        kept = 1
+        with pytest.raises(NoAnswer):  # noqa: PT012
+            while next(stream):
+                kept += 1
+        publish(299)
+        next(stream)
+        kept += 1
+    assert stream.missed > 0
+    assert stream.missed + kept == 300
+
+
+def test_it_reconnects_when_the_service_starts_again_and_that_is_no_gap(bind):
+    first = Publisher(bind)
+    with subscribed(first, "event") as stream:
+        first.publish("event", skip=5)
+        assert next(stream).sequence == 5
+        first.bound.close()
+
+        def start_again():
+            second = Publisher(bind, first.address, name="p2")
+            second.await_subscriptions("event")  # which the stream sends again while it waits
+            second.publish("event", skip=9)
+
+        service = threading.Thread(target=start_again)
+        service.start()
+        message = next(stream)
+        service.join()
+    assert (message.publisher, message.sequence, message.gap) == ("p2", 9, 0)
+    assert stream.missed == 0
+
+
+def test_bad_messages_are_skipped_logged_and_counted(publisher, caplog):
+    caplog.set_level(logging.WARNING)
+    with subscribed(publisher, "event") as stream:
+        send = publisher.bound.socket.send_multipart
+        send([b"event"])
+        send([b"event", b"\xc1"])
+        send([b"eventually", *encode(*EXAMPLES["event"])[1:]])
+        publisher.publish("event")
+        assert next(stream).type == "event"
+    assert stream.bad == 3
+    assert [r.name for r in caplog.records] == ["prenet4d_client.subscriber"] * 3
+    assert "at least 2 parts" in caplog.text
+
+
+def test_a_message_larger_than_allowed_is_skipped(publisher):
+    with subscribed(publisher, ("mean", "event"), max_bytes=400) as stream:
+        publisher.publish("mean")
+        publisher.publish("event")
+        assert next(stream).type == "event"
+    assert stream.bad == 1
+
+
+def test_silence_is_told(nobody):
+    with (
+        Subscriber(nobody, timeout=0.1) as stream,
+        pytest.raises(NoAnswer, match=r"within 0\.1 s on telemetry: is the service running"),
+    ):
+        next(stream)
+
+
+def test_bad_messages_do_not_count_as_an_answer(publisher):
+    with Subscriber(publisher.address, "event", timeout=0.3) as stream:
+        publisher.await_subscriptions("event")
+        publisher.bound.socket.send_multipart([b"event", b"?"])
+        with pytest.raises(NoAnswer):
+            next(stream)
+    assert stream.bad == 1
+
+
+def test_a_closed_subscriber_says_so(nobody):
+    stream = Subscriber(nobody)
+    stream.close()
+    stream.close()
+    with pytest.raises(InvalidUse, match="is closed"):
+        next(stream)
+
+
+@pytest.mark.filterwarnings("ignore:Unclosed socket:ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_one_that_is_forgotten_in_a_cycle_does_not_stop_the_program(nobody):
+    cycle = [Subscriber(nobody)]
+    cycle.append(cycle)
+    del cycle
+    gc.collect()
+
+
+# --- asyncio -------------------------------------------------------------------------------------
+
+
+def test_async_for(publisher):
+    async def collect():
+        async with Subscriber(publisher.address, ("event", "corrected"), timeout=10) as stream:
+            publisher.await_subscriptions("event", "corrected")
+            publisher.publish("event")
+            publisher.publish("corrected", skip=0)
+            publisher.publish("corrected", skip=4)
+            got = []
+            async for message in stream:
+                got.append((message.type, message.gap))
+                if len(got) == 3:
+                    return got, stream.missed
+        return None
+
+    assert asyncio.run(collect()) == ([("event", 0), ("corrected", 0), ("corrected", 4)], 4)
+
+
+def test_async_messages_that_come_while_waiting(publisher):
+    async def collect():
+        async with Subscriber(publisher.address, "event", timeout=10) as stream:
+            publisher.await_subscriptions("event")
+            loop = asyncio.get_running_loop()
+            for k in range(20):
+                loop.call_later(0.005 * k, publisher.publish, "event")
+            return [(await anext(stream)).sequence for _ in range(20)]
+
+    assert asyncio.run(collect()) == list(range(20))
+
+
+def test_async_waiting_lets_others_run_and_can_be_cancelled(publisher):
+    async def main():
+        async with Subscriber(publisher.address, "event") as stream:
+            publisher.await_subscriptions("event")
+            waiting = asyncio.create_task(anext(stream))
+            await asyncio.sleep(0.05)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            publisher.publish("event")
+            return await asyncio.wait_for(anext(stream), 10)
+
+    assert asyncio.run(main()).sequence == 0
+
+
+def test_async_silence_is_told(nobody):
+    async def main():
+        async with Subscriber(nobody, timeout=0.1) as stream:
+            await anext(stream)
+
+    with pytest.raises(NoAnswer, match="is the service running"):
+        asyncio.run(main())
+
+
+def test_ctrl_c_ends_the_waiting(publisher):
+    with Subscriber(publisher.address) as stream:
+        publisher.await_subscriptions("telemetry")
+        timer = threading.Timer(0.1, signal.raise_signal, [signal.SIGINT])
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            next(stream)
+        timer.join()
