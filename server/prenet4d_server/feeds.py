@@ -14,13 +14,14 @@ import numpy.typing as npt
 from prenet4d_server.errors import FileError
 
 if TYPE_CHECKING:
-    from prenet4d_engines.simulate import Scan
+    from prenet4d_engines.simulate import Kind, Scan
 
     from prenet4d_server.files import ScanFile
     from prenet4d_server.simulators import FrameFeed
 
 MAX_EXPECTATIONS = 16
 """So many of a file's patterns, evenly spread over it, become a drawn scan's domains."""
+SIMULATED_GRAINS = 12
 _CHUNK = 32
 
 
@@ -33,6 +34,8 @@ class Drawing:
     Attributes:
         scan_shape: ``(ny, nx)``; 64 × 64 by default.
         frame_shape: ``(h, w)`` px of simulated frames; 128 × 128 by default.
+        kind: Content of simulated patterns: ``cbed``, ``spots``, ``rings``, ``grains`` or
+            ``amorphous``.
         dose: Mean electrons a pattern; 1,000 by default.
         ellipticity: ``(ratio, theta)``, theta in radians; on top of the file's own, where there is
             one.
@@ -42,6 +45,7 @@ class Drawing:
 
     scan_shape: tuple[int, int] | None = None
     frame_shape: tuple[int, int] | None = None
+    kind: Kind = "grains"
     dose: float | None = None
     ellipticity: tuple[float, float] | None = None
     drift: float | None = None
@@ -81,6 +85,8 @@ class Drawing:
         return simulate_scan(
             (ny, nx),
             (h, w),
+            kind=self.kind,
+            grains=SIMULATED_GRAINS,
             dose=dose,
             ellipticity=ellipticity,
             drift=drift,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TypeAlias
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 import typer
 
@@ -115,6 +115,10 @@ DistortionOption: TypeAlias = Annotated[
         metavar="RATIO,DEGREES",
         help="Lens distortion to draw into the scan, for example 1.03,25.",
     ),
+]
+KindOption: TypeAlias = Annotated[
+    Literal["cbed", "spots", "rings", "grains", "amorphous"],
+    typer.Option("--content", help="What simulated patterns show."),
 ]
 ControlOption: TypeAlias = Annotated[str, address("--control", "The service's control address.")]
 StreamOption: TypeAlias = Annotated[str, address("--stream", "The service's stream address.")]

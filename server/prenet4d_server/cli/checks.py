@@ -14,6 +14,7 @@ from prenet4d_server.cli.arguments import (
     DistortionOption,
     FrameOption,
     Grid,
+    KindOption,
     ScanOption,
 )
 
@@ -31,6 +32,7 @@ def demo(
     ] = Path("demo-out"),
     scan: ScanOption = None,
     frame: FrameOption = None,
+    content: KindOption = "grains",
     dose: Annotated[float, typer.Option(min=1, help="Mean electrons a pattern.")] = 1000.0,
     ellipticity: DistortionOption = None,
     drift: Annotated[float, typer.Option(min=0, help="Center drift over the scan, px.")] = 5.0,
@@ -54,6 +56,7 @@ def demo(
     drawing = Drawing(
         scan_shape=scan,
         frame_shape=frame,
+        kind=content,
         dose=dose,
         ellipticity=(distortion.ratio, distortion.theta),
         drift=drift,
@@ -178,7 +181,7 @@ def _bench_tables(report: Report) -> list[Any]:
         goals.add_column(column, justify="left" if column == "goal" else "right")
     for goal in report.goals():
         verdict = "[green]met[/green]" if goal.met else "[red]missed[/red]"
-        goals.add_row(goal.name, f"{goal.reached:,.3g}", f"{goal.wanted:,.3g}", verdict)
+        goals.add_row(goal.name, _figure(goal.reached), _figure(goal.wanted), verdict)
     latency, memory = report.latency_ms, report.memory_bytes
     lines = [
         f"latency at {latency['at_frames_per_second']:,.0f} frames/s: "
@@ -192,6 +195,10 @@ def _bench_tables(report: Report) -> list[Any]:
             f"{after / 1e6:,.0f} MB"
         )
     return [rates, goals, *lines, *report.notes]
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value > 100 else f"{value:.2f}"
 
 
 def doctor() -> None:

@@ -12,6 +12,7 @@ from prenet4d_server.cli.arguments import (
     DataOption,
     DistortionOption,
     FrameOption,
+    KindOption,
     ScanOption,
     ServerKeyOption,
     address,
@@ -46,6 +47,7 @@ def simulate_detector(
     scan: ScanOption = None,
     rate: _RateOption = 0.0,
     frame: FrameOption = None,
+    content: KindOption = "grains",
     dose: Annotated[
         float | None, typer.Option(min=1e-3, help="Draw counts: mean electrons a pattern.")
     ] = None,
@@ -86,6 +88,7 @@ def simulate_detector(
     drawing = Drawing(
         scan_shape=scan,
         frame_shape=frame,
+        kind=content,
         dose=dose,
         ellipticity=(ellipticity.ratio, ellipticity.theta) if ellipticity else None,
         drift=drift,

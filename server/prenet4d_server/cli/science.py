@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -11,7 +12,14 @@ if TYPE_CHECKING:
     from prenet4d_engines.evaluate.report import Table
     from prenet4d_engines.train import Progress
 
-_PARTS = ("denoise", "center", "ellipse", "tracking")
+
+class Part(StrEnum):
+    """What can be evaluated."""
+
+    DENOISE = "denoise"
+    CENTER = "center"
+    ELLIPSE = "ellipse"
+    TRACKING = "tracking"
 
 
 def train(
@@ -61,13 +69,12 @@ def train(
 
 def evaluate(
     what: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[PART]...", help=f"Of {', '.join(_PARTS)}; all by default."),
+        list[Part] | None, typer.Argument(help="What to evaluate; everything by default.")
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer patterns: about a minute.")] = False,
     data: Annotated[
-        list[Path] | None,
-        typer.Option(exists=True, dir_okay=False, help="Measured patterns to evaluate on too."),
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="Measured patterns (.npy) to use as well."),
     ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", dir_okay=False, help="Write all figures there.")
@@ -75,7 +82,9 @@ def evaluate(
     plots: Annotated[
         Path | None, typer.Option(file_okay=False, help="Write plots into this folder.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the evaluation patterns.")] = None,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Of the patterns; 0 gives the figures that are quoted.")
+    ] = 0,
 ) -> None:
     """Compare the networks with classical methods on patterns that training never saw."""
     from prenet4d_engines.evaluate import evaluate as run
@@ -83,9 +92,14 @@ def evaluate(
 
     from prenet4d_server.cli.progress import bar
 
-    options: dict[str, Any] = {"seed": seed} if seed is not None else {}
     with bar("evaluating") as advance:
-        report = run(tuple(what or _PARTS), quick=quick, data=data, on_progress=advance, **options)
+        report = run(
+            [part.value for part in what or Part],
+            quick=quick,
+            seed=seed,
+            data=data,
+            on_progress=advance,
+        )
     console = Console()
     for table in report.tables():
         console.print(_drawn(table))

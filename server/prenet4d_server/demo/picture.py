@@ -244,7 +244,7 @@ def _scan(
     start: tuple[float, float],
 ) -> None:
     """Center drift, found and true; virtual images before and after."""
-    axes = figure.subplots(1, 7, width_ratios=(1, 1, 2.0, 1, 1, 1, 1))
+    axes = figure.subplots(1, 8, width_ratios=(1, 1, 1.9, 0.1, 1, 1, 1, 1))
     figure.subplots_adjust(left=0.012, right=0.988, top=0.84, bottom=0.13, wspace=0.1)
     shape = score.truth.scan_shape
     true = score.truth.centers - np.median(score.truth.centers, axis=0)
@@ -270,10 +270,10 @@ def _scan(
     low, high = trace.get_ylim()
     trace.set_ylim(low - 0.22 * (high - low), high)
     trace.yaxis.tick_right()
-    trace.tick_params(axis="y", direction="in", pad=-20)
+    axes[3].set_axis_off()
     profile = radial_profile(after, scene.reference)
     bright, outer = 1.15 * beam_radius(profile), len(profile) / 2
-    for first, name, inside in ((3, "bright field", True), (5, "dark field", False)):
+    for first, name, inside in ((4, "bright field", True), (6, "dark field", False)):
         pair = (
             virtual_image(scene.raw, start, bright, outer, inside=inside),
             virtual_image(scene.corrected, scene.reference, bright, outer, inside=inside),
@@ -282,7 +282,7 @@ def _scan(
             low, high = np.percentile(image, (1, 99))
             ax.imshow(image.reshape(shape), cmap="gray", vmin=low, vmax=high)
             ax.set_title(f"virtual {name},\n{when}", fontsize=10)
-    for ax in (*axes[:2], *axes[3:]):
+    for ax in (*axes[:2], *axes[4:]):
         ax.set_xticks([])
         ax.set_yticks([])
 

@@ -131,6 +131,7 @@ def _flags(data: Path | None, drawing: Drawing) -> list[str]:
         "--data": data,
         "--scan": scan_shape and f"{scan_shape[0]}x{scan_shape[1]}",
         "--frame": frame_shape and f"{frame_shape[0]}x{frame_shape[1]}",
+        "--content": drawing.kind,
         "--dose": drawing.dose,
         "--ellipticity": f"{ratio!r},{math.degrees(theta)!r}",
         "--drift": drawing.drift,
