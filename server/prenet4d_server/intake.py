@@ -39,7 +39,7 @@ class Acquisition:
     """The acquisition that is running."""
 
     id: str
-    """Ours: unique in time and among services."""
+    """Unique in time and among services: the sender's, or ours."""
     start: AcquisitionStart
     limit: int
     """Indices must be below this."""
@@ -122,7 +122,7 @@ class Intake:
         expected = start.expected_frames if scan_shape is None else limit
         stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
         self.running = Acquisition(
-            id=f"{stamp}-{secrets.token_hex(4)}",
+            id=start.acquisition_id or f"{stamp}-{secrets.token_hex(4)}",
             start=replace(start, scan_shape=scan_shape, expected_frames=expected),
             limit=limit,
             seen=np.zeros(limit, np.bool_),

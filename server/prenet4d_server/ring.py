@@ -81,7 +81,9 @@ class _Ring:
     """The memory and its two counters, seen from either side."""
 
     def __init__(self, handle: RingHandle) -> None:
-        self._memory = mmap.mmap(handle.memory, handle.size)
+        # All pages at once: a fault on the first touch of each costs more than a frame's copy.
+        flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
+        self._memory = mmap.mmap(handle.memory, handle.size, flags=flags)
         self._handle = handle
         self._layout: Layout | None = None
         self._frames: Pixels = np.empty(0)

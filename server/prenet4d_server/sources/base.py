@@ -41,6 +41,8 @@ class AcquisitionStart:
     gain: float = 1.0
     """Counts per electron."""
     detector: str = "unknown"
+    acquisition_id: str | None = None
+    """A name that no other acquisition has, where the sender gave one; ``None``: make one."""
     metadata: Mapping[str, str | int | float | bool | None] = field(default_factory=dict)
 
 

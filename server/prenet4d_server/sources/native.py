@@ -89,7 +89,7 @@ class NativeSource(ZmqSource):
         elif isinstance(header, messages.AcquisitionStart):
             events.add(_start(header, message.arrays.get("pixel_mask")))
         elif isinstance(header, messages.AcquisitionEnd):
-            events.add(AcquisitionEnd(header.acquisition_id))
+            events.add(AcquisitionEnd(header.acquisition_id, header.aborted, header.reason))
         else:
             raise BadMessage(f"A {header.type} message is not for the service to receive.")
 
@@ -153,6 +153,7 @@ def _start(
 ) -> AcquisitionStart:
     return AcquisitionStart(
         series=header.acquisition_id,
+        acquisition_id=header.acquisition_id,
         frame_shape=header.frame_shape,
         dtype=np.dtype(header.dtype),
         scan_shape=header.scan_shape,
