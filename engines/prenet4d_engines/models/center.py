@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from prenet4d_engines.models.layers import Attention, Conv, Down, Residual
+from prenet4d_engines.models.layers import Attention, Conv, Down, Residual, box_sum
 
 IN_CHANNELS: Final = 6
 STRIDE: Final = 4
@@ -108,11 +108,12 @@ def prepare(frames: Tensor, mask: Tensor) -> tuple[Tensor, CenterGrid]:
         logarithm, valid share, and the coordinates y and x from -1 to 1 over the frame; and how
         to map back.
     """
-    n, h, w = frames.shape
+    h, w = frames.shape[1:]
     factor = max(1, round(min(h, w) / BINS))
     step = factor * MULTIPLE
     pad = (0, -w % step, 0, -h % step)
-    valid = functional.pad(mask.to(frames.dtype).expand(n, h, w)[:, None], pad)
+    # (n, 1, H, W), or (1, 1, H, W) where one mask serves all frames
+    valid = functional.pad(mask.to(frames.dtype).reshape(-1, 1, h, w), pad)
     counts = functional.pad(frames[:, None], pad) * valid
     if factor > 1:
         counts = functional.avg_pool2d(counts, factor) * factor**2
@@ -122,9 +123,8 @@ def prepare(frames: Tensor, mask: Tensor) -> tuple[Tensor, CenterGrid]:
     # the intensity that a typical electron sees: at least one count
     level = (counts**2).sum((2, 3), keepdim=True) / counts.sum((2, 3), keepdim=True).clamp_min(1.0)
     amplitude = (counts / level.clamp_min(1.0)).sqrt()
-    near = functional.avg_pool2d(counts * (valid > 0), 5, 1, 2) / functional.avg_pool2d(
-        (valid > 0).to(counts.dtype), 5, 1, 2
-    ).clamp_min(0.04)
+    seen = (valid > 0).to(counts.dtype)
+    near = box_sum(counts * seen, 5) / box_sum(seen, 5).clamp_min(1.0)
     rows = torch.arange(counts.shape[2], device=frames.device, dtype=frames.dtype)
     columns = torch.arange(counts.shape[3], device=frames.device, dtype=frames.dtype)
     y = (rows * factor / (0.5 * h) - 1.0)[:, None].expand_as(counts)
@@ -133,7 +133,7 @@ def prepare(frames: Tensor, mask: Tensor) -> tuple[Tensor, CenterGrid]:
         amplitude,
         torch.log1p(counts) * 0.25,
         torch.log(near + 0.02) * 0.25,
-        valid,
+        valid.expand_as(counts),
         y,
         x,
     ]
