@@ -14,7 +14,7 @@ import zmq
 from pydantic import ValidationError
 
 from prenet4d_client._sockets import connect, disconnect, milliseconds
-from prenet4d_client.errors import InvalidUse, NoAnswer
+from prenet4d_client.errors import InvalidUse, NoAnswer, Prenet4dError
 from prenet4d_client.messages import AcquisitionEnd, AcquisitionStart, FrameDType, Frames, Header
 from prenet4d_client.wire import encode, explain, lz4_block
 
@@ -196,20 +196,20 @@ class FrameSender:
 
         Raises:
             InvalidUse: no acquisition is running.
-            NoAnswer: the service took nothing for ``timeout`` seconds.
+            NoAnswer: the service took nothing for ``timeout`` seconds; the call may be repeated.
         """
-        start, self._start = self._start, None
-        if start is None:
+        if self._start is None:
             raise InvalidUse("No acquisition is running: call start() before end().")
         self._send(
             AcquisitionEnd(
-                **self._identity("acquisition_end", start.acquisition_id),
+                **self._identity("acquisition_end", self._start.acquisition_id),
                 aborted=bool(aborted),
                 reason=aborted,
                 frames=self._sent,
             ),
             {},
         )
+        self._start = None
 
     def close(self) -> None:
         """End what is running and hand over what still waits; may be called twice.
@@ -241,9 +241,10 @@ class FrameSender:
         try:
             if self._start is not None:
                 self._socket.sndtimeo = min(self._socket.sndtimeo, 1000)
-                self.end(aborted=f"{type(error).__name__}: {error}")
+                why = f"{type(error).__name__}: {error}"
+                self.end(aborted=why.encode(errors="replace").decode())
             self.close()
-        except NoAnswer as second:
+        except Prenet4dError as second:
             error.add_note(str(second))
             self._hand_over(within=0.0)
 

@@ -113,6 +113,14 @@ def test_an_exception_aborts_the_acquisition_and_is_seen(pull):
     assert end.reason == "ZeroDivisionError: division by zero"
 
 
+def test_an_exception_about_a_name_that_is_no_text_aborts_it_too(pull):
+    with pytest.raises(OSError, match="lost"), FrameSender(pull.address) as sender:  # noqa: PT012
+        start(sender)
+        raise OSError("scan\udcff.raw is lost")
+    received(pull)
+    assert received(pull).reason == "OSError: scan?.raw is lost"
+
+
 # --- what is refused before it is sent -----------------------------------------------------------
 
 
