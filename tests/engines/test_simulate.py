@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -288,3 +290,13 @@ def test_bad_pixels_of_a_scan_read_nothing() -> None:
 def test_what_cannot_be_simulated_is_refused_in_a_sentence(wrong: object) -> None:
     with pytest.raises(SimulationError, match=r"[a-z] .*\.$"):
         wrong()  # type: ignore[operator]
+
+
+def test_the_readmes_example_runs() -> None:
+    readme = Path(__file__).parents[2] / "engines" / "README.md"
+    (block,) = re.findall(r"```python\n(.*?)```", readme.read_text(encoding="utf-8"), re.DOTALL)
+    names: dict[str, object] = {}
+    exec(compile(block, str(readme), "exec"), names)
+    frames = names["frames"]
+    assert isinstance(frames, torch.Tensor)
+    assert frames.shape == (1, 256, 256)
