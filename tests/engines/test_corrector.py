@@ -1,8 +1,10 @@
 """The three-stage corrector: what goes in, what comes out, and what it remembers."""
 
 import math
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -448,3 +450,12 @@ def test_the_public_face():
     ]
     for name in prenet4d_engines.__all__:
         assert getattr(prenet4d_engines, name) is not None
+
+
+def test_the_readmes_example_runs(capsys):
+    text = (Path(__file__).parents[2] / "engines" / "README.md").read_text(encoding="utf-8")
+    block = next(b for b in re.findall(r"```python\n(.*?)```", text, re.S) if "Corrector(" in b)
+    names: dict[str, object] = {}
+    exec(block, names)
+    assert capsys.readouterr().out.count("Ellipticity(") == 4
+    assert Calibration.from_json(str(names["saved"])).frame_shape == (128, 128)
