@@ -162,7 +162,13 @@ def open_feed(path: Path | None, drawing: Drawing) -> Iterator[FrameFeed]:
 
 
 def read_expectations(path: Path) -> npt.NDArray[np.float32]:
-    """Read up to ``MAX_EXPECTATIONS`` patterns of a file, evenly spread: (k, h, w) counts ≥ 0.
+    """Read up to ``MAX_EXPECTATIONS`` patterns of a file, evenly spread.
+
+    Where most of a pattern is negative, as cameras with an offset leave it, its lowest hundredth is
+    taken for zero; what is negative then counts as nothing.
+
+    Returns:
+        (k, h, w) counts ≥ 0.
 
     Raises:
         FileError: the file cannot be read, or holds a pattern without counts.
@@ -174,7 +180,11 @@ def read_expectations(path: Path) -> npt.NDArray[np.float32]:
             np.linspace(0, file.n_frames - 1, min(file.n_frames, MAX_EXPECTATIONS)).astype(int)
         )
         patterns = np.concatenate([file.read(i, i + 1) for i in map(int, chosen)])
-    counts = np.nan_to_num(patterns.astype(np.float32), posinf=0.0, neginf=0.0).clip(min=0)
+    counts = np.nan_to_num(patterns.astype(np.float32), posinf=0.0, neginf=0.0)
+    for pattern in counts:
+        if np.median(pattern) < 0:
+            pattern -= np.percentile(pattern, 1)
+    counts = counts.clip(min=0)
     if not (counts.sum(axis=(1, 2)) > 0).all():
         raise FileError(f"{path} holds a pattern without counts: nothing can be drawn from it.")
     return counts

@@ -93,8 +93,15 @@ def radial_profile(image: Array, center: tuple[float, float]) -> Array:
 
 
 def beam_radius(profile: Array) -> float:
-    """Where a radial profile first falls below half of its center's value, in px."""
-    level = profile[: max(3, len(profile) // 40)].mean() / 2
+    """Where a radial profile first falls below half of the direct beam's value, in px.
+
+    Where the beam is hidden behind a stop, so that the profile is brightest further out, a
+    twentieth of the profile's length.
+    """
+    inner = max(3, len(profile) // 10)
+    if int(np.argmax(profile)) >= inner:
+        return float(len(profile) / 40)
+    level = profile[: max(3, inner // 4)].mean() / 2
     below = np.flatnonzero(profile < level)
     return float(below[0] / 2) if len(below) else float(len(profile) / 4)
 
@@ -113,7 +120,7 @@ def ring_radii(profile: Array, most: int = 4) -> list[float]:
 
 def _show(ax: Any, image: Array, title: str, *, top: float, bottom: float = 0.0) -> None:
     ax.imshow(
-        np.log1p(np.nan_to_num(image)),
+        np.log1p(np.maximum(np.nan_to_num(image), 0)),
         cmap=_CMAP,
         vmin=math.log1p(bottom),
         vmax=math.log1p(top),
@@ -267,8 +274,10 @@ def _scan(
     trace.legend(
         fontsize=8, frameon=False, ncols=3, loc="lower center", bbox_to_anchor=(0.5, -0.02)
     )
-    low, high = trace.get_ylim()
-    trace.set_ylim(low - 0.22 * (high - low), high)
+    shown = np.concatenate([true[lines, 1], found[lines, 1]])
+    low, high = float(shown.min()), float(shown.max())
+    room = 0.25 * (high - low) + 0.1
+    trace.set_ylim(low - 1.6 * room, high + room)
     trace.yaxis.tick_right()
     axes[3].set_axis_off()
     profile = radial_profile(after, scene.reference)

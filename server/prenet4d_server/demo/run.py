@@ -18,7 +18,15 @@ import numpy as np
 
 from prenet4d_server.demo.picture import Scene, draw
 from prenet4d_server.demo.recording import read
-from prenet4d_server.demo.score import Array, Deviation, Score, Truth, deviation
+from prenet4d_server.demo.score import (
+    CENTER_OF_MASS,
+    TRACKED,
+    Array,
+    Deviation,
+    Score,
+    Truth,
+    deviation,
+)
 from prenet4d_server.feeds import Drawing, read_expectations
 from prenet4d_server.processes import Child, RunningService
 
@@ -33,6 +41,8 @@ _SHARE_OF_RATE = 0.6
 """The detector's rate, as a share of what the corrector can do alone: others need the cores too."""
 _STREAM_S = 45.0
 """The scan is made smaller where it would take longer than this."""
+_LOW_DOSE = 1000 / 128**2
+"""Electrons a pixel, where nobody asks for another dose."""
 _HIGH_DOSE = 1e6
 _INTRINSIC_PATTERNS = 64
 Say = Callable[[str], None]
@@ -85,6 +95,7 @@ def run(demo: Demo, say: Say) -> Outcome:
     if measured is not None:
         say("Estimating the measured patterns' own ellipticity, once, at a high dose.")
         intrinsic = own_ellipticity(measured)
+    demo = replace(demo, drawing=_with_low_dose(demo.drawing, measured))
     rate = demo.rate or _fitting_rate(demo.drawing, measured, say)
     drawing = _sized(demo.drawing, measured, rate)
     scan = drawing.draw(measured)
@@ -106,7 +117,7 @@ def _stream(demo: Demo, drawing: Drawing, scan: Scan, rate: float) -> dict[str, 
         )  # fmt: skip
         recorder = Child.command(
             "recorder", "record", str(folder / RECORDING), "--lossless", service.lossless,
-            "--content", "both", "--acquisitions", "1",
+            "--content", "both", "--acquisitions", "1", "--fill", "nan",
             log=folder / "recorder.log",
         )  # fmt: skip
         with watcher, recorder:
@@ -156,11 +167,23 @@ def _fitting_rate(drawing: Drawing, measured: Array | None, say: Say) -> float:
     return rate
 
 
+def _with_low_dose(drawing: Drawing, measured: Array | None) -> Drawing:
+    if drawing.dose is not None:
+        return drawing
+    h, w = _frame_shape(drawing, measured)
+    return replace(drawing, dose=round(_LOW_DOSE * h * w))
+
+
+def _frame_shape(drawing: Drawing, measured: Array | None) -> tuple[int, int]:
+    h, w = measured.shape[1:] if measured is not None else drawing.frame_shape or (128, 128)
+    return h, w
+
+
 def _sized(drawing: Drawing, measured: Array | None, rate: float) -> Drawing:
     """Choose the scan's size where it is left open."""
     if drawing.scan_shape is not None:
         return drawing
-    h, w = measured.shape[1:] if measured is not None else drawing.frame_shape or (128, 128)
+    h, w = _frame_shape(drawing, measured)
     most = min(_MOST_PIXELS / (h * w), rate * _STREAM_S)
     side = int(np.clip(4 * (most**0.5 // 4), 12, 48))
     return replace(drawing, scan_shape=(side, side))
@@ -206,11 +229,12 @@ def _reckon(
     raw = scan.frames(threads=2)
     score = Score(
         frames=len(scan),
+        most_px=min(scan.frame_shape) / 128,
         truth=truth,
         found=recording.found,
         centers={
-            "tracked": deviation(recording.found.tracked, truth),
-            "each frame alone": deviation(recording.found.center, truth),
+            TRACKED: deviation(recording.found.tracked, truth),
+            "center, each frame alone": deviation(recording.found.center, truth),
             **_rivals(raw, truth),
         },
     )
@@ -234,8 +258,8 @@ def _rivals(raw: Array, truth: Truth) -> dict[str, Deviation]:
     plain = np.array([center_of_mass(frame) for frame in counts])
     bright = np.array([threshold_center(frame, 0.0, 0.5, 1.0) for frame in counts])
     return {
-        "center of mass": deviation(plain, truth),
-        "center of mass, above half": deviation(bright, truth),
+        CENTER_OF_MASS: deviation(plain, truth),
+        "center of mass above half": deviation(bright, truth),
     }
 
 

@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 Array: TypeAlias = npt.NDArray[Any]
+TRACKED, CENTER_OF_MASS = "center, tracked", "center of mass"
+"""Names of the two methods that the demo's verdict is about."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ class Score:
     """The demo's result: figures for people, and what a check has to complain about."""
 
     frames: int
+    most_px: float
+    """A larger median error of the tracked center makes no sense."""
     truth: Truth
     found: Found
     centers: dict[str, Deviation] = field(default_factory=dict)
@@ -89,11 +93,14 @@ class Score:
             told.append(f"{self.frames} frames were sent; the service counts {counters}.")
         if arrived != self.frames:
             told.append(f"{self.frames} frames were sent; {arrived} were recorded.")
-        tracked = self.centers["tracked"].median
-        if not tracked < 1.0:
-            told.append(f"The tracked center is off by {tracked:.2f} px (median; at most 1).")
-        rival = self.centers["center of mass"].median
-        if not tracked < rival:
+        tracked = self.centers[TRACKED].median
+        if not tracked < self.most_px:
+            told.append(
+                f"The tracked center is off by {tracked:.2f} px (median; at most {self.most_px:g})."
+            )
+        rival = self.centers[CENTER_OF_MASS].median
+        # Up to a constant, a measured pattern that drift hardly cuts gives it an easy life.
+        if self.truth.groups is None and not tracked < rival:
             told.append(f"Center of mass, off by {rival:.2f} px (median), does better.")
         if math.isfinite(self.truth.ratio) and not abs(self.ratio_error) < 0.02:
             told.append(f"The ellipticity is off by {100 * self.ratio_error:+.1f} % (at most 2).")
