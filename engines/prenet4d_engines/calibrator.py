@@ -24,6 +24,9 @@ from prenet4d_engines.resample import recentered_sum, resample
 PASSES = 3
 """Readings of the ellipse network on one mean: each sees what the ones before have left."""
 
+PASSES_FROM_NEAR = 2
+"""As many are enough from an estimate that is already near."""
+
 SEEN = 0.25
 """A pixel of the mean counts as seen if it was in at least this share of the patterns."""
 
@@ -76,7 +79,11 @@ class PatternSum:
 
 
 def read_ellipticity(
-    mean: Tensor, reference: tuple[float, float], backend: Backend, *, passes: int = PASSES
+    mean: Tensor,
+    reference: tuple[float, float],
+    backend: Backend,
+    *,
+    start: Ellipticity | None = None,
 ) -> Reading:
     """Read the distortion of one mean pattern.
 
@@ -87,14 +94,14 @@ def read_ellipticity(
         mean: (h, w) float32 counts centered on ``reference``; NaN where nothing was measured.
         reference: ``(cy, cx)``, pixels.
         backend: runs the ellipse network; ``mean`` lies on its device.
-        passes: how often to read.
+        start: an estimate to begin with; ``None``: the circle, and one pass more.
     """
     h, w = mean.shape
     seen = mean.isfinite()
     image = torch.where(seen, mean, 0.0)[None, None]
     valid = None if bool(seen.all()) else seen
-    ellipticity, sigma = Ellipticity(), math.inf
-    for _ in range(passes):
+    ellipticity, sigma = start or Ellipticity(), math.inf
+    for _ in range(PASSES_FROM_NEAR if start else PASSES):
         # The network expects the center in the middle of the frame, wherever the reference is.
         upright = resample(
             image, torch.tensor([reference]), reference_center((h, w)), ellipticity, valid
@@ -207,7 +214,7 @@ class Calibrator:
             self._merge(window)
             return
         if self._state == "locked" and self.reading:
-            own = read_ellipticity(window.mean(), self._reference, self._backend)
+            own = self._read(window)
             if own.contradicts(self.reading, self._config.max_ellipse_sigma):
                 self._aside.merge(window)
                 self._contradictions += 1
@@ -231,7 +238,7 @@ class Calibrator:
         enough = self._mean.patterns >= config.patterns_to_lock
         if self._state == "locked" and not enough:
             return  # A calibration that was loaded knows better than a few patterns.
-        reading = read_ellipticity(self._mean.mean(), self._reference, self._backend)
+        reading = self._read(self._mean)
         before, self._last = self._last, reading
         if reading.sigma > config.max_ellipse_sigma:
             return
@@ -240,3 +247,7 @@ class Calibrator:
             change = math.dist(before.ellipticity.vector, reading.ellipticity.vector)
             if change <= config.lock_sigma:
                 self._state = "locked"
+
+    def _read(self, patterns: PatternSum) -> Reading:
+        start = self.reading.ellipticity if self.reading else None
+        return read_ellipticity(patterns.mean(), self._reference, self._backend, start=start)
