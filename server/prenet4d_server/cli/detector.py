@@ -27,9 +27,12 @@ _ADDRESSES = {
     "dectris2": "tcp://127.0.0.1:31001",
 }
 _REPLAY_BLOCK = 8
-"""Frames in one message of a replay."""
+"""At most so many frames in one message of a replay."""
 _REPLAY_BLOCK = 8
-"""Frames in one message of a replay."""
+"""At most so many frames in one message of a replay."""
+_PatienceOption = Annotated[
+    float, typer.Option(min=0.1, help="Seconds to wait for somebody who takes frames.")
+]
 _RateOption = Annotated[
     float, typer.Option(min=0, help="Frames per second; 0: as fast as they are taken.")
 ]
@@ -70,9 +73,7 @@ def simulate_detector(
     cycle: Annotated[
         int, typer.Option(min=0, help="Encode only so many frames, and send them in turn: faster.")
     ] = 0,
-    patience: Annotated[
-        float, typer.Option(min=0.1, help="Seconds to wait for a receiver.")
-    ] = 30.0,
+    patience: _PatienceOption = 30.0,
 ) -> None:
     """Pretend to be a detector that scans, byte for byte.
 
@@ -124,6 +125,7 @@ def replay(
         str | None, typer.Option(help="Which array of an HDF5 file or .npz, where it has several.")
     ] = None,
     gain: Annotated[float, typer.Option(min=1e-6, help="Counts per electron.")] = 1.0,
+    patience: _PatienceOption = 30.0,
     server_key: ServerKeyOption = None,
 ) -> None:
     """Stream a file to a service that is running."""
@@ -136,7 +138,7 @@ def replay(
     with (
         stopped_by_signals() as stop,
         open_scan(file, dataset=dataset, scan_shape=scan) as source,
-        FrameSender(to, server_key=server_key) as sender,
+        FrameSender(to, timeout=patience, server_key=server_key) as sender,
         bar(f"sending {file.name}") as advance,
     ):
         sender.start(
@@ -150,7 +152,8 @@ def replay(
             metadata=source.metadata,
         )
         sent, began = 0, time.monotonic()
-        for block in source.blocks(_REPLAY_BLOCK):
+        size = max(1, min(_REPLAY_BLOCK, int(rate / 20))) if rate else _REPLAY_BLOCK
+        for block in source.blocks(size):
             due = began + sent / rate if rate else 0.0
             if stop.wait(max(0.0, due - time.monotonic())):
                 sender.end(aborted="stopped by the user")

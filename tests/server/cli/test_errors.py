@@ -1,0 +1,152 @@
+"""What goes wrong is one clear sentence on stderr and a non-zero exit, never a traceback."""
+
+import math
+import sys
+
+import numpy as np
+import pytest
+import typer
+from hypothesis import given
+from hypothesis import strategies as st
+from prenet4d_server.cli import run
+from prenet4d_server.cli.arguments import (
+    parse_address,
+    parse_distortion,
+    parse_grid,
+    parse_server_key,
+)
+from prenet4d_server.processes import free_addresses
+
+
+@pytest.fixture
+def prenet4d(monkeypatch, capsys):
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["prenet4d", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "300")
+        status = run()
+        said = capsys.readouterr()
+        return status, said.out, said.err
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["serve", "--scan", "64"], "'64' is not rows x columns: write for example 64x64."),
+        (["serve", "--scan", "0x4"], "'0x4' is not rows x columns"),
+        (["serve", "--connect", "10.0.0.1:5560"], "write for example tcp://127.0.0.1:5560"),
+        (["serve", "--source", "merlin"], "'merlin' is not one of"),
+        (["serve", "--source", "replay"], "A replay needs a file: set source.path."),
+        (["demo", "--ellipticity", "1.03"], "write the ratio of the axes (1 to 2) and the angle"),
+        (["demo", "--data", "nowhere.npy"], "'nowhere.npy' does not exist"),
+        (["train", "everything"], "'everything' is not one of"),
+        (["nonsense"], "No such command 'nonsense'"),
+        (["status", "--timeout", "0.2"], "No service answered 'status'"),
+        (["watch", "--once", "--timeout", "0.2"], "Nothing came from tcp://127.0.0.1:"),
+        (["record", "no/such/folder/scan.h5"], "There is no folder no/such/folder."),
+        (["config", "--check", "nowhere.toml"], "The configuration nowhere.toml cannot be read"),
+    ],
+)
+def test_bad_use_gets_a_sentence(prenet4d, arguments, sentence):
+    (free,) = free_addresses(1)
+    where = {"status": ["--control", free], "watch": ["--stream", free]}
+    status, _, said = prenet4d(*arguments, *where.get(arguments[0], []))
+    assert status != 0
+    assert sentence in " ".join(said.split())
+    assert "Traceback" not in said
+
+
+def test_unknown_fault_is_named(prenet4d):
+    status, _, said = prenet4d("simulate-detector", "native", "--scan", "2x2", "--fault", "fire")
+    assert status == 1
+    assert "There is no fault named 'fire'" in said
+
+
+def test_broken_calibration_is_refused_before_anything_starts(prenet4d, tmp_path):
+    file = tmp_path / "calibration.json"
+    file.write_text('{"ratio": 0.5}')
+    status, _, said = prenet4d("serve", "--calibration", file)
+    assert status == 1
+    assert "not a calibration that can be used" in said
+
+
+def test_file_without_frames_is_refused(prenet4d, tmp_path):
+    file = tmp_path / "text.npy"
+    file.write_text("not an array")
+    status, _, said = prenet4d("replay", file)
+    assert status == 1
+    assert "is not a file that can be read here" in said
+
+
+def test_replay_without_a_service_says_so(prenet4d, tmp_path):
+    file = tmp_path / "frames.npy"
+    np.save(file, np.ones((2, 16, 16), np.uint16))
+    (free,) = free_addresses(1)
+    status, _, said = prenet4d("replay", file, "--to", free, "--patience", "0.3")
+    assert status == 1
+    assert free in said
+
+
+def test_config_prints_what_it_accepts(prenet4d, tmp_path):
+    status, printed, _ = prenet4d("config")
+    assert status == 0
+    file = tmp_path / "prenet4d.toml"
+    file.write_text(printed)
+    status, said, _ = prenet4d("config", "--check", file)
+    assert status == 0
+    assert "is good: frames from native" in said
+    file.write_text("[source]\nknd = 'native'\n")
+    status, _, said = prenet4d("config", "--check", file)
+    assert status == 1
+    assert "Did you mean 'kind'?" in said
+
+
+def test_keygen_makes_keys_once(prenet4d, tmp_path):
+    status, said, _ = prenet4d("keygen", tmp_path)
+    assert status == 0
+    public = next(line.split()[-1] for line in said.splitlines() if "Public" in line)
+    assert len(parse_server_key(public)) == 40
+    status, _, said = prenet4d("keygen", tmp_path)
+    assert status == 1
+    assert "exists already" in said
+
+
+def test_calibration_file_is_never_overwritten_unasked(prenet4d, tmp_path):
+    (free,) = free_addresses(1)
+    file = tmp_path / "today.json"
+    status, _, said = prenet4d("calibration", "load", file, "--control", free)
+    assert status == 1
+    assert "today.json" in said
+
+
+@given(st.integers(1, 10_000), st.integers(1, 10_000), st.sampled_from("xX×"))
+def test_grids_read_as_they_are_written(rows, columns, cross):
+    assert parse_grid(f"{rows}{cross}{columns}") == (rows, columns)
+
+
+@given(st.text())
+def test_anything_else_is_refused_with_an_example(text):
+    for parse, example in ((parse_grid, "64x64"), (parse_distortion, "1.03,25")):
+        refusal = ""
+        try:
+            understood = parse(text)
+        except typer.BadParameter as error:
+            refusal = str(error)
+        else:
+            assert len(understood) == 2
+        assert not refusal or example in refusal
+
+
+def test_ellipticity_is_told_in_degrees():
+    distortion = parse_distortion("1.03,205")
+    assert distortion.ratio == 1.03
+    assert distortion.theta == pytest.approx(math.radians(25))
+    with pytest.raises(typer.BadParameter):
+        parse_distortion("0.97,25")
+
+
+def test_addresses_need_a_transport():
+    assert parse_address("ipc:///run/prenet4d") == "ipc:///run/prenet4d"
+    with pytest.raises(typer.BadParameter, match=r"tcp://127.0.0.1:5560"):
+        parse_address("localhost:5560")

@@ -1,0 +1,109 @@
+"""The commands together, as separate processes over real sockets: a whole scan and its record."""
+
+import json
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pytest
+from prenet4d_server.processes import Child, RunningService
+
+SCAN = (6, 8)
+
+
+@pytest.fixture
+def frames(tmp_path):
+    file = tmp_path / "frames.npy"
+    rng = np.random.default_rng(1)
+    np.save(file, rng.poisson(3.0, (SCAN[0] * SCAN[1], 32, 32)).astype(np.uint16))
+    return file
+
+
+@pytest.fixture
+def service(tmp_path, request):
+    kind = request.param
+    source = {"kind": kind, "scan_shape": SCAN}
+    with RunningService(tmp_path, source=source, corrector={"backend": "identity"}) as running:
+        yield running
+
+
+def prenet4d(*arguments, timeout=60):
+    return subprocess.run(
+        [sys.executable, "-m", "prenet4d_server", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+def recorder(service, file, *more):
+    arguments = ("record", str(file), "--lossless", service.lossless, "--content", "aligned", *more)
+    return Child.command("recorder", *arguments, log=file.with_suffix(".log"))
+
+
+@pytest.mark.parametrize("service", ["dectris2", "dectris1", "native"], indirect=True)
+def test_scan_goes_through_and_is_recorded(service, frames, tmp_path, request):
+    kind = request.node.callspec.params["service"]
+    file = tmp_path / "scan.h5"
+    with recorder(service, file, "--acquisitions", "1") as recording:
+        service.wait_for_receivers(1)
+        sent = prenet4d(
+            *("simulate-detector", kind, "--address", service.detector, "--data", frames),
+            *("--scan", f"{SCAN[0]}x{SCAN[1]}"),
+        )
+        assert sent.returncode == 0, sent.stderr
+        recording.wait(timeout=30)
+    with h5py.File(file) as recorded:
+        stored = recorded["Experiments/aligned/data"][:]
+    np.testing.assert_array_equal(stored.reshape(-1, 32, 32), np.load(frames))
+
+    told = prenet4d("status", "--control", service.control, "--json")
+    counters = json.loads(told.stdout)["counters"]
+    assert counters["received"] == counters["corrected"] == len(stored.reshape(-1, 32, 32))
+    shown = prenet4d("status", "--control", service.control)
+    assert shown.returncode == 0
+    assert "corrected" in shown.stdout
+
+    service.stop()
+    assert service.process.returncode == 0
+
+
+@pytest.mark.parametrize("service", ["native"], indirect=True)
+def test_replay_is_watched_and_the_recorder_closes_its_file_when_interrupted(
+    service, frames, tmp_path
+):
+    file = tmp_path / "scan.h5"
+    log = tmp_path / "watch.log"
+    watching = Child.command(
+        "watcher", "watch", "--plain", "--every", "0.1", "--stream", service.stream, log=log
+    )
+    with watching, recorder(service, file) as recording:
+        service.wait_for_receivers(1)
+        sent = prenet4d("replay", frames, "--to", service.detector, "--scan", "6x8", "--rate", "40")
+        assert sent.returncode == 0, sent.stderr
+        recording.stop()
+        assert recording.process.returncode == 0
+        watching.stop()
+    lines = log.read_text().splitlines()
+    assert any("48/48 frames" in line for line in lines)
+    assert any("info: The acquisition ended" in line for line in lines)
+    with h5py.File(file) as recorded:
+        assert recorded["prenet4d"].attrs["complete"]
+
+
+@pytest.mark.parametrize("service", ["native"], indirect=True)
+def test_operator_commands_reach_the_service(service, frames, tmp_path):
+    refused = prenet4d("freeze", "--control", service.control)
+    assert refused.returncode == 1
+    assert "No acquisition has begun yet" in refused.stderr
+    assert prenet4d("replay", frames, "--to", service.detector).returncode == 0
+    for command in ("freeze", "unfreeze", "recalibrate"):
+        assert prenet4d(command, "--control", service.control).returncode == 0
+    file = tmp_path / "today.json"
+    assert prenet4d("calibration", "save", file, "--control", service.control).returncode == 0
+    again = prenet4d("calibration", "save", file, "--control", service.control)
+    assert again.returncode == 1
+    loaded = prenet4d("calibration", "load", file, "--control", service.control)
+    assert loaded.returncode == 0, loaded.stderr
+    assert "ratio 1.0000" in loaded.stdout

@@ -1,0 +1,94 @@
+"""The live view shows what the stream says, in every state it can be in."""
+
+import io
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prenet4d_client import Message, messages
+from prenet4d_server.cli.watch import View, event_line, line, screen, sparkline
+from rich.console import Console
+
+
+def telemetry(n=3, state="locked", expected=100, **changed):
+    latency = messages.Latency(p50=12.0, p99=34.0)
+    header = messages.Telemetry(
+        acquisition_id="20260101T000000-abcdef",
+        batch=7,
+        frame_shape=(32, 48),
+        scan_shape=(10, 10) if expected else None,
+        expected_frames=expected,
+        reference_center=(15.5, 23.5),
+        ellipticity=messages.Ellipticity(
+            ratio=1.0312, theta=math.radians(25), ratio_sigma=0.0004, theta_sigma=0.01
+        ),
+        state=state,
+        patterns_averaged=512,
+        latency=messages.Latencies(queue=latency, compute=latency, total=latency),
+        frames_per_second=312.0,
+        backlog=4,
+        counters=messages.Counters(
+            received=60, corrected=50, rejected=6, shed=0, in_flight=4,
+            rejected_by_reason={"corrupt": 6},
+        ),
+    ).model_copy(update=changed)  # fmt: skip
+    pair = np.tile(np.float32([63.12, 64.9]), (n, 1))
+    arrays = {"tracked": pair, "tracked_sigma": np.full((n, 2), 0.11, np.float32)}
+    return Message(header, {**arrays, "dose": np.full(n, 1000, np.float32)})
+
+
+def shown(view):
+    console = Console(file=io.StringIO(), width=110, force_terminal=False)
+    console.print(screen(view, "tcp://127.0.0.1:5561"))
+    return console.file.getvalue()
+
+
+def test_waits_for_a_scan():
+    assert "Waiting for a scan" in shown(View())
+
+
+@pytest.mark.parametrize("state", ["calibrating", "locked", "frozen", "lost"])
+@pytest.mark.parametrize("expected", [100, None])
+def test_screen_shows_the_figures(state, expected):
+    view = View()
+    for _ in range(5):
+        view.take(telemetry(state=state, expected=expected))
+    view.take(Message(messages.Event(level="warning", code="x", message="The beam is off."), {}))
+    view.missed = 3
+    text = shown(view)
+    for figure in (
+        *(state, "312 frames/s", "12 ms, p99 34 ms", "(63.12, 64.90) ± 0.11", "1.0312 ± 0.0004"),
+        *("at 25.0°", "received 60 = corrected 50 + rejected 6 + shed 0 + in flight 4"),
+        *("corrupt: 6", "missed 3 messages", "warning: The beam is off.", "1,000 electrons"),
+    ):
+        assert figure in text
+    assert ("of 100 frames" in text) == (expected is not None)
+
+
+def test_line_says_the_same():
+    text = line(telemetry())
+    assert "locked" in text
+    assert "50/100 frames" in text
+    assert "rejected 6  shed 0" in text
+    assert "center –" in line(telemetry(n=0))
+    unread = messages.Ellipticity()
+    assert "not read yet" in line(telemetry(ellipticity=unread))
+
+
+def test_event_is_one_line():
+    event = messages.Event(level="error", code="x", message="The disk is full.")
+    assert event_line(event).endswith("error: The disk is full.")
+
+
+@given(st.lists(st.floats(allow_nan=True, allow_infinity=True)), st.integers(1, 60))
+def test_sparkline_takes_anything(values, width):
+    text = sparkline(values, width)
+    assert len(text) <= min(width, len(values))
+    assert set(text) <= set("▁▂▃▄▅▆▇█")
+
+
+def test_sparkline_rises():
+    assert sparkline([0, 1, 2, 3, 4, 5, 6, 7]) == "▁▂▃▄▅▆▇█"
+    assert sparkline([5, 5, 5]) == "▁▁▁"
