@@ -233,7 +233,7 @@ def _rings(
 
 def _flatten(unrolled: Array, inner: int) -> Array:
     """Logarithm of an unrolled pattern with its smooth fall-off taken out."""
-    logarithm = np.log(np.maximum(unrolled, np.nanmax(unrolled) * 1e-5))
+    logarithm = np.log(np.maximum(unrolled, np.nanmax(unrolled) * 1e-5 + 1e-12))
     trend = np.nanmean(logarithm, axis=1)
     r = np.arange(len(trend))
     good = np.isfinite(trend) & (r > inner)

@@ -1,0 +1,96 @@
+"""The stream benchmark runs, loses nothing, and its JSON says on what machine and what it reached."""
+
+import json
+import math
+import shutil
+import struct
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from prenet4d_server.bench import peer
+from prenet4d_server.bench.stream import Report, example_frames
+from prenet4d_server.cli import app
+from prenet4d_server.sources.compression import decompress
+from typer.testing import CliRunner
+
+
+def test_tiny_run_is_complete(tmp_path):
+    file = tmp_path / "bench.json"
+    result = CliRunner().invoke(
+        app,
+        [
+            *("bench", "stream", "--frames", "256", "--seconds", "0.2", "--rounds", "1"),
+            *("--soak", "256", "--frame", "64x64", "--batch", "8", "--json", str(file)),
+        ],
+        env={"PATH": ""},  # no LiberTEM-live to be found
+    )
+    assert result.exit_code == 0, result.output
+    report = json.loads(file.read_text())
+    assert set(report["medians"]) == {
+        *("bare pyzmq", "identity, native", "identity, DECTRIS V2"),
+        *("bare corrector", "full service"),
+    }
+    assert all(value > 0 for value in report["medians"].values())
+    assert [set(goal) for goal in report["goals"]] == 3 * [{"name", "reached", "wanted", "met"}]
+    assert 0 < report["latency_ms"]["p50"] <= report["latency_ms"]["p99"]
+    assert set(report["memory_bytes"]["before"]) == {"service", "ingest"}
+    assert report["machine"]["processor"]
+    assert report["notes"] == [
+        "LiberTEM-live is not installed here: name an interpreter that has it."
+    ]
+
+
+def test_goals_are_ratios_of_medians():
+    report = Report({}, {})
+    report.rates = {
+        "bare pyzmq": [100.0, 300.0, 200.0],
+        "identity, native": [180.0],
+        "identity, DECTRIS V2": [30_000.0],
+        "bare corrector": [100.0],
+        "full service": [90.0],
+    }
+    reached = {goal.name: (goal.reached, goal.met) for goal in report.goals()}
+    assert reached["identity on native frames ÷ bare pyzmq"] == (0.9, True)
+    assert reached["full service ÷ bare corrector"] == (0.9, False)
+    assert math.isnan(report.median("LiberTEM-live"))
+
+
+def test_dump_holds_the_frames(tmp_path):
+    frames = example_frames((64, 64), count=3)
+    file = tmp_path / "frames.dump"
+    peer.write_dump(file, frames, 5)
+    data, messages, at = file.read_bytes(), [], 0
+    while at < len(data):
+        (length,) = struct.unpack_from("<q", data, at)
+        messages.append(data[at + 8 : at + 8 + length])
+        at += 8 + length
+    assert json.loads(messages[1])["ntrigger"] == 5
+    assert len(messages) == 2 + 4 * 5 + 1
+    for index in range(5):
+        header, shape, blob, _ = messages[2 + 4 * index : 6 + 4 * index]
+        assert json.loads(header)["frame"] == index
+        assert json.loads(shape)["size"] == len(blob)
+        out = np.empty((64, 64), np.uint16)
+        decompress(blob, "bslz4", out, 2)
+        np.testing.assert_array_equal(out, frames[index % 3])
+
+
+def test_an_interpreter_without_libertem_is_refused():
+    with pytest.raises(peer.ChildFailed, match="has no LiberTEM-live"):
+        peer.version(Path(sys.executable))
+
+
+@pytest.mark.skipif(
+    shutil.which(peer.SIMULATOR) is None,
+    reason=f"needs LiberTEM-live beside us: {peer.SIMULATOR} is not on PATH",
+)
+def test_libertem_live_runs_on_its_own_simulator(tmp_path):
+    python = peer.find_python(None)
+    assert python is not None
+    dump = tmp_path / "frames.dump"
+    peer.write_dump(dump, example_frames((128, 128), count=8), 64)
+    rates = peer.frames_per_second(python, dump, (8, 8), 128, 1, tmp_path)
+    assert len(rates) == 1
+    assert rates[0] > 0

@@ -1,0 +1,36 @@
+"""The doctor finds what is there and says what to do about the rest."""
+
+import socket
+
+from prenet4d_server import doctor
+
+
+def test_every_finding_is_complete():
+    findings = list(doctor.examine())
+    names = {finding.name for finding in findings}
+    assert {"python", "cores", "memory", "shared memory", "packages", "gpu", "tensorrt"} <= names
+    assert {"backend", "ports", "clock"} <= names
+    for finding in findings:
+        assert finding.found
+        assert finding.verdict in ("ok", "note", "missing", "broken")
+        if finding.verdict != "ok":
+            assert finding.advice.endswith((".", "'")) or "pip install" in finding.advice
+    assert not [finding for finding in findings if finding.verdict == "broken"]
+
+
+def test_a_port_in_use_is_noticed(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        monkeypatch.setattr(doctor, "PORTS", {port: "ingest"})
+        (finding,) = (finding for finding in doctor.examine() if finding.name == "ports")
+    assert finding.verdict == "note"
+    assert f"{port} (ingest)" in finding.found
+
+
+def test_a_missing_package_is_broken(monkeypatch):
+    monkeypatch.setattr(doctor, "REQUIRED", ("numpy", "no-such-package-of-ours"))
+    (finding,) = (finding for finding in doctor.examine() if finding.name == "packages")
+    assert finding.verdict == "broken"
+    assert finding.found == "missing: no-such-package-of-ours"
