@@ -13,8 +13,8 @@ from prenet4d_engines.evaluate.classical.center import CENTERS_OF_MASS
 from prenet4d_engines.evaluate.datasets import PatternSet
 from prenet4d_engines.evaluate.denoise import time_table
 from prenet4d_engines.evaluate.metrics import lengths, within_sigma
-from prenet4d_engines.evaluate.report import Check, Part, Table
-from prenet4d_engines.evaluate.run import OURS, Run, Stopwatch, dose_label
+from prenet4d_engines.evaluate.report import OURS, Check, Part, Table
+from prenet4d_engines.evaluate.run import Run, Stopwatch, dose_label
 
 Array = NDArray[np.float64]
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from prenet4d_engines.evaluate.classical import DENOISE_METHODS
 from prenet4d_engines.evaluate.datasets import Exposure, PatternSet
 from prenet4d_engines.evaluate.metrics import counts_error, squared_error, squared_root_error
-from prenet4d_engines.evaluate.report import Check, Part, Table
-from prenet4d_engines.evaluate.run import OURS, Run, Stopwatch, dose_label
+from prenet4d_engines.evaluate.report import OURS, Check, Part, Table
+from prenet4d_engines.evaluate.run import Run, Stopwatch, dose_label
 
 NOISY = "noisy input"
 

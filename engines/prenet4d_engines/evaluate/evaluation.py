@@ -175,7 +175,7 @@ def _sets(run: Run, measured: NDArray[np.float32] | None, parts: list[Subject]) 
     if measured is not None:
         # As many pixels as a set of 128² frames has, at most.
         area = measured.shape[1] * measured.shape[2]
-        count = int(np.clip(run.patterns * 128**2 / area, 12, run.patterns))
+        count = int(np.clip(run.patterns * 128**2 / area, min(24, run.patterns), run.patterns))
         sets.append(measured_patterns(measured, count, seed=run.seed))
     return sets
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prenet4d_engines.evaluate.report import Table
+from prenet4d_engines.evaluate.report import OURS, Table
 
-OURS = "prenet4d"
-"""Row labels that begin with this are ours and are drawn strong."""
+_OUR_COLORS = ("black", "crimson")
 
 
 def plot_table(table: Table, folder: Path) -> Path:
@@ -18,13 +17,15 @@ def plot_table(table: Table, folder: Path) -> Path:
     figure = Figure(figsize=(7.2, 4.8), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
+    colors = iter(_OUR_COLORS)
     for label, values in table.rows:
         points = [(d, v) for d, v in zip(table.doses, values, strict=True) if v is not None]
         if not points:
             continue
         dose, value = zip(*points, strict=True)
         if label.startswith(OURS):
-            axes.plot(dose, value, "o-", linewidth=2.6, markersize=6, label=label, zorder=3)
+            color = next(colors)
+            axes.plot(dose, value, "o-", linewidth=2.6, zorder=3, color=color, label=label)
         else:
             axes.plot(dose, value, ".--", linewidth=1.1, label=label)
     axes.set_xscale("log")

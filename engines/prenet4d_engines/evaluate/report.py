@@ -6,7 +6,10 @@ import json
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+OURS: Final = "prenet4d"
+"""Row labels that begin with this are ours."""
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 
 from prenet4d_engines.evaluate.networks import Networks
-
-OURS: Final = "prenet4d"
-"""Row labels of ours begin with this."""
 
 Progress = Callable[[float, str], None]
 """Told the share done (0 to 1) and what is being done."""

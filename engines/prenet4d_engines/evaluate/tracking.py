@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from prenet4d_engines.evaluate.classical.center import blurred_maximum_center
 from prenet4d_engines.evaluate.datasets import held_out_scan
 from prenet4d_engines.evaluate.metrics import lengths, within_sigma
-from prenet4d_engines.evaluate.report import Check, Part, Table
-from prenet4d_engines.evaluate.run import OURS, Run, dose_label
+from prenet4d_engines.evaluate.report import OURS, Check, Part, Table
+from prenet4d_engines.evaluate.run import Run, dose_label
 from prenet4d_engines.simulate import Drift, Kind
 from prenet4d_engines.tracking import CenterTracker
 
@@ -89,7 +89,7 @@ def evaluate_tracking(run: Run) -> Part:
         tables.append(
             Table(
                 f"tracking.mean.{slug}",
-                f"Center over {scan_shape[0]}×{scan_shape[1]} scans drifting by {title}:"
+                f"Center over {scan_shape[0]}×{scan_shape[1]} scans, drift: {title}:"
                 " mean error, px",
                 "method",
                 columns,
