@@ -1,4 +1,4 @@
-"""The stream benchmark runs, loses nothing, and its JSON says on what machine and what it reached."""
+"""The stream benchmark runs, loses nothing, and says in JSON on what machine it reached what."""
 
 import json
 import math

@@ -104,7 +104,7 @@ def screen(view: View, address: str) -> RenderableType:
         ny_nx = telemetry.scan_shape
         scan = f"scan {ny_nx[0]}×{ny_nx[1]} · " if ny_nx else ""
         h, w = telemetry.frame_shape
-        title = f"prenet4d · {address} · {scan}frames {h}×{w} · {telemetry.acquisition_id[:8]}"
+        title = f"prenet4d · {address} · {scan}frames {h}×{w} · {telemetry.acquisition_id}"
         body = Group(_progress(telemetry), Text(), _figures(view), Text(), _counters(view))
     events = [
         Text(event_line(event), style=_LEVEL_COLORS.get(event.level, "")) for event in view.events
@@ -149,8 +149,9 @@ def _figures(view: View) -> Table:
     table.add_row("", "", sparkline(view.center_x) + " x")
     table.add_row("ellipticity", _ellipse(telemetry), sparkline(view.ratio))
     table.add_row("", f"from {telemetry.patterns_averaged:,} patterns", "")
-    if len(telemetry.dose):
-        table.add_row("dose", f"{float(telemetry.dose.mean()):,.0f} electrons a pattern", "")
+    dose = float(telemetry.dose.mean()) if len(telemetry.dose) else math.nan
+    if math.isfinite(dose):
+        table.add_row("dose", f"{dose:,.0f} electrons a pattern", "")
     return table
 
 
@@ -174,7 +175,8 @@ def _center(telemetry: Any) -> str:
     if not len(telemetry.tracked):
         return "–"
     (cy, cx), (sy, sx) = telemetry.tracked[-1], telemetry.tracked_sigma[-1]
-    return f"({cy:.2f}, {cx:.2f}) ± {max(sy, sx):.2f}"
+    sigma = max(float(sy), float(sx))
+    return f"({cy:.2f}, {cx:.2f})" + (f" ± {sigma:.2f}" if math.isfinite(sigma) else "")
 
 
 def _ellipse(telemetry: Any) -> str:

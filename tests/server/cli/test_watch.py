@@ -77,6 +77,17 @@ def test_line_says_the_same():
     assert "not read yet" in line(telemetry(ellipticity=unread))
 
 
+def test_what_is_not_known_is_not_shown():
+    unsure = telemetry()
+    unsure.arrays["tracked_sigma"][:] = np.inf
+    unsure.arrays["dose"][:] = np.nan
+    view = View()
+    view.take(unsure)
+    assert "(63.12, 64.90) px" in shown(view)
+    assert "inf" not in line(unsure)
+    assert "nan" not in shown(view)
+
+
 def test_event_is_one_line():
     event = messages.Event(level="error", code="x", message="The disk is full.")
     assert event_line(event).endswith("error: The disk is full.")
