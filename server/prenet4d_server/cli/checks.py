@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 def demo(
     data: DataOption = None,
     out: Annotated[
-        Path, typer.Option(file_okay=False, help="Recording, picture and logs; emptied first.")
+        Path,
+        typer.Option(
+            file_okay=False, help="Takes recording, picture and logs, in place of earlier ones."
+        ),
     ] = Path("demo-out"),
     scan: ScanOption = None,
     frame: FrameOption = None,

@@ -16,7 +16,11 @@ def test_simulated_scan(tmp_path):
         ellipticity=(1.05, math.radians(25)),
         drift=3.0,
     )
+    kept = tmp_path / "out" / "notes.txt"
+    kept.parent.mkdir()
+    kept.write_text("mine")
     outcome = run(Demo(tmp_path / "out", drawing, rate=100.0), said.append)
+    assert kept.read_text() == "mine"
     found = outcome.score.found
     assert found.received.all()
     assert found.counters["received"] == found.counters["corrected"] == 100
