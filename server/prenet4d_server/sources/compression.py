@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -101,7 +102,45 @@ def decompress(data: Buffer, codec: Codec, out: npt.NDArray[Any], element_size: 
     elif codec == "lz4-h5":
         _lz4_frame(bytes(data), out)
     else:
-        _bitshuffle_frame(bytes(data), out, element_size)
+        data = bytes(data)
+        block, end = _check_bitshuffle(data, out.nbytes, element_size)
+        _bitshuffle_blocks(data[_FRAMING.size : end], out, element_size, block)
+
+
+def decompress_together(
+    frames: Sequence[Buffer], codec: Codec, out: npt.NDArray[Any], element_size: int
+) -> bool:
+    """Decode several frames in one go, where their codec allows it and none of them is corrupt.
+
+    Bit-transposed frames that are whole numbers of blocks can be strung together. One call for
+    many frames leaves the GIL alone for long: threads that take it back for every frame get into
+    each other's way.
+
+    Args:
+        frames: the n frames' bytes, as ``codec`` encodes each.
+        codec: how they are encoded.
+        out: (n, h, w), as for :func:`decompress`.
+        element_size: as for :func:`decompress`.
+
+    Returns:
+        Whether it was done. If not, the frames are to be decoded one by one.
+    """
+    size = out[0].nbytes
+    if codec != "bslz4" or not out.flags.c_contiguous or out.nbytes > MAX_BYTES:
+        return False
+    blocks, parts = set(), []
+    try:
+        for frame in frames:
+            data = bytes(frame)
+            block, end = _check_bitshuffle(data, size, element_size)
+            blocks.add(block)
+            parts.append(data[_FRAMING.size : end])
+        if len(blocks) > 1 or size % (block * element_size):
+            return False
+        _bitshuffle_blocks(b"".join(parts), out, element_size, block)
+    except CorruptFrame:
+        return False
+    return True
 
 
 def compress(array: npt.NDArray[Any], codec: Codec) -> bytes:
@@ -151,17 +190,17 @@ def _framing(data: bytes, size: int) -> int:
     return block or _BLOCK_BYTES
 
 
-def _next_block(data: bytes, position: int) -> int:
-    """Return where the block that starts at ``position`` ends, or refuse it."""
-    end = position + _LENGTH.size
-    if end <= len(data):
-        end += _LENGTH.unpack_from(data, position)[0]
-    if end > len(data):
-        raise CorruptFrame(
-            f"The compressed frame is cut short: a block should end at byte {end}, "
-            f"the data end at {len(data)}."
-        )
-    return end
+def _end_of_blocks(data: bytes, position: int, blocks: int) -> int:
+    """Return where ``blocks`` blocks that begin at ``position`` end, or refuse them."""
+    last = len(data) - _LENGTH.size
+    for _ in range(blocks):
+        if position > last:
+            break
+        position += _LENGTH.size + _LENGTH.unpack_from(data, position)[0]
+    else:
+        if position <= len(data):
+            return position
+    raise CorruptFrame("The compressed frame is cut short, or a length in it is wrong.")
 
 
 def _lz4_frame(data: bytes, out: npt.NDArray[Any]) -> None:
@@ -171,7 +210,7 @@ def _lz4_frame(data: bytes, out: npt.NDArray[Any]) -> None:
     position = _FRAMING.size
     for start in range(0, out.nbytes, block):
         size = min(block, out.nbytes - start)
-        end = _next_block(data, position)
+        end = _end_of_blocks(data, position, 1)
         content = data[position + _LENGTH.size : end]
         if len(content) == size:  # stored as it is
             flat[start : start + size] = np.frombuffer(content, np.uint8)
@@ -180,26 +219,36 @@ def _lz4_frame(data: bytes, out: npt.NDArray[Any]) -> None:
         position = end
 
 
-def _bitshuffle_frame(data: bytes, out: npt.NDArray[Any], element_size: int) -> None:
-    if element_size < 1 or out.nbytes % element_size:
-        raise CorruptFrame(
-            f"{out.nbytes} bytes are no whole number of {element_size}-byte elements."
-        )
-    block = _framing(data, out.nbytes) // element_size
+def _check_bitshuffle(data: bytes, size: int, element_size: int) -> tuple[int, int]:
+    """Check the framing of ``size`` bitshuffled bytes.
+
+    Returns:
+        ``(elements of a block, where the data end)``.
+    """
+    if element_size < 1 or size % element_size:
+        raise CorruptFrame(f"{element_size}-byte elements do not fill {size} bytes.")
+    block = _framing(data, size) // element_size
     if block == 0 or block % 8:
         raise CorruptFrame(f"A bitshuffle block of {block} elements is no multiple of 8.")
-    elements = out.nbytes // element_size
+    elements = size // element_size
+    if elements < 8:
+        raise CorruptFrame("A frame of fewer than 8 elements cannot be bit-transposed.")
     # The last elements, fewer than eight, are neither transposed nor compressed.
     blocks = elements // block + (elements % block >= 8)
-    position = _FRAMING.size
-    for _ in range(blocks):
-        position = _next_block(data, position)
-    if position + elements % 8 * element_size > len(data):
+    end = _end_of_blocks(data, _FRAMING.size, blocks) + elements % 8 * element_size
+    if end > len(data):
         raise CorruptFrame("The compressed frame is cut short in its last elements.")
-    if position == _FRAMING.size:
-        raise CorruptFrame("A frame of fewer than 8 elements cannot be bit-transposed.")
+    return block, end
+
+
+def _bitshuffle_blocks(data: bytes, out: npt.NDArray[Any], element_size: int, block: int) -> None:
+    """Decode blocks without a header, whose framing has been checked."""
     used = _library.bshuf_decompress_lz4(
-        data[_FRAMING.size :], out.__array_interface__["data"][0], elements, element_size, block
+        data,
+        out.__array_interface__["data"][0],
+        out.nbytes // element_size,
+        element_size,
+        block,
     )
-    if used != position + elements % 8 * element_size - _FRAMING.size:
+    if used != len(data):
         raise CorruptFrame("A bitshuffle-LZ4 block does not decode to the bytes announced.")
