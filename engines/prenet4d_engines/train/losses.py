@@ -13,14 +13,16 @@ from prenet4d_engines.models import center, denoiser, ellipse
 from prenet4d_engines.train.samples import Sample, Task
 
 Figures = dict[str, Tensor]
+_LINEAR_WEIGHT: Final = 0.5
 
 
 def denoise_loss(network: nn.Module, sample: Sample) -> tuple[Tensor, Figures]:
-    """Poisson deviance between predicted and true rates, in units of what the dose allows.
+    """Poisson deviance and squared error between predicted and true rates, both in units of noise.
 
-    The deviance 2 (l - m + m ln(m / l)) is a Bregman divergence: its minimum is the conditional
-    mean, so counts are kept on average. It is about four times the squared error of the square
-    roots, which treats bright and dark alike.
+    The deviance 2 (l - m + m ln(m / l)) is about four times the squared error of the square
+    roots, which treats bright and dark alike; the squared error in counts, relative to that of
+    the noise (the sum of the rates), looks after the bright. Both are Bregman divergences: their
+    minimum is the conditional mean, so counts are kept on average.
     """
     mask = sample["mask"]
     x, context = denoiser.stabilise(sample["frame"], mask)
@@ -30,7 +32,10 @@ def denoise_loss(network: nn.Module, sample: Sample) -> tuple[Tensor, Figures]:
     valid = mask.float()
     per_frame = (deviance * valid).sum((1, 2)) / valid.sum((1, 2)).clamp_min(1.0)
     possible = (true.clamp_max(1.0) * valid).sum((1, 2)) / valid.sum((1, 2)).clamp_min(1.0)
-    loss = (per_frame / (possible + 1e-3) ** 0.75).mean()
+    square = ((rate - true).square() * valid).sum((1, 2)) / (true * valid).sum((1, 2)).clamp_min(
+        1.0
+    )
+    loss = (per_frame / (possible + 1e-3) ** 0.75 + _LINEAR_WEIGHT * square.clamp_max(10.0)).mean()
 
     with torch.no_grad():
         error = ((rate.sqrt() - true.sqrt()).square() * valid).sum((1, 2))
