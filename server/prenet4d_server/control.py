@@ -39,7 +39,7 @@ class Control:
         context: zmq.Context[zmq.Socket[bytes]],
         keys: KeyPair | None = None,
     ) -> None:
-        """Bind and start answering.
+        """Bind; :meth:`start` begins to answer.
 
         Args:
             address: where to listen.
@@ -63,30 +63,32 @@ class Control:
             raise
         self._stop = os.eventfd(0, os.EFD_CLOEXEC)
         self._thread = threading.Thread(target=self._run, name="control", daemon=True)
+
+    def start(self) -> None:
+        """Answer from now on, what has been asked already included."""
         self._thread.start()
 
     @property
     def alive(self) -> bool:
-        """Whether the thread runs."""
-        return self._thread.is_alive()
+        """Whether requests are or will be answered."""
+        return self._thread.ident is None or self._thread.is_alive()
 
     def close(self) -> None:
         """Stop answering."""
         os.eventfd_write(self._stop, 1)
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
+        self._socket.close(LINGER_MS)
         os.close(self._stop)
 
     def _run(self) -> None:
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
         poller.register(self._stop, zmq.POLLIN)
-        try:
-            while self._stop not in (ready := dict(poller.poll())):
-                if self._socket in ready:
-                    identity, *parts = self._socket.recv_multipart()
-                    self._reply(identity, *self._answer(parts))
-        finally:
-            self._socket.close(LINGER_MS)
+        while self._stop not in (ready := dict(poller.poll())):
+            if self._socket in ready:
+                identity, *parts = self._socket.recv_multipart()
+                self._reply(identity, *self._answer(parts))
 
     def _answer(self, parts: list[bytes]) -> tuple[ControlReply, dict[str, Array]]:
         try:

@@ -54,6 +54,7 @@ class Inlet:
         self.restarts = 0
         self.stopped = False
         """The process has ended and will not be started again."""
+        self._opened = False
         self._stopping = False
         self._failure: Failed | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -83,6 +84,7 @@ class Inlet:
             self._read()
             if self._failure is not None:
                 raise _error_of(self._failure)
+        self._opened = True
 
     @property
     def descriptors(self) -> list[int]:
@@ -139,6 +141,11 @@ class Inlet:
         with contextlib.suppress(OSError):  # it died at once: the pipe will say so
             self._pipe.send_bytes(introduction(self._settings, handle, self.ring.layout))
 
+    def _keep_address(self) -> None:
+        """Have a process that is started again listen where the first one did."""
+        source = self._settings.source.model_copy(update={"address": self.address})
+        self._settings = self._settings.model_copy(update={"source": source})
+
     def _read(self) -> None:
         while self._pipe is not None:
             try:
@@ -155,6 +162,7 @@ class Inlet:
             case Ready():
                 self.address = notice.address
                 self.ready = True
+                self._keep_address()
             case Failed():
                 self._failure = notice
             case Started():
@@ -178,9 +186,9 @@ class Inlet:
             reason = "the service was stopped" if self._stopping else "the ingest process died"
             self.marks.append(Ended(self.ring.committed, self._running, True, reason))
             self._running = None
-        restarts = self._settings.ring.restart_ingest and not self._stopping
+        restarts = self._settings.ring.restart_ingest and self._opened and not self._stopping
         self.stopped = not restarts
-        if not self._stopping:
+        if self._opened and not self._stopping:
             why = self._failure.message if self._failure else f"exit status {code}"
             self._on_remark(
                 Remark(
@@ -191,7 +199,8 @@ class Inlet:
                     details={"exit_status": code},
                 )
             )
-        self._failure = None if restarts else self._failure
+        if restarts:
+            self._failure = None
 
     def _reap(self) -> int:
         if self._process is None:

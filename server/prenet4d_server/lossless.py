@@ -39,6 +39,8 @@ Stamp: TypeAlias = Callable[[Header], Header]
 _MAX_BYTES = 1 << 16
 # What a receiver that grants itself absurd credit may make us queue in the socket.
 _HIGH_WATER = 256
+_LAG_TOLD_S = 0.5
+_CALM_S = 10.0
 
 
 @dataclass(slots=True)
@@ -49,6 +51,8 @@ class _Receiver:
     heard: float
     pending: deque[Parts] = field(default_factory=deque)
     waiting_since: float = 0.0
+    told: bool = False
+    """Whether it has been said that it holds the pipeline back."""
 
 
 class Receivers:
@@ -134,6 +138,7 @@ class Receivers:
                 self._drop(identity, f"it took nothing for {lag:.1f} s")
             else:
                 self._serve(identity)
+                self._watch(receiver, now)
         events, self._events = self._events, []
         return events
 
@@ -205,6 +210,16 @@ class Receivers:
                 )
             return False
         return True
+
+    def _watch(self, receiver: _Receiver, now: float) -> None:
+        """Say once, not at every message, that a receiver holds the pipeline back."""
+        if not receiver.pending:
+            receiver.told = receiver.told and now - receiver.waiting_since < _CALM_S
+        elif not receiver.told and now - receiver.waiting_since > _LAG_TOLD_S:
+            receiver.told = True
+            self._say(
+                "warning", "receiver_lags", f"Receiver {receiver.name!r} holds the pipeline back."
+            )
 
     def _drop(self, identity: bytes, reason: str) -> None:
         receiver = self._receivers.pop(identity)

@@ -302,7 +302,7 @@ class Pipeline:
             if self.view.state in ("locked", "frozen"):
                 self._calibration = self._corrector.calibration()
             self._publish_mean(ended.acquisition_id)
-        counters = self._ledgers.pop(ended.acquisition_id).snapshot()
+        counters = self._ledgers.pop(ended.acquisition_id, Ledger()).snapshot()
         self._publisher.publish(
             (
                 messages.AcquisitionEnd(

@@ -103,8 +103,9 @@ class Publisher:
         with self._changed:
             while len(self._queue) >= QUEUE and self.alive and self._closing_at is None:
                 self._changed.wait(0.5)
-            self._queue.append((messages, on_sent))
-        os.eventfd_write(self._wake, 1)
+            if self.alive:
+                self._queue.append((messages, on_sent))
+                os.eventfd_write(self._wake, 1)
 
     def event(
         self, level: Level, code: str, message: str, acquisition_id: str = "", **details: Any
@@ -123,11 +124,14 @@ class Publisher:
     def close(self, timeout_s: float) -> None:
         """Send what waits, for at most ``timeout_s``; say goodbye to receivers and close."""
         with self._changed:
+            if self._closing_at is not None:
+                return
             self._closing_at = time.monotonic() + timeout_s
             self._changed.notify_all()
-        os.eventfd_write(self._wake, 1)
-        self._thread.join(timeout_s + 5.0)
-        os.close(self._wake)
+            os.eventfd_write(self._wake, 1)
+        self._thread.join()
+        with self._changed:  # nobody is about to ring it
+            os.close(self._wake)
 
     def _run(self) -> None:
         poller = zmq.Poller()

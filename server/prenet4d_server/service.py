@@ -174,6 +174,7 @@ class Service:
         worker = ThreadPoolExecutor(1, "pipeline")
         undo.callback(worker.shutdown)
         self._work = worker.submit(self._pipeline.run)
+        self._work.add_done_callback(_log_failure)
         undo.callback(self._stop_pipeline)
         self._control = Control(
             settings.control.address,
@@ -192,6 +193,7 @@ class Service:
             "control": self._control.address,
             "http": http.address,
         }
+        self._control.start()
 
     def _on_remark(self, remark: Remark) -> None:
         self._pipeline.on_remark(remark)
@@ -248,6 +250,11 @@ class Service:
             snapshot,
         )  # fmt: skip
         return {command.__name__: command for command in commands}
+
+
+def _log_failure(work: Future[None]) -> None:
+    if (error := work.exception()) is not None:
+        log.error("The pipeline has died.", exc_info=error)
 
 
 @contextlib.contextmanager

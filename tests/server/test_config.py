@@ -1,0 +1,99 @@
+"""The settings: one truth from file, environment and arguments; errors are sentences."""
+
+from pathlib import Path
+
+import pytest
+from prenet4d_server.config import Settings, example_toml, load_settings
+from prenet4d_server.errors import ConfigError
+from prenet4d_server.sockets import generate_keys, load_keys
+
+
+def write(path: Path, text: str) -> Path:
+    file = path / "prenet4d.toml"
+    file.write_text(text)
+    return file
+
+
+def test_the_example_holds_every_setting_at_its_default(tmp_path):
+    example = example_toml()
+    assert load_settings(write(tmp_path, example)) == load_settings()
+    for name, field in Settings.model_fields.items():
+        section = field.annotation
+        for key in getattr(section, "model_fields", {name: None}):
+            assert f"\n{key} =" in example or f"\n# {key} =" in example, (name, key)
+
+
+def test_every_setting_says_what_it_is():
+    for name, field in Settings.model_fields.items():
+        inner = getattr(field.annotation, "model_fields", {})
+        assert inner or field.description, name
+        assert all(setting.description for setting in inner.values()), name
+
+
+def test_flags_win_over_the_environment_and_that_over_the_file(tmp_path, monkeypatch):
+    file = write(tmp_path, "[batch]\nsize = 9\nmax_delay_ms = 3\n[ring]\nsize = '64MiB'\n")
+    monkeypatch.setenv("PRENET4D_BATCH__SIZE", "7")
+    assert load_settings(file).batch.size == 7
+    assert load_settings(file).batch.max_delay_ms == 3
+    assert load_settings(file, batch={"size": 5}).batch.size == 5
+    assert load_settings(file, batch={"size": 5}).batch.max_delay_ms == 3
+    assert load_settings(file).ring.size == 64 << 20
+    monkeypatch.setenv("PRENET4D_SOURCE__SCAN_SHAPE", "[3, 4]")
+    assert load_settings().source.scan_shape == (3, 4)
+
+
+@pytest.mark.parametrize(
+    ("toml", "says"),
+    [
+        ("[batch]\nsise = 3", "'batch.sise'. Did you mean 'size'"),
+        ("[bach]\nsize = 3", "'bach'. Did you mean 'batch'"),
+        ("[zzz]\nsize = 3", "There are: source, ring"),
+        ("[batch]\nsize = 0", "batch.size"),
+        ("[source]\nkind = 'merlin'", "source.kind"),
+        ("[source]\nkind = 'replay'", "source.path"),
+        ("[corrector]\nbackend = 'magic'", "corrector.backend"),
+        ("[batch\n", "not valid TOML"),
+        ("[stream]\naddress = 'tcp://*:5561'", "stream.address = 'tcp://*:5561' can be reached"),
+        ("[source]\naddress = 'tcp://192.168.1.4:5560'", "source.address"),
+        ("[http]\naddress = 'tcp://0.0.0.0:5564'", "HTTP is not encrypted"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_with_a_sentence(tmp_path, toml, says):
+    with pytest.raises(ConfigError) as caught:
+        load_settings(write(tmp_path, toml))
+    assert says in str(caught.value)
+
+
+def test_an_unreadable_file_and_a_misspelled_variable_are_refused(tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_settings(tmp_path / "nothing.toml")
+    monkeypatch.setenv("PRENET4D_SORUCE__KIND", "native")
+    with pytest.raises(ConfigError, match="Did you mean 'source'"):
+        load_settings()
+
+
+def test_a_detector_to_connect_to_may_be_anywhere():
+    detector = {"kind": "dectris2", "address": "tcp://10.0.0.7:31001"}
+    assert load_settings(source=detector).source.endpoint == "tcp://10.0.0.7:31001"
+
+
+def test_listening_beyond_this_machine_takes_keys_or_a_word(tmp_path):
+    everywhere = {"address": "tcp://*:5561"}
+    assert load_settings(stream=everywhere, security={"insecure": True})
+    _, secret = generate_keys(tmp_path)
+    assert load_settings(stream=everywhere, security={"secret_key_file": secret})
+
+
+def test_keys_are_made_once_readable_by_their_owner_and_read_back(tmp_path):
+    public, secret = generate_keys(tmp_path / "keys")
+    assert secret.stat().st_mode & 0o077 == 0
+    pair = load_keys(secret)
+    assert pair is not None
+    assert pair[0].decode() in public.read_text()
+    assert pair[1].decode() not in public.read_text()
+    with pytest.raises(ConfigError, match="exists already"):
+        generate_keys(tmp_path / "keys")
+    with pytest.raises(ConfigError, match="no secret key"):
+        load_keys(public)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_keys(tmp_path / "none")

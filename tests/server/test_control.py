@@ -1,0 +1,89 @@
+"""The control socket: commands are carried out or refused with a sentence."""
+
+import numpy as np
+import pytest
+import zmq
+from prenet4d_client import ControlClient
+from prenet4d_client.errors import CommandRefused
+from prenet4d_client.messages import ControlRequest, Heartbeat
+from prenet4d_client.wire import decode, encode
+from prenet4d_server.service import Service
+
+from .live import frames, listening, sender, settings, until
+
+
+@pytest.fixture(scope="module")
+def service():
+    with Service(settings()) as running:
+        yield running
+
+
+@pytest.fixture
+def client(service):
+    with ControlClient(service.endpoints["control"], timeout=20) as connected:
+        yield connected
+
+
+def exchange(service, parts):
+    with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
+        socket.linger = 0
+        socket.connect(service.endpoints["control"])
+        socket.send_multipart(parts)
+        assert socket.poll(20_000)
+        return decode(socket.recv_multipart()).header
+
+
+def test_status_and_configuration_are_told(service, client):
+    status = client.status()
+    assert status["ready"]
+    assert status["endpoints"] == service.endpoints
+    assert client.config()["batch"]["size"] == service.settings.batch.size
+
+
+def test_an_unknown_command_is_refused_with_those_there_are(service):
+    reply = exchange(service, encode(ControlRequest(command="dance", sequence=3)))
+    assert (reply.ok, reply.sequence) == (False, 3)
+    assert "'dance'" in reply.error
+    assert "freeze, unfreeze" in reply.error
+
+
+@pytest.mark.parametrize("parts", [[b""], [b"control_request", b"\xc1"], encode(Heartbeat())])
+def test_nonsense_is_answered_and_harms_nothing(service, client, parts):
+    assert not exchange(service, parts).ok
+    assert client.status()["healthy"]
+
+
+def test_what_needs_an_acquisition_is_refused_before_the_first():
+    with Service(settings()) as fresh, ControlClient(fresh.endpoints["control"]) as client:
+        for command in (client.freeze, client.unfreeze, client.recalibrate):
+            with pytest.raises(CommandRefused, match="No acquisition has begun"):
+                command()
+        assert client.snapshot().arrays == {}
+
+
+def test_a_calibration_can_be_loaded_before_the_first_acquisition_and_a_bad_one_is_refused():
+    calibration = {
+        "ratio": 1.05, "theta": 0.3, "frame_shape": [16, 24], "reference_center": [7.5, 11.5],
+    }  # fmt: skip
+    with Service(settings()) as fresh, ControlClient(fresh.endpoints["control"]) as client:
+        client.load_calibration(calibration)
+        assert client.save_calibration()["ratio"] == 1.05
+        with pytest.raises(CommandRefused, match="ratio"):
+            client.load_calibration(calibration | {"ratio": 0.5})
+        assert client.save_calibration()["ratio"] == 1.05
+
+
+def test_commands_are_carried_out_between_batches(service, client):
+    with listening(service) as listener, sender(service) as source:
+        source.start(frame_shape=(16, 24), dtype="uint16", scan_shape=(20, 20))
+        source.send(frames(10))
+        listener.wait_for("telemetry")
+        for command in (client.freeze, client.unfreeze, client.recalibrate):
+            command()
+        listener.wait_for_event("recalibrating")
+        assert client.snapshot().header.result["acquisition"]["scan_shape"] == [20, 20]
+        until(lambda: client.status()["counters"]["in_flight"] == 0)
+        source.send(frames(10), np.arange(10, 20))
+        listener.wait_for("telemetry", 2)
+        source.end()
+        listener.wait_for("acquisition_end")

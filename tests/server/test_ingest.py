@@ -1,0 +1,94 @@
+"""The ingest process's parts: decoding on threads, and telling troubles at a bounded rate."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prenet4d_server.decoder import Decoder
+from prenet4d_server.errors import BadCounts, CorruptFrame
+from prenet4d_server.notices import Ended, Failed, Ready, Remark, Started, pack, unpack
+from prenet4d_server.remarks import Remarks
+
+
+class Block:
+    """A block whose frames hold their own number, some of them undecodable."""
+
+    series = "1"
+
+    def __init__(self, n, bad=()):
+        self.indices = np.arange(n, dtype=np.int64)
+        self.bad = set(bad)
+
+    def read_into(self, start, out):
+        out[:] = np.arange(start, start + len(out)).reshape(-1, 1, 1)
+        return [
+            (number, CorruptFrame("torn"))
+            for number in range(start, start + len(out))
+            if number in self.bad
+        ]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@given(chosen=st.sets(st.integers(0, 39), min_size=1), bad=st.sets(st.integers(0, 39), max_size=5))
+def test_any_choice_of_frames_is_decoded_to_its_places(threads, chosen, bad):
+    decoder = Decoder(threads)
+    numbers = np.array(sorted(chosen))
+    out = np.zeros((len(numbers), 256, 256), np.uint32)
+    failed = decoder.decode(Block(40, bad), numbers, out)
+    decoder.close()
+    assert (out == numbers[:, None, None]).all()
+    assert sorted(numbers[place] for place, _ in failed) == sorted(bad & chosen)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf, -1.0, -1e-30])
+def test_float_frames_that_are_no_counts_are_found(wrong):
+    class Floats(Block):
+        def read_into(self, start, out):
+            failed = super().read_into(start, out)
+            if start <= 4 < start + len(out):
+                out[4 - start, 3, 5] = wrong
+            return failed
+
+    decoder = Decoder(2)
+    out = np.zeros((8, 256, 256), np.float32)
+    failed = decoder.decode(Floats(8, bad=[1]), np.arange(8), out)
+    decoder.close()
+    assert {(place, type(error)) for place, error in failed} == {(1, CorruptFrame), (4, BadCounts)}
+
+
+@given(
+    counts=st.lists(
+        st.tuples(st.sampled_from("ab"), st.integers(0, 9), st.integers(0, 9)), max_size=30
+    )
+)
+def test_a_flood_of_remarks_is_summed_and_nothing_is_lost(counts):
+    told = []
+    remarks = Remarks(told.append, every_s=1000.0)
+    for code, rejected, shed in counts:
+        remarks.add(Remark("warning", code, "It broke.", rejected=rejected, shed=shed))
+    kinds = {code for code, _, _ in counts}
+    assert len(told) == len(kinds)
+    remarks.flush()
+    assert len(told) == len(kinds)
+    remarks.flush(everything=True)
+    assert len(told) <= 2 * len(kinds)
+    for code in kinds:
+        mine = [remark for remark in told if remark.code == code]
+        assert sum(remark.rejected for remark in mine) == sum(r for c, r, _ in counts if c == code)
+        assert sum(remark.shed for remark in mine) == sum(s for c, _, s in counts if c == code)
+        assert mine[0].message == "It broke."
+
+
+@pytest.mark.parametrize(
+    "notice",
+    [
+        Ready("tcp://127.0.0.1:5560"),
+        Failed("cannot_bind", "Cannot listen."),
+        Started(5, "id", "7", (3, 4), "uint16", 10, 5, (2, 2), None, None, 1.5, "toy", {"a": 1},
+                b"\xff\xf0"),
+        Ended(9, "id", True, "because"),
+        Remark("error", "code", "Sentence.", "id", 3, 4, {"x": None}),
+    ],
+)  # fmt: skip
+def test_notices_survive_the_pipe(notice):
+    assert unpack(pack(notice)) == notice

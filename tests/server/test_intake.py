@@ -1,0 +1,155 @@
+"""The intake: what cannot be is refused by name, and what can be is let through."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prenet4d_server.errors import (
+    BadStart,
+    DuplicateFrame,
+    IndexOutsideScan,
+    SequenceError,
+    UnknownAcquisition,
+)
+from prenet4d_server.intake import MAX_FRAMES, Intake
+from prenet4d_server.sources.base import AcquisitionEnd, AcquisitionStart
+
+
+def start(series="1", **options):
+    return AcquisitionStart(series, (16, 16), np.dtype("uint16"), **options)
+
+
+def index(*numbers):
+    return np.array(numbers, dtype=np.int64)
+
+
+def refused(refusals):
+    return [(type(error), frames) for error, frames in refusals]
+
+
+def test_a_scan_runs_from_its_start_to_its_end():
+    intake = Intake()
+    assert intake.start(start(scan_shape=(2, 3))) == (None, [])
+    good, refusals = intake.admit("1", index(0, 1, 2, 3, 4, 5))
+    assert good.tolist() == [0, 1, 2, 3, 4, 5]
+    assert refusals == []
+    assert intake.running.complete
+    closed = intake.end(AcquisitionEnd("1"))
+    assert not closed.aborted
+    assert intake.running is None
+
+
+def test_frames_before_a_start_after_an_end_and_of_another_series_are_refused():
+    intake = Intake()
+    for says in ("has not started", "is over"):
+        good, ((error, frames),) = intake.admit("1", index(0, 1))
+        assert (len(good), frames) == (0, 2)
+        assert isinstance(error, UnknownAcquisition)
+        assert says in str(error)
+        intake.start(start())
+        good, ((error, _),) = intake.admit("2", index(0))
+        assert "series 1 is running" in str(error)
+        intake.end(AcquisitionEnd("1"))
+
+
+def test_indices_outside_the_scan_and_seen_before_are_refused():
+    intake = Intake()
+    intake.start(start(scan_shape=(2, 2)))
+    good, refusals = intake.admit("1", index(3, -1, 0, 4, 0, 1 << 60))
+    assert good.tolist() == [0, 2]
+    assert refused(refusals) == [(IndexOutsideScan, 3), (DuplicateFrame, 1)]
+    good, refusals = intake.admit("1", index(3, 1))
+    assert good.tolist() == [1]
+    assert refused(refusals) == [(DuplicateFrame, 1)]
+
+
+def test_a_frame_that_turned_out_unusable_may_come_again():
+    intake = Intake()
+    intake.start(start(scan_shape=(2, 2)))
+    intake.admit("1", index(0, 1, 2, 3))
+    intake.forget(index(2))
+    assert not intake.running.complete
+    assert intake.admit("1", index(2))[1] == []
+    assert intake.running.complete
+
+
+def test_an_end_without_a_start_is_refused():
+    intake = Intake()
+    with pytest.raises(SequenceError, match="has not started"):
+        intake.end(AcquisitionEnd("1"))
+    intake.start(start())
+    with pytest.raises(SequenceError, match="series 1 is running"):
+        intake.end(AcquisitionEnd("0"))
+    assert intake.running is not None
+
+
+def test_a_start_that_is_said_twice_changes_nothing():
+    intake = Intake()
+    intake.start(start())
+    running = intake.running
+    with pytest.raises(SequenceError, match="started twice"):
+        intake.start(start())
+    assert intake.running is running
+
+
+@pytest.mark.parametrize("series", ["1", "2"])
+def test_a_detector_restarted_in_mid_scan_ends_the_old_acquisition(series):
+    intake = Intake()
+    intake.start(start(scan_shape=(2, 2)))
+    intake.admit("1", index(0))
+    old = intake.running.id
+    closed, (told,) = intake.start(start(series))
+    assert (closed.id, closed.aborted) == (old, True)
+    assert isinstance(told, SequenceError)
+    assert intake.running.id != old
+    assert intake.admit(series, index(0))[1] == []
+
+
+def test_a_complete_scan_without_an_end_counts_as_ended():
+    intake = Intake()
+    intake.start(start(expected_frames=2))
+    intake.admit("1", index(0, 1))
+    closed, (told,) = intake.start(start("2"))
+    assert not closed.aborted
+    assert "its end never came" in str(told)
+
+
+def test_the_configured_scan_serves_a_detector_that_does_not_know_it():
+    intake = Intake(scan_shape=(2, 2))
+    _, (told,) = intake.start(start(expected_frames=6))
+    assert isinstance(told, BadStart)
+    assert intake.running.start.scan_shape == (2, 2)
+    assert intake.running.start.expected_frames == 4
+    assert refused(intake.admit("1", index(4))[1]) == [(IndexOutsideScan, 1)]
+
+
+def test_a_scan_that_cannot_be_numbered_is_refused():
+    intake = Intake()
+    with pytest.raises(BadStart, match="at most"):
+        intake.start(start(expected_frames=MAX_FRAMES + 1))
+    assert intake.running is None
+
+
+def test_giving_up_says_why_and_is_harmless_when_nothing_runs():
+    intake = Intake()
+    assert intake.abort("stopped") is None
+    intake.start(start())
+    closed = intake.abort("stopped")
+    assert (closed.aborted, closed.reason) == (True, "stopped")
+
+
+@given(
+    blocks=st.lists(st.lists(st.integers(-3, 12), max_size=8), max_size=8),
+    limit=st.integers(1, 10),
+)
+def test_every_index_is_admitted_exactly_once_and_every_frame_answered_for(blocks, limit):
+    intake = Intake()
+    intake.start(start(expected_frames=limit))
+    admitted: list[int] = []
+    for block in blocks:
+        good, refusals = intake.admit("1", np.array(block, dtype=np.int64))
+        assert len(good) + sum(frames for _, frames in refusals) == len(block)
+        assert (np.diff(good) > 0).all()
+        admitted += [block[number] for number in good]
+    assert len(admitted) == len(set(admitted))
+    assert set(admitted) == {i for block in blocks for i in block if 0 <= i < limit}

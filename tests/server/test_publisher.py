@@ -1,0 +1,292 @@
+"""The publisher: subscribers may miss messages and see that they did; receivers miss none."""
+
+import threading
+import time
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import zmq
+from prenet4d_client import LosslessReceiver, Subscriber
+from prenet4d_client.errors import ConnectionRefused
+from prenet4d_client.messages import (
+    AcquisitionEnd,
+    AcquisitionStart,
+    Corrected,
+    Event,
+    Mean,
+    Register,
+)
+from prenet4d_client.wire import decode, encode
+from prenet4d_server.config import LosslessSettings, StreamSettings
+from prenet4d_server.errors import BindError
+from prenet4d_server.publisher import Publisher
+
+from .live import FREE, TIMEOUT_S, until
+
+START = AcquisitionStart(acquisition_id="scan", frame_shape=(8, 8), dtype="uint16")
+
+
+@contextmanager
+def publishing(stream=None, **lossless):
+    context = zmq.Context()
+    publisher = Publisher(
+        StreamSettings(address=FREE, **(stream or {})),
+        LosslessSettings(address=FREE, **lossless),
+        context=context,
+    )
+    try:
+        yield publisher
+    finally:
+        publisher.close(2.0)
+        context.term()
+
+
+def batch(number, size=2, side=8):
+    patterns = np.full((size, side, side), number, np.float32)
+    indices = np.arange(size, dtype=np.int64)
+    return Corrected(batch=number), {"indices": indices, "patterns": patterns}
+
+
+def receiver(publisher, topics=("corrected",), **options):
+    return LosslessReceiver(
+        publisher.lossless_address, name="tester", topics=topics,
+        **({"timeout": TIMEOUT_S} | options),
+    )  # fmt: skip
+
+
+class RawReceiver:
+    """A receiver that says only what it is told to, to misbehave with."""
+
+    def __init__(self, publisher, *parts):
+        self.context = zmq.Context()
+        self.socket = self.context.socket(zmq.DEALER)
+        self.socket.linger = 0
+        self.socket.connect(publisher.lossless_address)
+        self.socket.send_multipart(parts)
+
+    def receive(self):
+        assert self.socket.poll(20_000)
+        return decode(self.socket.recv_multipart()).header
+
+    def receive_until(self, kind):
+        while (header := self.receive()).type != kind:
+            pass
+        return header
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.context.destroy(linger=0)
+
+
+def codes(publisher):
+    return [event.code for event in publisher.recent_events]
+
+
+def test_each_type_is_numbered_without_holes_wanted_or_not():
+    with publishing() as publisher:
+        for number in range(5):
+            publisher.publish(batch(number))
+        with Subscriber(publisher.stream_address, "corrected", timeout=TIMEOUT_S) as stream:
+            until(lambda: publisher.wants("corrected"))
+            assert not publisher.wants("aligned")
+            for number in (5, 6):
+                publisher.publish(batch(number), (Event(level="info", code="x", message="y"), {}))
+            came = [stream.receive() for _ in range(2)]
+        assert [message.header.sequence for message in came] == [5, 6]
+        assert {message.header.publisher for message in came} == {publisher.id}
+        assert (came[0].patterns == 5).all()
+        until(lambda: not publisher.wants("corrected"))
+
+
+def test_a_slow_subscriber_never_holds_anything_back_and_sees_its_gap():
+    side, count = 256, 200
+    with (
+        publishing(stream={"high_water": 1}) as publisher,
+        Subscriber(publisher.stream_address, "corrected", timeout=2, queue=1) as stream,
+    ):
+        until(lambda: publisher.wants("corrected"))
+        sent = threading.Event()
+        for number in range(count):
+            publisher.publish(batch(number, 8, side), on_sent=sent.set)
+            assert sent.wait(TIMEOUT_S)
+        first = stream.receive()
+        seen = [first.batch]
+        while seen[-1] < count - 1 and stream.missed == 0:
+            publisher.publish(batch(count, 1))
+            seen.append(stream.receive().batch)
+        assert stream.missed > 0
+
+
+def test_a_receiver_with_little_credit_gets_every_message_in_order():
+    with publishing() as publisher, receiver(publisher, credit=2) as messages:
+
+        def publish():
+            for number in range(100):
+                publisher.publish(batch(number))
+
+        thread = threading.Thread(target=publish)
+        thread.start()
+        came = [messages.receive() for _ in range(100)]
+        thread.join()
+        assert [message.batch for message in came] == list(range(100))
+        assert messages.missed == 0
+
+
+def test_nobody_registered_holds_nothing_back():
+    with publishing() as publisher:
+        done = threading.Event()
+        for number in range(50):
+            publisher.publish(batch(number))
+        publisher.publish(on_sent=done.set)
+        assert done.wait(TIMEOUT_S)
+
+
+def test_a_receiver_that_lags_holds_back_is_told_of_and_dropped_in_the_end():
+    with publishing(max_lag_s=1.0) as publisher, receiver(publisher, credit=3) as messages:
+        sent = []
+        for number in range(20):
+            publisher.publish(batch(number), on_sent=lambda: sent.append(time.monotonic()))
+        until(lambda: len(sent) == 20)
+        # The fourth message found no credit; what came after it waited until the drop.
+        assert max(np.diff(sent)) > 0.9
+        assert codes(publisher).count("receiver_lags") == 1
+        assert "receiver_dropped" in codes(publisher)
+        assert [messages.receive().batch for _ in range(3)] == [0, 1, 2]
+        with pytest.raises(ConnectionRefused, match="took nothing"):
+            messages.receive()
+
+
+def test_a_receiver_that_takes_its_time_is_waited_for():
+    with publishing(max_lag_s=30.0) as publisher, receiver(publisher, credit=1) as messages:
+
+        def publish():
+            for number in range(8):
+                publisher.publish(batch(number))
+
+        thread = threading.Thread(target=publish)
+        thread.start()
+        came = []
+        for _ in range(8):
+            time.sleep(0.05)
+            came.append(messages.receive().batch)
+        thread.join()
+        assert came == list(range(8))
+        assert "receiver_dropped" not in codes(publisher)
+
+
+def test_with_drop_a_receiver_without_credit_is_dropped_at_once():
+    dropping = publishing(on_lag="drop", max_lag_s=1000)
+    with dropping as publisher, receiver(publisher, credit=3) as messages:
+        done = threading.Event()
+        for number in range(20):
+            publisher.publish(batch(number))
+        publisher.publish(on_sent=done.set)
+        assert done.wait(TIMEOUT_S)
+        assert [messages.receive().batch for _ in range(3)] == [0, 1, 2]
+        with pytest.raises(ConnectionRefused, match="did not keep up"):
+            messages.receive()
+
+
+def test_a_receiver_that_died_is_noticed_by_its_silence():
+    register = encode(Register(name="zombie", topics=("corrected",), credit=1))
+    with publishing(heartbeat_s=0.8, max_lag_s=1000) as publisher:
+        with RawReceiver(publisher, *register) as zombie:
+            assert zombie.receive().type == "registered"
+            assert zombie.receive_until("heartbeat")
+            until(lambda: publisher.receivers == ("zombie",))
+            done = threading.Event()
+            for number in range(10):
+                publisher.publish(batch(number))
+            publisher.publish(on_sent=done.set)
+            assert done.wait(TIMEOUT_S)
+            assert publisher.receivers == ()
+            assert "silent" in zombie.receive_until("goodbye").reason
+        assert "receiver_dropped" in codes(publisher)
+
+
+def test_a_receiver_that_leaves_is_let_go():
+    with publishing() as publisher:
+        with receiver(publisher):
+            until(lambda: publisher.receivers == ("tester",))
+        until(lambda: publisher.receivers == ())
+        assert "receiver_left" in codes(publisher)
+
+
+def test_a_late_receiver_is_told_of_the_running_acquisition_first():
+    topics = ("acquisition_start", "corrected", "acquisition_end")
+    with publishing() as publisher:
+        publisher.publish((START, {"pixel_mask": np.eye(8, dtype=bool)}))
+        publisher.publish(batch(0))
+        with receiver(publisher, topics) as messages:
+            publisher.publish(batch(1))
+            start = messages.receive()
+            assert start.acquisition_id == "scan"
+            assert (start.pixel_mask == np.eye(8)).all()
+            assert messages.receive().batch == 1
+            publisher.publish((AcquisitionEnd(acquisition_id="scan"), {}))
+            assert messages.receive().type == "acquisition_end"
+        with receiver(publisher, topics) as messages:
+            publisher.publish(batch(2))
+            assert messages.receive().batch == 2
+
+
+def test_nonsense_on_the_lossless_socket_is_told_and_harms_nobody():
+    with publishing() as publisher, receiver(publisher) as messages:
+        with RawReceiver(publisher, b"what", b"\xc1"):
+            until(lambda: "bad_receiver_message" in codes(publisher))
+        unknown = encode(Register(name="dreamer", topics=("dreams",), credit=1))
+        with RawReceiver(publisher, *unknown) as dreamer:
+            assert "dreams" in dreamer.receive_until("goodbye").reason
+        strange = encode(Register(name="echo", topics=("event",), credit=1))
+        with RawReceiver(publisher, *strange) as echo:
+            assert echo.receive().type == "registered"
+            echo.socket.send_multipart(encode(Event(level="info", code="x", message="y")))
+            assert "'event'" in echo.receive_until("goodbye").reason
+        publisher.publish(batch(7))
+        assert messages.receive().batch == 7
+
+
+def test_receivers_are_told_goodbye_after_their_last_message():
+    with publishing() as publisher:
+        messages = receiver(publisher, credit=1)
+        for number in range(3):
+            publisher.publish(batch(number))
+        closing = threading.Thread(target=publisher.close, args=(10.0,))
+        closing.start()
+        assert [messages.receive().batch for _ in range(3)] == [0, 1, 2]
+        with pytest.raises(ConnectionRefused, match="stopped"):
+            messages.receive()
+        closing.join()
+        messages.close()
+
+
+def test_the_mean_goes_to_who_asked_for_it():
+    mean = np.full((4, 6), np.nan, np.float32)
+    with (
+        publishing() as publisher,
+        Subscriber(publisher.stream_address, "mean", timeout=TIMEOUT_S) as stream,
+    ):
+        until(lambda: publisher.wants("mean"))
+        publisher.publish((Mean(patterns=3, ellipticity={}), {"mean": mean}))
+        message = stream.receive()
+        assert message.patterns == 3
+        assert np.isnan(message.mean).all()
+
+
+@pytest.mark.parametrize("which", ["stream", "lossless"])
+def test_a_port_in_use_is_named(which):
+    with publishing() as publisher:
+        taken = getattr(publisher, f"{which}_address")
+        addresses = {"stream": FREE, "lossless": FREE, which: taken}
+        with zmq.Context() as context, pytest.raises(BindError) as caught:
+            Publisher(
+                StreamSettings(address=addresses["stream"]),
+                LosslessSettings(address=addresses["lossless"]),
+                context=context,
+            )
+        assert taken in str(caught.value)
+        assert f"{which}.address" in str(caught.value)
+        assert "another program uses the port" in str(caught.value)

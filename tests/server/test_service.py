@@ -1,0 +1,497 @@
+"""The whole service over real sockets: bad input, overload, death and shutdown."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+
+import numpy as np
+import prenet4d_server
+import psutil
+import pytest
+import zmq
+from prenet4d_client import ControlClient, FrameSender, LosslessReceiver
+from prenet4d_client.errors import ConnectionRefused, NoAnswer
+from prenet4d_client.messages import AcquisitionEnd, AcquisitionStart, FrameFlag, Frames
+from prenet4d_client.wire import encode
+from prenet4d_engines.batch import FrameFlag as EngineFrameFlag
+from prenet4d_server.errors import BindError, FileError, IngestDied
+from prenet4d_server.service import Service
+from prenet4d_server.sockets import generate_keys, load_keys
+
+from .live import (
+    FREE,
+    TIMEOUT_S,
+    balanced,
+    frames,
+    listening,
+    sender,
+    settings,
+    subscriber,
+    until,
+)
+
+SHAPE = (16, 24)
+START = AcquisitionStart(
+    acquisition_id="scan", frame_shape=SHAPE, dtype="uint16", scan_shape=(4, 5)
+)
+END = AcquisitionEnd(acquisition_id="scan")
+
+
+def some(first, last, shape=SHAPE, dtype="uint16", **header):
+    pixels = frames(last, shape, dtype)[first:]
+    arrays = {"indices": np.arange(first, last, dtype=np.int64), "frames": pixels}
+    return encode(Frames(**({"acquisition_id": "scan"} | header)), arrays)
+
+
+@contextmanager
+def raw_sender(service):
+    """A socket that says anything to the service's native source."""
+    with zmq.Context() as context, context.socket(zmq.PUSH) as socket:
+        socket.linger = 5000
+        socket.connect(service.endpoints["ingest"])
+        yield socket.send_multipart
+
+
+def scan(service, listener, n=20, shape=SHAPE, dtype="uint16"):
+    """Send a good scan and check that all of it comes out."""
+    ends = len(listener.of("acquisition_end"))
+    with sender(service) as source:
+        name = source.start(frame_shape=shape, dtype=dtype, expected_frames=n)
+        source.send(frames(n, shape, dtype))
+        source.end()
+    until(lambda: any(end.acquisition_id == name for end in listener.of("acquisition_end")[ends:]))
+    end = listener.of("acquisition_end")[-1]
+    assert not end.aborted
+    assert (end.counters.received, end.counters.corrected) == (n, n)
+    indices = [
+        int(i)
+        for one in listener.of("telemetry")
+        if one.acquisition_id == name
+        for i in one.indices
+    ]
+    assert indices == list(range(n))
+
+
+def settled(service):
+    """The counters once nothing is in flight."""
+    until(lambda: service.status().counters.in_flight == 0 and service.status().backlog == 0)
+    counters = service.status().counters
+    assert balanced(counters)
+    return counters
+
+
+@pytest.fixture(scope="module")
+def service():
+    with Service(settings()) as running:
+        yield running
+
+
+@pytest.fixture
+def listener(service):
+    with listening(service) as made:
+        yield made
+
+
+def test_the_public_face():
+    assert prenet4d_server.__all__ == [
+        "Service", "ServiceError", "Settings", "example_toml", "generate_keys", "load_settings",
+        "serve",
+    ]  # fmt: skip
+    for name in prenet4d_server.__all__:
+        assert getattr(prenet4d_server, name).__doc__
+    with pytest.raises(AttributeError):
+        prenet4d_server.nothing  # noqa: B018
+
+
+def test_flags_mean_the_same_on_the_wire_and_in_the_engines():
+    wire = {flag.name: flag.value for flag in FrameFlag}
+    assert wire == {flag.name: flag.value for flag in EngineFrameFlag}
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "float32"])
+@pytest.mark.parametrize("shape", [(16, 24), (33, 9)])
+def test_every_frame_comes_out_once_with_its_own_pixels(service, shape, dtype):
+    with subscriber(service, "aligned") as stream:
+        with sender(service) as source:
+            name = source.start(frame_shape=shape, dtype=dtype, scan_shape=(7, 11))
+            pixels = frames(77, shape, dtype)
+            for i in range(0, 77, 13):
+                source.send(pixels[i : i + 13])
+            source.end()
+        seen = {}
+        while len(seen) < 77:
+            batch = stream.receive()
+            assert batch.acquisition_id == name
+            assert batch.scan_shape == (7, 11)
+            for index, pattern in zip(batch.indices, batch.patterns, strict=True):
+                assert int(index) not in seen
+                seen[int(index)] = pattern
+        assert stream.missed == 0
+    for index, pattern in seen.items():
+        assert (pattern == index).all()
+
+
+@pytest.mark.parametrize(
+    ("said", "code", "rejected"),
+    [
+        pytest.param([[b"\x00\xff"]], "bad_message", 0, id="not our protocol"),
+        pytest.param([[b"frames", b"\x80"]], "corrupt", 1, id="no header"),
+        pytest.param([encode(START)[:1]], "bad_message", 0, id="truncated start"),
+        pytest.param([some(0, 3)], "no_acquisition", 3, id="frames without start"),
+        pytest.param([encode(END)], "out_of_sequence", 0, id="end without start"),
+        pytest.param([encode(START), encode(START), encode(END)], "out_of_sequence", 0,
+                     id="start twice"),
+        pytest.param([encode(START), some(18, 22), encode(END)], "index_outside_scan", 2,
+                     id="index outside the scan"),
+        pytest.param([encode(START), some(0, 3), some(2, 4), encode(END)], "duplicate_index", 1,
+                     id="duplicate index"),
+        pytest.param([encode(START), encode(END), some(0, 3)], "no_acquisition", 3,
+                     id="frames after the end"),
+        pytest.param([encode(START), some(0, 2, (24, 16)), encode(END)], "wrong_shape_or_dtype", 2,
+                     id="wrong shape"),
+        pytest.param([encode(START), some(0, 2, dtype="uint32"), encode(END)],
+                     "wrong_shape_or_dtype", 2, id="wrong dtype"),
+        pytest.param([encode(START), [*some(0, 2)[:3], b"short"], encode(END)], "corrupt", 2,
+                     id="wrong length"),
+        pytest.param([encode(START), some(0, 2), encode(END.model_copy(update={
+            "acquisition_id": "other"})), encode(END)], "out_of_sequence", 0,
+                     id="end of another acquisition"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_refused_by_name_and_the_service_goes_on(
+    service, listener, said, code, rejected
+):
+    before = settled(service)
+    with raw_sender(service) as send:
+        for parts in said:
+            send(parts)
+        event = listener.wait_for_event(code)
+        assert event.level == "warning"
+        assert event.message.endswith((".", ")"))
+        scan(service, listener)
+    after = settled(service)
+    assert after.rejected - before.rejected == rejected
+    reason = after.rejected_by_reason.get(code, 0) - before.rejected_by_reason.get(code, 0)
+    assert reason == rejected
+
+
+def test_another_version_of_the_protocol_is_refused(service, listener):
+    import msgpack
+
+    topic, header = encode(START)
+    fields = msgpack.unpackb(header) | {"version": 2}
+    with raw_sender(service) as send:
+        send([topic, msgpack.packb(fields)])
+        assert "version 2" in listener.wait_for_event("bad_message").message
+        scan(service, listener)
+
+
+def test_counts_that_are_no_counts_are_refused_and_the_others_kept(service, listener):
+    pixels = frames(6, dtype="float32")
+    pixels[1, 3, 3], pixels[2, 0, 0], pixels[4, 5, 5] = np.nan, -1, np.inf
+    with sender(service) as source:
+        source.start(frame_shape=SHAPE, dtype="float32", scan_shape=(2, 3))
+        source.send(pixels)
+        listener.wait_for_event("bad_counts")
+        source.send(np.ones((1, *SHAPE), np.float32), [4])  # the frame comes again, whole
+        source.end()
+    counters = listener.wait_for("acquisition_end").counters
+    assert (counters.received, counters.corrected) == (7, 4)
+    assert counters.rejected_by_reason == {"bad_counts": 3}
+    assert listener.indices() == [0, 3, 5, 4]
+
+
+def test_a_detector_restarted_in_mid_scan_aborts_the_old_acquisition(service, listener):
+    with raw_sender(service) as send:
+        send(encode(START))
+        send(some(0, 5))
+        send(encode(START.model_copy(update={"acquisition_id": "again"})))
+        send(some(0, 5, acquisition_id="again"))
+        send(encode(END.model_copy(update={"acquisition_id": "again"})))
+        listener.wait_for("acquisition_end", 2)
+    first, second = listener.of("acquisition_end")
+    assert (first.acquisition_id, first.aborted) == ("scan", True)
+    assert "restarted" in first.reason
+    assert (second.acquisition_id, second.aborted) == ("again", False)
+    assert first.counters.corrected == second.counters.corrected == 5
+
+
+def test_a_sender_that_fails_says_why_its_acquisition_ended(service, listener):
+    def fail():
+        with sender(service) as source:
+            source.start(frame_shape=SHAPE, dtype="uint16", scan_shape=(2, 3))
+            source.send(frames(2))
+            raise KeyError("broken")
+
+    with pytest.raises(KeyError):
+        fail()
+    end = listener.wait_for("acquisition_end")
+    assert end.aborted
+    assert "broken" in end.reason
+    assert end.counters.corrected == 2
+
+
+def test_no_detector_is_no_reason_not_to_be_ready():
+    nowhere = {"kind": "dectris2", "address": "tcp://127.0.0.1:9"}
+    with Service(settings(source=nowhere)) as waiting:
+        assert waiting.status().ready
+
+
+def test_a_silent_detector_is_told_of_once():
+    with (
+        Service(settings(source={"silent_after_s": 0.3})) as patient,
+        listening(patient) as listener,
+        sender(patient) as source,
+    ):
+        source.start(frame_shape=SHAPE, dtype="uint16", scan_shape=(2, 3))
+        source.send(frames(2))
+        assert "after 2 frames" in listener.wait_for_event("detector_silent").message
+        time.sleep(0.6)
+        assert listener.codes().count("detector_silent") == 1
+        source.send(frames(4), range(2, 6))
+        source.end()
+        assert not listener.wait_for("acquisition_end").aborted
+
+
+@pytest.mark.parametrize("which", ["source", "stream", "lossless", "control", "http"])
+def test_a_port_in_use_is_named_and_nothing_is_left_running(service, which):
+    name = {"source": "ingest"}.get(which, which)
+    taken = service.endpoints[name].replace("http:", "tcp:")
+    children = psutil.Process().children()
+    with pytest.raises(BindError, match=taken), Service(settings(**{which: {"address": taken}})):
+        pass
+    assert psutil.Process().children() == children
+    assert service.status().healthy
+
+
+def test_an_unreadable_file_is_named(tmp_path):
+    file = tmp_path / "broken.npy"
+    file.write_bytes(b"\x93NUMPY\x01\x00rubbish")
+    with (
+        pytest.raises(FileError, match=r"broken\.npy"),
+        Service(settings(source={"kind": "replay", "path": file})),
+    ):
+        pass
+
+
+def test_a_file_is_replayed(tmp_path):
+    np.save(tmp_path / "scan.npy", frames(30).reshape(5, 6, *SHAPE))
+    source = {"kind": "replay", "path": tmp_path / "scan.npy", "rate": 100, "repeat": 3}
+    with Service(settings(source=source)) as replaying, listening(replaying) as listener:
+        end = listener.wait_for("acquisition_end", 2)
+        assert end.counters.corrected == 30
+
+
+def test_full_ring_with_block_holds_the_sender_back_and_loses_nothing():
+    held = settings(ring={"size": 1 << 20, "policy": "block"}, batch={"size": 8})
+    n = 6000  # some times what the ring and the sockets hold
+    with Service(held) as small, listening(small) as listener:
+        receiver = LosslessReceiver(
+            small.endpoints["lossless"], name="slow", topics="telemetry", credit=2,
+            timeout=TIMEOUT_S,
+        )  # fmt: skip
+        with receiver, sender(small) as source:
+            source.start(frame_shape=SHAPE, dtype="uint16", expected_frames=n)
+            sending = threading.Thread(
+                target=lambda: [source.send(frames(20), range(i, i + 20)) for i in range(0, n, 20)]
+            )
+            sending.start()
+            listener.wait_for_event("receiver_lags")
+            seen = []
+            while len(seen) < n:
+                seen += receiver.receive().indices.tolist()
+            sending.join()
+            source.end()
+            assert seen == list(range(n))
+            listener.wait_for_event("ring_full")
+        counters = listener.wait_for("acquisition_end").counters
+        assert (counters.received, counters.corrected) == (n, n)
+
+
+def test_full_ring_with_shed_drops_whole_frames_counts_and_says_them():
+    shedding = settings(ring={"size": 1 << 20, "policy": "shed"}, batch={"size": 8})
+    n = 4000
+    with Service(shedding) as small, listening(small) as listener:
+        receiver = LosslessReceiver(
+            small.endpoints["lossless"], name="slow", topics=("telemetry", "acquisition_end"),
+            credit=1, timeout=TIMEOUT_S,
+        )  # fmt: skip
+        with receiver, sender(small) as source:
+            source.start(frame_shape=SHAPE, dtype="uint16", expected_frames=n)
+            for i in range(0, n, 100):
+                source.send(frames(100), range(i, i + 100))
+            source.end()
+            listener.wait_for_event("receiver_lags")
+            seen = []
+            while (message := receiver.receive()).type == "telemetry":
+                seen += message.indices.tolist()
+        counters = message.counters
+        assert balanced(counters)
+        assert counters.received == n
+        assert counters.in_flight == counters.rejected == 0
+        assert 0 < counters.shed < n
+        assert len(seen) == len(set(seen)) == counters.corrected
+        told = [event for event in listener.of("event") if event.code == "frames_shed"]
+        assert sum(event.details["shed"] for event in told) == counters.shed
+        scan(small, listener, 10)
+
+
+def test_a_killed_ingest_process_is_replaced_and_its_scan_ends_as_aborted():
+    with Service(settings()) as service, listening(service) as listener:
+        with sender(service) as source:
+            source.start(frame_shape=SHAPE, dtype="uint16", scan_shape=(10, 10))
+            source.send(frames(30))
+            until(lambda: service.status().counters.corrected == 30)
+            os.kill(service._inlet.pid, signal.SIGKILL)
+            assert listener.wait_for_event("ingest_died").level == "error"
+            end = listener.wait_for("acquisition_end")
+            assert end.aborted
+            assert "died" in end.reason
+            assert end.counters.corrected == 30
+            until(lambda: service.status().source.ready)
+            assert service.status().source.restarts == 1
+        # What its sender still sends belongs to no acquisition; the address is the same.
+        listener.wait_for_event("out_of_sequence")
+        scan(service, listener)
+        assert balanced(settled(service))
+
+
+def test_a_killed_ingest_process_ends_the_service_where_it_is_not_to_be_restarted():
+    with Service(settings(ring={"restart_ingest": False})) as service:
+        os.kill(service._inlet.pid, signal.SIGKILL)
+        with pytest.raises(IngestDied):
+            service.run(threading.Event())
+        assert not service.status().healthy
+
+
+SERVE = """
+import sys
+from prenet4d_server import Settings, serve
+sys.exit(serve(Settings.model_validate_json(sys.stdin.read())))
+"""
+
+
+@contextmanager
+def served(**sections):
+    """A service in a process of its own; its endpoints come from the control socket."""
+    probe = zmq.Context()
+    ports = {}
+    for name in ("source", "stream", "lossless", "control", "http"):
+        socket = probe.socket(zmq.PULL)
+        socket.bind(FREE)
+        ports[name] = {"address": socket.getsockopt_string(zmq.LAST_ENDPOINT)}
+        socket.close()
+    probe.term()
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVE], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process.stdin.write(settings(**(ports | sections)).model_dump_json())
+    process.stdin.close()
+    try:
+        with ControlClient(ports["control"]["address"], timeout=30) as client:
+            yield process, client.status()["endpoints"]
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_drains_says_goodbye_and_exits_with_0(number):
+    with served(batch={"size": 7}) as (process, endpoints):
+        receiver = LosslessReceiver(
+            endpoints["lossless"], name="last", credit=1000, timeout=TIMEOUT_S,
+            topics=("telemetry", "acquisition_end"),
+        )  # fmt: skip
+        with receiver, FrameSender(endpoints["ingest"], timeout=TIMEOUT_S) as source:
+            source.start(frame_shape=SHAPE, dtype="uint16", expected_frames=1000)
+            source.send(frames(500))
+            seen = receiver.receive().indices.tolist()
+            os.kill(process.pid, number)
+            while (end := receiver.receive()).type == "telemetry":
+                seen += end.indices.tolist()
+            with pytest.raises(ConnectionRefused, match="stopped"):
+                receiver.receive()
+            assert end.aborted
+            assert end.reason == "the service was stopped"
+            assert balanced(end.counters)
+            assert end.counters.in_flight == 0
+            assert seen == list(range(end.counters.corrected))
+            assert end.counters.corrected == end.counters.received
+            assert process.wait(20) == 0
+            source._start = None  # there is nobody to tell of the end
+        assert process.wait(20) == 0
+        assert "Traceback" not in process.stderr.read()
+
+
+def test_draining_is_bounded_and_what_is_given_up_is_counted():
+    stuck = settings(drain_s=0.5, batch={"size": 4}, lossless={"max_lag_s": 100})
+    with Service(stuck) as service, listening(service) as listener:
+        receiver = LosslessReceiver(
+            service.endpoints["lossless"], name="stuck", topics="telemetry", credit=1,
+            timeout=TIMEOUT_S,
+        )  # fmt: skip
+        with receiver, sender(service) as source:
+            source.start(frame_shape=SHAPE, dtype="uint16", expected_frames=1000)
+            source.send(frames(1000))
+            until(lambda: service.status().backlog > 500)
+            service.close()
+            source._start = None  # there is nobody to tell of the end
+        counters = service._pipeline.total.snapshot()
+        assert balanced(counters)
+        assert counters.received == 1000
+        assert counters.in_flight == 0
+        assert "receiver_dropped" in [e.code for e in service._publisher.recent_events]
+        assert listener
+
+
+def test_the_ingest_process_ends_with_a_main_process_that_is_killed():
+    with served() as (process, _):
+        (child,) = psutil.Process(process.pid).children()
+        os.kill(process.pid, signal.SIGKILL)
+        until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+
+
+def test_with_keys_only_who_knows_the_public_one_gets_in(tmp_path):
+    _, secret = generate_keys(tmp_path)
+    public, _ = load_keys(secret)
+    with Service(settings(security={"secret_key_file": secret})) as service:
+        stranger = ControlClient(service.endpoints["control"], timeout=0.5)
+        with stranger, pytest.raises(NoAnswer):
+            stranger.status()
+        with ControlClient(service.endpoints["control"], server_key=public) as client:
+            assert client.status()["ready"]
+        with subscriber(service, "telemetry", server_key=public) as stream:
+            with sender(service, server_key=public) as source:
+                source.start(frame_shape=SHAPE, dtype="uint16", scan_shape=(1, 3))
+                source.send(frames(3))
+                source.end()
+            assert len(stream.receive().indices) == 3
+
+
+def test_memory_stays_flat():
+    with Service(settings(ring={"size": 4 << 20})) as service, listening(service) as listener:
+        processes = [psutil.Process(), psutil.Process(service._inlet.pid)]
+
+        def run_scans(count):
+            for _ in range(count):
+                with sender(service) as source:
+                    source.start(frame_shape=(32, 32), dtype="uint16", expected_frames=2000)
+                    for i in range(0, 2000, 50):
+                        source.send(frames(50, (32, 32)), range(i, i + 50))
+                    source.end()
+                ends = len(listener.of("acquisition_end"))
+                until(lambda ends=ends: settled(service).received and ends >= 0)
+                listener.messages.clear()
+
+        run_scans(3)
+        before = [process.memory_info().rss for process in processes]
+        run_scans(8)
+        after = [process.memory_info().rss for process in processes]
+        assert settled(service).corrected == 11 * 2000
+        for grown in np.subtract(after, before):
+            assert grown < 12 << 20
