@@ -59,7 +59,7 @@ def evaluate(
     Args:
         what: Parts to evaluate.
         quick: Fewer patterns, 128² frames and two doses: about a minute instead of five.
-        patterns: Patterns per set and dose at 128²; 256² frames get half as many. Unset: 96, or 24
+        patterns: Patterns per set and dose at 128²; 256² frames get a third. Unset: 96, or 24
             when quick.
         seed: 0 is the standard evaluation, whose figures are quoted.
         data: Measured patterns (k, h, w) of many counts, or the path of such a ``.npy``, to draw a
@@ -157,7 +157,7 @@ def _sets(run: Run, measured: NDArray[np.float32] | None, parts: list[Subject]) 
             str(size),
             f"{size}² frames",
             (size, size),
-            mixed_kinds(max(6, run.patterns * 128 // size)),
+            mixed_kinds(max(6, run.patterns if size == 128 else run.patterns // 3)),
             seed=run.seed,
         )
         for size in run.sizes
