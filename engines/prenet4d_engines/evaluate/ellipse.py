@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from prenet4d_engines.evaluate.classical import ELLIPSE_METHODS
 from prenet4d_engines.evaluate.datasets import held_out_scan
-from prenet4d_engines.evaluate.metrics import angle_error, ratio_error
+from prenet4d_engines.evaluate.metrics import angle_error, ratio_error, residual_ratio
 from prenet4d_engines.evaluate.networks import recentered_mean
 from prenet4d_engines.evaluate.report import OURS, Check, Part, Table
 from prenet4d_engines.evaluate.run import Run, Stopwatch, dose_label
@@ -109,6 +109,7 @@ def _part(
 ) -> Part:
     """Tables of median errors; each classical method with its best setting for each cell."""
     ratio = {name: _errors(ratio_error, vectors, truths) for name, vectors in found.items()}
+    left = {name: _errors(residual_ratio, vectors, truths) for name, vectors in found.items()}
     angle = {name: _errors(angle_error, vectors, truths) for name, vectors in found.items()}
     seen = np.hypot(*truths.T) >= np.log(_LEAST_RATIO)
     columns = tuple(dose_label(dose) for dose in doses)
@@ -133,6 +134,15 @@ def _part(
             "method",
             columns,
             over_dose(ratio, everything),
+            doses,
+            note,
+        ),
+        Table(
+            "ellipse.residual",
+            "Ellipticity: median ellipticity left after correction (ratio − 1), %",
+            "method",
+            columns,
+            over_dose(left, everything),
             doses,
             note,
         ),
