@@ -33,7 +33,6 @@ class Control:
     def __init__(
         self,
         address: str,
-        commands: Mapping[str, Command],
         *,
         publisher: str,
         context: zmq.Context[zmq.Socket[bytes]],
@@ -43,8 +42,6 @@ class Control:
 
         Args:
             address: where to listen.
-            commands: name → what to do with the request's arguments; raises CommandFailed to
-                refuse, with a sentence that is sent to the client.
             publisher: the service's life.
             context: ZeroMQ's.
             keys: encrypts the socket, where given.
@@ -52,7 +49,7 @@ class Control:
         Raises:
             BindError: the address cannot be bound.
         """
-        self._commands = commands
+        self._commands: Mapping[str, Command] = {}
         self._publisher = publisher
         self._socket = context.socket(zmq.ROUTER)
         try:
@@ -64,8 +61,14 @@ class Control:
         self._stop = os.eventfd(0, os.EFD_CLOEXEC)
         self._thread = threading.Thread(target=self._run, name="control", daemon=True)
 
-    def start(self) -> None:
-        """Answer from now on, what has been asked already included."""
+    def start(self, commands: Mapping[str, Command]) -> None:
+        """Answer from now on, what has been asked already included.
+
+        Args:
+            commands: name → what to do with the request's arguments; raises CommandFailed to
+                refuse, with a sentence that is sent to the client.
+        """
+        self._commands = commands
         self._thread.start()
 
     @property

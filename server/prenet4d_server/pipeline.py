@@ -18,25 +18,26 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 from prenet4d_client import messages
 from prenet4d_client.messages import Counters, State
-from prenet4d_client.wire import Array
-from prenet4d_engines.batch import CorrectedBatch, PatternCorrector
-from prenet4d_engines.calibration import Calibration
-from prenet4d_engines.errors import CalibrationError, EngineError
+from prenet4d_engines.batch import CorrectedBatch, Float32
+from prenet4d_engines.errors import EngineError
 
+from prenet4d_server import outgoing
 from prenet4d_server.batcher import Batch, Batcher
 from prenet4d_server.config import Settings
-from prenet4d_server.correctors import CorrectorMaker
+from prenet4d_server.correctors import Correction, CorrectorMaker
 from prenet4d_server.counters import Ledger
 from prenet4d_server.errors import CommandFailed, IngestDied, ServiceError
 from prenet4d_server.inlet import Inlet
 from prenet4d_server.metrics import Meters
 from prenet4d_server.notices import Ended, Remark, Started
-from prenet4d_server.publisher import Outgoing, Publisher
+from prenet4d_server.publisher import Publisher
 from prenet4d_server.remarks import Remarks
 
 STEP_S = 0.2
+COMMAND_TIMEOUT_S = 4.0
 # What a corrector may raise for one batch: our own errors, and those of torch and the memory.
 CORRECTION_ERRORS = (EngineError, RuntimeError, ValueError, ArithmeticError, MemoryError)
 T = TypeVar("T")
@@ -69,7 +70,7 @@ class Pipeline:
         self._inlet = inlet
         self._batcher = Batcher(inlet, settings.batch)
         self._publisher = publisher
-        self._make_corrector = make_corrector
+        self.correction = Correction(make_corrector)
         self._meters = meters
         self._remarks = Remarks(self.on_remark)
         self.view = View()
@@ -80,9 +81,6 @@ class Pipeline:
         """Ring positions before this one have been entered as received."""
         self._batches = 0
         self._next_mean = 0.0
-        self._corrector: PatternCorrector | None = None
-        self._frozen = False
-        self._calibration: Calibration | None = None
         self._commands: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = (
             queue.SimpleQueue()
         )
@@ -124,7 +122,7 @@ class Pipeline:
         self._stopping.set()
         os.eventfd_write(self._wake, 1)
 
-    def call(self, command: Callable[[], T], timeout_s: float) -> T:
+    def call(self, command: Callable[[], T], timeout_s: float = COMMAND_TIMEOUT_S) -> T:
         """Have the pipeline's thread carry out a command between two batches.
 
         Raises:
@@ -141,6 +139,20 @@ class Pipeline:
                 "The pipeline is busy: a batch takes long, or a lossless receiver holds it back. "
                 "Ask again."
             ) from None
+
+    def command(self, action: Callable[[], object], code: str, message: str) -> None:
+        """Have the pipeline's thread carry out what the operator asked for, and publish that.
+
+        Raises:
+            CommandFailed: it could not be carried out, or not in time.
+        """
+
+        def act() -> None:
+            action()
+            started = self.view.started
+            self._publisher.event("info", code, message, started.acquisition_id if started else "")
+
+        self.call(act)
 
     def step(self, timeout_s: float, *, hurry: bool = False) -> bool:
         """Do the next thing; returns whether there was one."""
@@ -174,60 +186,6 @@ class Pipeline:
             remark.level, remark.code, remark.message, remark.acquisition_id, **details
         )
 
-    # --- commands, on the pipeline's thread ------------------------------------------------------
-
-    def freeze(self) -> None:
-        """Keep the ellipticity as it is, in this acquisition and the next ones."""
-        self._need_corrector().freeze()
-        self._frozen = True
-        self._said("frozen", "The operator froze the ellipticity.")
-
-    def unfreeze(self) -> None:
-        """Let the ellipticity follow the patterns again."""
-        self._need_corrector().unfreeze()
-        self._frozen = False
-        self._said("unfrozen", "The operator let the ellipticity follow the patterns again.")
-
-    def recalibrate(self) -> None:
-        """Forget the ellipticity and find it anew."""
-        self._need_corrector().recalibrate()
-        self._calibration = None
-        self._frozen = False
-        self._said("recalibrating", "The operator asked for the ellipticity to be found anew.")
-
-    def calibration(self) -> Calibration:
-        """The calibration in use."""
-        if self._calibration is not None and self._corrector is None:
-            return self._calibration
-        return self._need_corrector().calibration()
-
-    def load_calibration(self, document: object) -> None:
-        """Take over a calibration, now and for the acquisitions to come."""
-        try:
-            calibration = Calibration.from_document(document)
-            if self._corrector is not None:
-                self._corrector.load(calibration)
-        except CalibrationError as error:
-            raise CommandFailed(str(error)) from None
-        self._calibration = calibration
-        self._said("calibration_loaded", f"A calibration of {calibration.date:%F %R} was loaded.")
-
-    def mean(self) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]] | None:
-        """(h, w) the running mean; ``None`` before the first pattern."""
-        if self._corrector is None:
-            return None
-        mean, patterns = self._corrector.mean()
-        return mean if patterns else None
-
-    def _need_corrector(self) -> PatternCorrector:
-        if self._corrector is None:
-            raise CommandFailed("No acquisition has begun yet: there is nothing to do this to.")
-        return self._corrector
-
-    def _said(self, code: str, message: str) -> None:
-        started = self.view.started
-        self._publisher.event("info", code, message, started.acquisition_id if started else "")
-
     def _carry_out_commands(self) -> None:
         try:
             os.eventfd_read(self._wake)
@@ -252,29 +210,15 @@ class Pipeline:
     def _begin(self, started: Started) -> None:
         self.view = View(started)
         try:
-            self._corrector = self._make_corrector(started)
-            self._reuse_calibration(started)
+            self.correction.begin(started)
         except CORRECTION_ERRORS as error:
-            self._corrector = None
             self._publisher.event(
                 "error",
                 "no_corrector",
                 f"This acquisition cannot be corrected: {error}",
                 started.acquisition_id,
             )
-        start = messages.AcquisitionStart(
-            acquisition_id=started.acquisition_id,
-            frame_shape=started.frame_shape,
-            dtype=started.dtype,  # type: ignore[arg-type] # checked by the source
-            scan_shape=started.scan_shape,
-            expected_frames=started.expected_frames,
-            saturation_value=started.saturation_value,
-            gain=started.gain,
-            detector=started.detector,
-            metadata={"series": started.series, **started.metadata},
-        )
-        mask = started.pixel_mask
-        self._publisher.publish((start, {} if mask is None else {"pixel_mask": mask}))
+        self._publisher.publish(outgoing.acquisition_start(started))
         h, w = started.frame_shape
         scan = "an unknown number of" if started.scan_shape is None else "{} × {}".format(
             *started.scan_shape
@@ -287,33 +231,12 @@ class Pipeline:
             started.acquisition_id,
         )
 
-    def _reuse_calibration(self, started: Started) -> None:
-        """Lens distortion outlives a scan: go on from the last calibration of such frames."""
-        known = self._calibration
-        assert self._corrector is not None
-        if known is not None and known.frame_shape == started.frame_shape:
-            self._corrector.load(known)
-            if self._frozen:
-                self._corrector.freeze()
-
     def _end(self, ended: Ended) -> None:
         self._remarks.flush(everything=True)
-        if self._corrector is not None:
-            if self.view.state in ("locked", "frozen"):
-                self._calibration = self._corrector.calibration()
-            self._publish_mean(ended.acquisition_id)
+        self.correction.end(self.view.state)
+        self._publish_mean(ended.acquisition_id)
         counters = self._ledgers.pop(ended.acquisition_id, Ledger()).snapshot()
-        self._publisher.publish(
-            (
-                messages.AcquisitionEnd(
-                    acquisition_id=ended.acquisition_id,
-                    aborted=ended.aborted,
-                    reason=ended.reason,
-                    counters=counters,
-                ),
-                {},
-            )
-        )
+        self._publisher.publish(outgoing.acquisition_end(ended, counters))
         how = f"was aborted: {ended.reason}" if ended.aborted else "ended"
         self._publisher.event(
             "warning" if ended.aborted else "info",
@@ -330,12 +253,8 @@ class Pipeline:
         taken = time.monotonic()
         arrived = batch.slots.arrived.copy()
         try:
-            if self._corrector is None:
-                raise EngineError("there is no corrector for this acquisition")
-            result = self._corrector.process(batch.frames, batch.indices.copy())
-            if np.may_share_memory(result.corrected, batch.frames):  # handed on as they came
-                patterns = batch.frames.astype(np.float32)
-                result = replace(result, corrected=patterns, aligned=patterns)
+            result = self.correction.corrector.process(batch.frames, batch.indices.copy())
+            patterns = self._patterns(result, batch)
         except CORRECTION_ERRORS as error:
             ledger.reject(n, "correction_failed")
             self._publisher_remark(error, acquisition_id, n)
@@ -349,7 +268,7 @@ class Pipeline:
         self._meters.latency("compute", np.full(n, done - taken))
         if self._batches == 0:  # later ones are entered once they are sent
             self._meters.latency("total", done - arrived)
-        self._publish(batch.acquisition, result, arrived)
+        self._publish(batch.acquisition, result, patterns, arrived)
 
     def _publisher_remark(self, error: Exception, acquisition_id: str, frames: int) -> None:
         """A batch failed: say so, at a bounded rate; its frames have been counted already."""
@@ -367,61 +286,29 @@ class Pipeline:
         self,
         started: Started,
         result: CorrectedBatch,
-        arrived: np.ndarray[tuple[int], np.dtype[np.float64]],
+        patterns: tuple[Float32 | None, Float32 | None],
+        arrived: npt.NDArray[np.float64],
     ) -> None:
-        ellipticity = messages.Ellipticity(
-            ratio=result.ellipticity.ratio,
-            theta=result.ellipticity.theta,
-            ratio_sigma=result.ratio_sigma,
-            theta_sigma=result.theta_sigma,
-        )
-        telemetry = messages.Telemetry(
-            acquisition_id=started.acquisition_id,
-            batch=self._batches,
-            frame_shape=started.frame_shape,
-            scan_shape=started.scan_shape,
-            expected_frames=started.expected_frames,
-            reference_center=result.reference_center,
-            ellipticity=ellipticity,
-            state=result.state,
-            patterns_averaged=result.patterns_averaged,
-            latency=self._meters.latencies,
-            frames_per_second=self._meters.frames_per_second,
-            backlog=self.backlog,
-            counters=self._ledgers[started.acquisition_id].snapshot(),
-        )
-        found: dict[str, Array] = {
-            "indices": result.indices,
-            "center": result.center,
-            "center_sigma": result.center_sigma,
-            "tracked": result.tracked,
-            "tracked_sigma": result.tracked_sigma,
-            "shift": result.shift,
-            "dose": result.dose,
-            "flags": result.flags,
-        }
-
-        def patterns(kind: type[messages.Corrected] | type[messages.Aligned]) -> messages.Header:
-            return kind(
-                acquisition_id=started.acquisition_id,
-                batch=self._batches,
-                scan_shape=started.scan_shape,
-            )
-
+        number, indices = self._batches, result.indices
+        self._batches += 1
         self._publisher.publish(
-            (telemetry, found),
-            (
-                patterns(messages.Corrected),
-                {"indices": result.indices, "patterns": result.corrected},
+            outgoing.telemetry(
+                started,
+                result,
+                number,
+                latencies=self._meters.latencies,
+                frames_per_second=self._meters.frames_per_second,
+                backlog=self.backlog,
+                counters=self._ledgers[started.acquisition_id].snapshot(),
             ),
-            (patterns(messages.Aligned), {"indices": result.indices, "patterns": result.aligned}),
+            outgoing.patterns(messages.Corrected, started, number, indices, patterns[0]),
+            outgoing.patterns(messages.Aligned, started, number, indices, patterns[1]),
             on_sent=lambda: self._meters.latency("total", time.monotonic() - arrived),
         )
-        self._batches += 1
         before = self.view.state
         self.view = View(
             started=started,
-            ellipticity=ellipticity,
+            ellipticity=outgoing.ellipticity_of(result),
             state=result.state,
             reference_center=result.reference_center,
             patterns_averaged=result.patterns_averaged,
@@ -431,6 +318,21 @@ class Pipeline:
         if time.monotonic() >= self._next_mean:
             self._next_mean = time.monotonic() + self._settings.stream.mean_every_s
             self._publish_mean(started.acquisition_id)
+
+    def _patterns(
+        self, result: CorrectedBatch, batch: Batch
+    ) -> tuple[Float32 | None, Float32 | None]:
+        """The batch's corrected and aligned patterns, in memory of their own.
+
+        A corrector that corrects nothing returns the frames as they lie in the ring; they are
+        converted and copied only if somebody wants them.
+        """
+        if not np.may_share_memory(result.corrected, batch.frames):
+            return result.corrected, result.aligned
+        if not (self._publisher.wants("corrected") or self._publisher.wants("aligned")):
+            return None, None
+        copied = batch.frames.astype(np.float32)
+        return copied, copied
 
     def _tell_state(self, result: CorrectedBatch, acquisition_id: str) -> None:
         self._publisher.event(
@@ -442,19 +344,9 @@ class Pipeline:
         )
 
     def _publish_mean(self, acquisition_id: str) -> None:
-        if self._corrector is None or not self._publisher.wants("mean"):
-            return
-        mean, patterns = self._corrector.mean()
-        if patterns:
-            message: Outgoing = (
-                messages.Mean(
-                    acquisition_id=acquisition_id,
-                    patterns=patterns,
-                    ellipticity=self.view.ellipticity or messages.Ellipticity(),
-                ),
-                {"mean": mean},
-            )
-            self._publisher.publish(message)
+        if self._publisher.wants("mean") and (mean := self.correction.mean()) is not None:
+            ellipticity = self.view.ellipticity or messages.Ellipticity()
+            self._publisher.publish(outgoing.mean(acquisition_id, *mean, ellipticity))
 
     def _count_received(self) -> None:
         """Enter what has come for the acquisition that is running; later ones' when they begin."""

@@ -14,7 +14,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import Any
 
 import zmq
 from prenet4d_client.messages import Event, Header
@@ -23,10 +23,8 @@ from prenet4d_client.wire import Array, encode
 from prenet4d_server.config import LosslessSettings, StreamSettings
 from prenet4d_server.lossless import Receivers
 from prenet4d_server.notices import Level
+from prenet4d_server.outgoing import Outgoing
 from prenet4d_server.sockets import KeyPair, bind, protect
-
-Outgoing: TypeAlias = tuple[Header, Mapping[str, Array]]
-"""A header without publisher and sequence, and its arrays, which must not change any more."""
 
 QUEUE = 4
 """Groups of messages (one batch's each) that wait between the pipeline and the sockets."""
@@ -175,8 +173,10 @@ class Publisher:
         if on_sent is not None:
             on_sent()
 
-    def _send(self, header: Header, arrays: Mapping[str, Array]) -> None:
+    def _send(self, header: Header, arrays: Mapping[str, Array] | None) -> None:
         stamped = self._stamp(header)  # counted even if nobody listens: gaps must show
+        if arrays is None:
+            return
         # Starts and ends are kept by the lossless path for who registers later.
         wanted = self._subscribed(header.type) or header.type in self._receivers.topics
         if wanted or header.type.startswith("acquisition_"):

@@ -29,7 +29,6 @@ from prenet4d_server.pipeline import Pipeline
 from prenet4d_server.publisher import Publisher
 from prenet4d_server.sockets import load_keys
 
-COMMAND_TIMEOUT_S = 4.0
 PUBLISH_TIMEOUT_S = 5.0
 WATCH_S = 0.2
 EVENTS_IN_STATUS = 10
@@ -63,7 +62,7 @@ class Service:
         self._meters = Meters()
         self._inlet: Inlet
         self._publisher: Publisher
-        self._control: Control | None = None
+        self._control: Control
         self._pipeline: Pipeline
         self._work: Future[None]
         self._engine = ""
@@ -96,16 +95,19 @@ class Service:
 
     def load_calibration(self, calibration: Calibration) -> None:
         """Use a calibration made earlier, now and for the acquisitions to come."""
-        document = calibration.model_dump()
-        pipeline = self._pipeline
-        pipeline.call(lambda: pipeline.load_calibration(document), COMMAND_TIMEOUT_S)
+        self._load_calibration(calibration.model_dump())
+
+    def _load_calibration(self, document: object) -> None:
+        correction = self._pipeline.correction
+        self._pipeline.command(
+            lambda: correction.load(document), "calibration_loaded", "A calibration was loaded."
+        )
 
     def status(self) -> Status:
         """What the service is doing now."""
         view, inlet = self._pipeline.view, self._inlet
         started, counters = view.started, self._pipeline.counters()
-        answering = self._control is None or self._control.alive
-        healthy = self._publisher.alive and answering and not self._work.done()
+        healthy = self._publisher.alive and self._control.alive and not self._work.done()
         return Status(
             version=version("prenet4d"),
             publisher=self._publisher.id,
@@ -162,27 +164,21 @@ class Service:
         undo.callback(context.term)
         self._publisher = Publisher(settings.stream, settings.lossless, context=context, keys=keys)
         undo.callback(self._publisher.close, PUBLISH_TIMEOUT_S)
+        self._control = Control(
+            settings.control.address, publisher=self._publisher.id, context=context, keys=keys
+        )
+        undo.callback(self._control.close)
         self._inlet = Inlet(settings, self._on_remark)
         undo.callback(self._inlet.close)
         self._pipeline = Pipeline(
             settings, self._inlet, self._publisher, make_corrector, self._meters
         )
         self._inlet.open()
-        # Whoever asks gets an answer from the moment the control socket is bound until all is
-        # drained: it opens when there is something to tell, and closes after the pipeline.
-        undo.callback(self._close_control)
         worker = ThreadPoolExecutor(1, "pipeline")
         undo.callback(worker.shutdown)
         self._work = worker.submit(self._pipeline.run)
         self._work.add_done_callback(_log_failure)
         undo.callback(self._stop_pipeline)
-        self._control = Control(
-            settings.control.address,
-            self._commands(),
-            publisher=self._publisher.id,
-            context=context,
-            keys=keys,
-        )
         # The page shows the pipeline's state, so it opens last and closes before it.
         http = HttpServer(settings.http.address, self.status)
         undo.callback(http.close)
@@ -193,14 +189,11 @@ class Service:
             "control": self._control.address,
             "http": http.address,
         }
-        self._control.start()
+        # Bound early, answering once there is something to tell, and until all is drained.
+        self._control.start(self._commands())
 
     def _on_remark(self, remark: Remark) -> None:
         self._pipeline.on_remark(remark)
-
-    def _close_control(self) -> None:
-        if self._control is not None:
-            self._control.close()
 
     def _stop_pipeline(self) -> None:
         self._publisher.hasten(self.settings.drain_s)
@@ -212,7 +205,7 @@ class Service:
     # --- commands, on the control thread ---------------------------------------------------------
 
     def _commands(self) -> dict[str, Command]:
-        pipeline = self._pipeline
+        pipeline, correction = self._pipeline, self._pipeline.correction
 
         def status(_: dict[str, Any]) -> Answer:
             return self.status().model_dump(mode="json"), {}
@@ -221,29 +214,30 @@ class Service:
             return self.settings.model_dump(mode="json"), {}
 
         def freeze(_: dict[str, Any]) -> Answer:
-            pipeline.call(pipeline.freeze, COMMAND_TIMEOUT_S)
+            pipeline.command(correction.freeze, "frozen", "The operator froze the ellipticity.")
             return {}, {}
 
         def unfreeze(_: dict[str, Any]) -> Answer:
-            pipeline.call(pipeline.unfreeze, COMMAND_TIMEOUT_S)
+            said = "The operator lets the ellipticity follow the patterns."
+            pipeline.command(correction.unfreeze, "unfrozen", said)
             return {}, {}
 
         def recalibrate(_: dict[str, Any]) -> Answer:
-            pipeline.call(pipeline.recalibrate, COMMAND_TIMEOUT_S)
+            said = "The operator has the ellipticity found anew."
+            pipeline.command(correction.recalibrate, "recalibrating", said)
             return {}, {}
 
         def save_calibration(_: dict[str, Any]) -> Answer:
-            calibration = pipeline.call(pipeline.calibration, COMMAND_TIMEOUT_S)
-            return calibration.model_dump(mode="json"), {}
+            return pipeline.call(correction.calibration).model_dump(mode="json"), {}
 
         def load_calibration(arguments: dict[str, Any]) -> Answer:
-            document = arguments.get("calibration")
-            pipeline.call(lambda: pipeline.load_calibration(document), COMMAND_TIMEOUT_S)
+            self._load_calibration(arguments.get("calibration"))
             return {}, {}
 
         def snapshot(_: dict[str, Any]) -> Answer:
-            mean = pipeline.call(pipeline.mean, COMMAND_TIMEOUT_S)
-            return self.status().model_dump(mode="json"), {} if mean is None else {"mean": mean}
+            mean = pipeline.call(correction.mean)
+            arrays = {} if mean is None else {"mean": mean[0]}
+            return self.status().model_dump(mode="json"), arrays
 
         commands = (
             status, config, freeze, unfreeze, recalibrate, save_calibration, load_calibration,
