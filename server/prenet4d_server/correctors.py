@@ -115,10 +115,9 @@ class Correction:
 
     def freeze(self) -> None:
         """Keep the ellipticity as it is, in this acquisition and the next ones."""
-        corrector = self._existing()
-        corrector.freeze()
+        self._existing().freeze()
         self._frozen = True
-        self._calibration = corrector.calibration()
+        self._calibration = self.calibration()
 
     def unfreeze(self) -> None:
         """Let the ellipticity follow the patterns again."""
