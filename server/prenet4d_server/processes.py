@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -14,6 +15,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from prenet4d_server.errors import ServiceError
+
+_PR_SET_PDEATHSIG = 1
 
 
 class ChildFailed(ServiceError):
@@ -57,6 +60,7 @@ class Child:
                 env=environment,
                 # A Ctrl-C in the terminal is ours to pass on, in the right order.
                 start_new_session=True,
+                preexec_fn=_end_with_parent,
             )
 
     @classmethod
@@ -114,6 +118,12 @@ class Child:
         traceback: TracebackType | None,
     ) -> None:
         self.stop(timeout=20.0 if error is None else 5.0)
+
+
+def _end_with_parent() -> None:
+    """Have Linux interrupt this process when its parent dies, however suddenly."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGINT)
 
 
 def free_addresses(count: int) -> list[str]:
