@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from prenet4d_server.errors import BadCounts, FrameError
 from prenet4d_server.sources.base import FrameBlock, Pixels
+
+Failure: TypeAlias = tuple[int, FrameError]
+"""A frame's place among those that are decoded, and why it cannot be used."""
 
 SMALLEST_PART = 1 << 19
 """Bytes below which handing a part to another thread costs more than it saves."""
@@ -27,42 +31,49 @@ class _Part:
     out: Pixels
 
 
+class Decoding:
+    """Frames that are being decoded, perhaps on other threads."""
+
+    def __init__(self, parts: list[Future[list[Failure]]], found: list[Failure]) -> None:
+        self._parts = parts
+        self._found = found
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether other threads are at it, so that there is time to do something else."""
+        return bool(self._parts)
+
+    def result(self) -> list[Failure]:
+        """Wait for it; returns the frames that cannot be used: ``(place in out, why)``."""
+        for part in self._parts:
+            self._found += part.result()
+        self._parts = []
+        return self._found
+
+
 class Decoder:
-    """Decodes frames on ``threads`` threads, the caller's being one of them."""
+    """Decodes large blocks on ``threads`` threads of its own, small ones on the caller's."""
 
     def __init__(self, threads: int) -> None:
         self._threads = threads
-        self._pool = ThreadPoolExecutor(threads - 1, "decode") if threads > 1 else None
+        self._pool = ThreadPoolExecutor(threads, "decode")
 
-    def decode(
-        self, block: FrameBlock, numbers: npt.NDArray[np.intp], out: Pixels
-    ) -> list[tuple[int, FrameError]]:
+    def decode(self, block: FrameBlock, numbers: npt.NDArray[np.intp], out: Pixels) -> Decoding:
         """Decode some frames of a block and check that their counts are counts.
 
         Args:
             block: the encoded frames.
             numbers: (n,) ascending: which of them.
-            out: (n, h, w): where they go.
-
-        Returns:
-            The frames that cannot be used: ``(place in out, why)``.
+            out: (n, h, w): where they go; not to be touched before the result is there.
         """
-        part, *others = self._parts(numbers, out)
-        if self._pool is None or not others:
-            found = _decode_part(block, part)
-            for other in others:
-                found += _decode_part(block, other)
-            return found
-        running = [self._pool.submit(_decode_part, block, other) for other in others]
-        found = _decode_part(block, part)
-        for result in running:
-            found += result.result()
-        return found
+        parts = list(self._parts(numbers, out))
+        if out.nbytes < SMALLEST_PART:
+            return Decoding([], [failure for part in parts for failure in _decode(block, part)])
+        return Decoding([self._pool.submit(_decode, block, part) for part in parts], [])
 
     def close(self) -> None:
         """End the threads."""
-        if self._pool is not None:
-            self._pool.shutdown()
+        self._pool.shutdown()
 
     def _parts(self, numbers: npt.NDArray[np.intp], out: Pixels) -> Iterator[_Part]:
         """Runs of neighbours, none so long that the other threads would have nothing to do."""
@@ -75,7 +86,7 @@ class Decoder:
                 yield _Part(int(numbers[offset]), offset, out[offset:upto])
 
 
-def _decode_part(block: FrameBlock, part: _Part) -> list[tuple[int, FrameError]]:
+def _decode(block: FrameBlock, part: _Part) -> list[Failure]:
     place = part.offset - part.first
     found = [(number + place, error) for number, error in block.read_into(part.first, part.out)]
     if part.out.dtype.kind == "f":

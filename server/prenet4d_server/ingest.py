@@ -14,19 +14,19 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 
 import numpy as np
 
 from prenet4d_server import logs
 from prenet4d_server.config import Settings, SourceSettings
-from prenet4d_server.decoder import Decoder
+from prenet4d_server.decoder import Decoder, Decoding
 from prenet4d_server.errors import BadStart, SequenceError, ServiceError
 from prenet4d_server.intake import Closed, Intake
 from prenet4d_server.notices import Ended, Failed, Notice, Ready, Remark, Started, pack
 from prenet4d_server.remarks import Remarks
-from prenet4d_server.ring import Layout, RingHandle, RingWriter, wait_readable
+from prenet4d_server.ring import Layout, RingHandle, RingWriter, Slots, wait_readable
 from prenet4d_server.sockets import KeyPair, load_keys
 from prenet4d_server.sources.base import (
     AcquisitionEnd,
@@ -45,6 +45,14 @@ class MainProcessGone(Exception):
     """The pipe closed: there is nobody left to work for."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """Frames on their way into claimed slots."""
+
+    slots: Slots
+    decoding: Decoding
+
+
 class Ingest:
     """Takes what the source says through the intake and the decoder into the ring."""
 
@@ -59,6 +67,7 @@ class Ingest:
         self._sheds = settings.ring.policy == "shed"
         self._silent_after_s = settings.source.silent_after_s
         self._remarks = Remarks(self._tell)
+        self._job: _Job | None = None
         self._stopping = False
         self._last_frame = 0.0
         self._told_silent = False
@@ -66,17 +75,23 @@ class Ingest:
     def run(self) -> None:
         """Work until the main process says stop; what was taken from the source is finished."""
         while not self._stopping:
-            for event in self._source.poll(POLL_S):
+            events = self._source.poll(POLL_S if self._job is None else 0.0)
+            for event in events:
                 self._take(event)
+            if not events:
+                self._finish()
             self._watch_silence()
             self._remarks.flush()
             self._listen(0)
+        self._finish()
         if closed := self._intake.abort("the service was stopped"):
             self._end(closed)
         self._remarks.flush(everything=True)
         self._decoder.close()
 
     def _take(self, event: SourceEvent) -> None:
+        if isinstance(event, AcquisitionStart | AcquisitionEnd | Fault):
+            self._finish()
         match event:
             case AcquisitionStart():
                 self._start(event)
@@ -154,6 +169,7 @@ class Ingest:
         for error, frames in refusals:
             self._remark(error, rejected=frames)
         while len(good):
+            self._finish()
             room = self._room()
             if room == 0:
                 self._shed(block, good)
@@ -162,17 +178,27 @@ class Ingest:
             taken, good = good[: len(slots.indices)], good[len(slots.indices) :]
             slots.indices[:] = block.indices[taken]
             slots.arrived[:] = arrived
-            failed = self._decoder.decode(block, taken, slots.frames)
-            if failed:
-                keep = np.ones(len(taken), np.bool_)
-                keep[[place for place, _ in failed]] = False
-                self._intake.forget(slots.indices[~keep])
-                kept = int(keep.sum())
-                slots.frames[:kept] = slots.frames[keep]
-                slots.indices[:kept] = slots.indices[keep]
-                for _, error in failed:
-                    self._remark(error, rejected=1)
-            self._ring.commit(len(taken) - len(failed))
+            self._job = _Job(slots, self._decoder.decode(block, taken, slots.frames))
+            if not self._job.decoding.elsewhere:
+                self._finish()
+
+    def _finish(self) -> None:
+        """Commit what was being decoded while the source was asked for more."""
+        if self._job is None:
+            return
+        slots, failed = self._job.slots, self._job.decoding.result()
+        self._job = None
+        n = len(slots.indices)
+        if failed:
+            keep = np.ones(n, np.bool_)
+            keep[[place for place, _ in failed]] = False
+            self._intake.forget(slots.indices[~keep])
+            kept = int(keep.sum())
+            slots.frames[:kept] = slots.frames[keep]
+            slots.indices[:kept] = slots.indices[keep]
+            for _, error in failed:
+                self._remark(error, rejected=1)
+        self._ring.commit(n - len(failed))
 
     def _room(self) -> int:
         """Free slots; waits for one unless frames are to be shed."""

@@ -34,7 +34,7 @@ def test_any_choice_of_frames_is_decoded_to_its_places(threads, chosen, bad):
     decoder = Decoder(threads)
     numbers = np.array(sorted(chosen))
     out = np.zeros((len(numbers), 256, 256), np.uint32)
-    failed = decoder.decode(Block(40, bad), numbers, out)
+    failed = decoder.decode(Block(40, bad), numbers, out).result()
     decoder.close()
     assert (out == numbers[:, None, None]).all()
     assert sorted(numbers[place] for place, _ in failed) == sorted(bad & chosen)
@@ -51,7 +51,7 @@ def test_float_frames_that_are_no_counts_are_found(wrong):
 
     decoder = Decoder(2)
     out = np.zeros((8, 256, 256), np.float32)
-    failed = decoder.decode(Floats(8, bad=[1]), np.arange(8), out)
+    failed = decoder.decode(Floats(8, bad=[1]), np.arange(8), out).result()
     decoder.close()
     assert {(place, type(error)) for place, error in failed} == {(1, CorruptFrame), (4, BadCounts)}
 
