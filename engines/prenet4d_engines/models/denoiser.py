@@ -185,7 +185,7 @@ def restore(y: Tensor, context: Stabilised) -> Tensor:
     h, w = context.baseline.shape[1:]
     value = context.baseline + y[:, 0, :h, :w].float()
     # a smooth positive part: the gradient never dies where the rate is nearly zero
-    positive = 0.5 * (value + torch.sqrt(value * value + 4e-4))
+    positive = (0.5 * (value + torch.sqrt(value * value + 4e-4))).clamp_min(1e-4)
     rate = 0.25 * positive * positive
     found = (rate * context.valid).sum((1, 2))
     factor = (context.electrons / found.clamp_min(1e-12)).clamp(0.5, 2.0)
