@@ -40,7 +40,9 @@ def demo(
         float | None, typer.Option(min=1, help="Mean electrons a pattern; low by default.")
     ] = None,
     ellipticity: DistortionOption = None,
-    drift: Annotated[float, typer.Option(min=0, help="Center drift over the scan, px.")] = 5.0,
+    drift: Annotated[
+        float | None, typer.Option(min=0, help="Center drift over the scan, px.")
+    ] = None,
     rate: Annotated[
         float | None, typer.Option(min=1, help="Frames per second; measured by default.")
     ] = None,

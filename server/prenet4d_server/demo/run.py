@@ -44,7 +44,9 @@ _SHARE_OF_RATE = 0.6
 _STREAM_S = 45.0
 """The scan is made smaller where it would take longer than this."""
 _LOW_DOSE = 1000 / 128**2
-"""Electrons a pixel, where nobody asks for another dose."""
+"""Electrons a pixel."""
+_DRIFT = 5 / 128
+"""Over the scan, as a share of the frame."""
 _HIGH_DOSE = 1e6
 _INTRINSIC_PATTERNS = 64
 Say = Callable[[str], None]
@@ -98,7 +100,7 @@ def run(demo: Demo, say: Say) -> Outcome:
     if measured is not None:
         say("Estimating the measured patterns' own ellipticity, once, at a high dose.")
         intrinsic = own_ellipticity(measured)
-    demo = replace(demo, drawing=_with_low_dose(demo.drawing, measured))
+    demo = replace(demo, drawing=_with_defaults(demo.drawing, measured))
     rate = demo.rate or _fitting_rate(demo.drawing, measured, say)
     drawing = _sized(demo.drawing, measured, rate)
     scan = drawing.draw(measured)
@@ -171,11 +173,14 @@ def _fitting_rate(drawing: Drawing, measured: Array | None, say: Say) -> float:
     return rate
 
 
-def _with_low_dose(drawing: Drawing, measured: Array | None) -> Drawing:
-    if drawing.dose is not None:
-        return drawing
+def _with_defaults(drawing: Drawing, measured: Array | None) -> Drawing:
+    """A low dose and a visible drift for frames of any size, where nobody asks for others."""
     h, w = _frame_shape(drawing, measured)
-    return replace(drawing, dose=round(_LOW_DOSE * h * w))
+    return replace(
+        drawing,
+        dose=round(_LOW_DOSE * h * w) if drawing.dose is None else drawing.dose,
+        drift=_DRIFT * min(h, w) if drawing.drift is None else drawing.drift,
+    )
 
 
 def _frame_shape(drawing: Drawing, measured: Array | None) -> tuple[int, int]:
