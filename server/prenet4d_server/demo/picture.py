@@ -55,7 +55,7 @@ def draw(scene: Scene, score: Score, path: Path) -> None:
     _patterns(rows[0], scene, score, before, after, start, radii)
     _rings(rows[1], scene, before, after, start, radii)
     _scan(rows[2], scene, score, after, start)
-    figure.savefig(path, dpi=88, pil_kwargs={"optimize": True})
+    figure.savefig(path, dpi=84, pil_kwargs={"optimize": True})
 
 
 def _start(score: Score) -> tuple[float, float]:
