@@ -78,15 +78,20 @@ def test_replay_is_watched_and_the_recorder_closes_its_file_when_interrupted(
     watching = Child.command(
         "watcher", "watch", "--plain", "--every", "0.1", "--stream", service.stream, log=log
     )
-    with watching, recorder(service, file) as recording:
+    once = Child.command(
+        "once", "watch", "--once", "--stream", service.stream, log=tmp_path / "once"
+    )
+    with watching, once, recorder(service, file) as recording:
         service.wait_for_receivers(1)
         sent = prenet4d("replay", frames, "--to", service.detector, "--scan", "6x8", "--rate", "40")
         assert sent.returncode == 0, sent.stderr
+        once.wait(timeout=20)
         recording.stop()
         assert recording.process.returncode == 0
         watching.stop()
     lines = log.read_text().splitlines()
     assert any("48/48 frames" in line for line in lines)
+    assert once.log.read_text().count("/48 frames") == 1
     assert any("info: The acquisition ended" in line for line in lines)
     with h5py.File(file) as recorded:
         assert recorded["prenet4d"].attrs["complete"]
