@@ -28,6 +28,7 @@ from prenet4d_server.notices import Ended, Failed, Notice, Ready, Remark, Starte
 from prenet4d_server.remarks import Remarks
 from prenet4d_server.ring import Layout, RingHandle, RingWriter, Slots, wait_readable
 from prenet4d_server.sockets import KeyPair, load_keys
+from prenet4d_server.sources import compression
 from prenet4d_server.sources.base import (
     AcquisitionEnd,
     AcquisitionStart,
@@ -275,6 +276,8 @@ def make_source(settings: SourceSettings, keys: KeyPair | None) -> Source:
         BindError: its address cannot be bound.
         FileError: its file cannot be read.
     """
+    if settings.kind in ("dectris1", "dectris2"):
+        compression.prepare()
     match settings.kind:
         case "native":
             from prenet4d_server.sources.native import NativeSource

@@ -1,9 +1,7 @@
 """Detector compressions, decoded into memory that is already there.
 
-The work is done by the bitshuffle and LZ4 routines inside hdf5plugin's bitshuffle filter, called
-through ctypes: a wheel that needs no compiler, writes into the caller's memory and lets go of the
-GIL meanwhile, so that decoding scales with threads (the `bitshuffle` and `imagecodecs` packages
-each lack one of the three).
+The work is done by compiled routines (``hdf5_filter``), and where numba is installed, for sparse
+frames, by our own (``sparse_bits``).
 
 Three codecs exist on the wires that are spoken here:
 
@@ -21,16 +19,17 @@ code sees it: it trusts the lengths in front of its blocks.
 from __future__ import annotations
 
 import ctypes
+import logging
 import struct
 from collections.abc import Sequence
-from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal, TypeAlias
 
-import hdf5plugin
 import numpy as np
 import numpy.typing as npt
 
 from prenet4d_server.errors import CorruptFrame
+from prenet4d_server.sources.hdf5_filter import LIBRARY
 
 Codec: TypeAlias = Literal["none", "lz4", "lz4-h5", "bslz4"]
 Buffer: TypeAlias = "bytes | memoryview"
@@ -38,42 +37,28 @@ Buffer: TypeAlias = "bytes | memoryview"
 MAX_BYTES = 0x7E000000
 """The largest block LZ4 itself can handle (about 2 GB)."""
 
+log = logging.getLogger(__name__)
+
 _FRAMING = struct.Struct(">QI")
 _LENGTH = struct.Struct(">I")
 _BLOCK_BYTES = 8192
 
 
-def _load() -> ctypes.CDLL:
-    """The compiled filter, with the signatures of the routines that are used here.
+_sparse_bits: ModuleType | None = None
 
-    Raises:
-        ImportError: this build of hdf5plugin does not have them.
+
+def prepare() -> None:
+    """Compile, or load, what decodes sparse frames faster; without numba, nothing changes.
+
+    It takes seconds the first time: to be called before a detector is attached, not during a scan.
     """
-    size, pointer = ctypes.c_size_t, ctypes.c_void_p
-    signatures = {
-        "LZ4_decompress_safe": (ctypes.c_int, [ctypes.c_char_p, pointer, *[ctypes.c_int] * 2]),
-        "LZ4_compress_default": (ctypes.c_int, [pointer, pointer, *[ctypes.c_int] * 2]),
-        "LZ4_compressBound": (ctypes.c_int, [ctypes.c_int]),
-        "bshuf_decompress_lz4": (ctypes.c_int64, [ctypes.c_char_p, pointer, size, size, size]),
-        "bshuf_compress_lz4": (ctypes.c_int64, [pointer, pointer, size, size, size]),
-        "bshuf_compress_lz4_bound": (size, [size, size, size]),
-    }
-    build = hdf5plugin.get_config().build_config
-    path = Path(hdf5plugin.PLUGIN_PATH) / f"libh5bshuf{build.filter_file_extension}"
+    global _sparse_bits
     try:
-        library = ctypes.CDLL(str(path))
-        for name, (result, arguments) in signatures.items():
-            function = getattr(library, name)
-            function.restype, function.argtypes = result, arguments
-    except (OSError, AttributeError) as error:
-        raise ImportError(
-            f"The installed hdf5plugin has no usable bitshuffle filter ({error}). "
-            "Install its wheel from the package index: pip install --force-reinstall hdf5plugin"
-        ) from error
-    return library
-
-
-_library = _load()
+        from prenet4d_server.sources import sparse_bits
+    except ImportError as error:
+        log.info("Sparse frames are decoded more slowly: %s.", error)
+    else:
+        _sparse_bits = sparse_bits
 
 
 def decompress(data: Buffer, codec: Codec, out: npt.NDArray[Any], element_size: int = 1) -> None:
@@ -103,7 +88,8 @@ def decompress(data: Buffer, codec: Codec, out: npt.NDArray[Any], element_size: 
         _lz4_frame(bytes(data), out)
     else:
         data = bytes(data)
-        block, end = _check_bitshuffle(data, out.nbytes, element_size)
+        block = _bitshuffle_block(data, out.nbytes, element_size)
+        end = _end_of_bitshuffle(data, out.nbytes, element_size, block)
         _bitshuffle_blocks(data[_FRAMING.size : end], out, element_size, block)
 
 
@@ -128,15 +114,23 @@ def decompress_together(
     size = out[0].nbytes
     if codec != "bslz4" or not out.flags.c_contiguous or out.nbytes > MAX_BYTES:
         return False
-    blocks, parts = set(), []
+    data = [bytes(frame) for frame in frames]
     try:
-        for frame in frames:
-            data = bytes(frame)
-            block, end = _check_bitshuffle(data, size, element_size)
-            blocks.add(block)
-            parts.append(data[_FRAMING.size : end])
-        if len(blocks) > 1 or size % (block * element_size):
+        blocks = {_bitshuffle_block(frame, size, element_size) for frame in data}
+        if len(blocks) > 1:
             return False
+        block = blocks.pop()
+        if (
+            _sparse_bits is not None
+            and out.flags.aligned
+            and _sparse_bits.can_decode(size, element_size, block)
+        ):
+            done: bool = _sparse_bits.decode(data, _FRAMING.size, out, element_size, block)
+            return done
+        if size % (block * element_size):
+            return False
+        ends = [_end_of_bitshuffle(frame, size, element_size, block) for frame in data]
+        parts = [frame[_FRAMING.size : end] for frame, end in zip(data, ends, strict=True)]
         _bitshuffle_blocks(b"".join(parts), out, element_size, block)
     except CorruptFrame:
         return False
@@ -154,12 +148,12 @@ def compress(array: npt.NDArray[Any], codec: Codec) -> bytes:
     source = array.__array_interface__["data"][0]
     if codec == "bslz4":
         shape = (array.size, array.itemsize, _BLOCK_BYTES // array.itemsize)
-        buffer = ctypes.create_string_buffer(_library.bshuf_compress_lz4_bound(*shape))
-        length = _library.bshuf_compress_lz4(source, buffer, *shape)
+        buffer = ctypes.create_string_buffer(LIBRARY.bshuf_compress_lz4_bound(*shape))
+        length = LIBRARY.bshuf_compress_lz4(source, buffer, *shape)
     else:
-        bound = _library.LZ4_compressBound(array.nbytes)
+        bound = LIBRARY.LZ4_compressBound(array.nbytes)
         buffer = ctypes.create_string_buffer(bound)
-        length = _library.LZ4_compress_default(source, buffer, array.nbytes, bound)
+        length = LIBRARY.LZ4_compress_default(source, buffer, array.nbytes, bound)
     if length <= 0:
         raise RuntimeError(f"The {codec} encoder failed with code {length}.")
     block = buffer.raw[:length]
@@ -173,7 +167,7 @@ def compress(array: npt.NDArray[Any], codec: Codec) -> bytes:
 
 
 def _lz4_block(data: bytes, address: int, size: int) -> None:
-    got = _library.LZ4_decompress_safe(data, address, len(data), size)
+    got = LIBRARY.LZ4_decompress_safe(data, address, len(data), size)
     if got != size:
         raise CorruptFrame(f"An LZ4 block does not decode to the {size} bytes announced.")
 
@@ -219,31 +213,32 @@ def _lz4_frame(data: bytes, out: npt.NDArray[Any]) -> None:
         position = end
 
 
-def _check_bitshuffle(data: bytes, size: int, element_size: int) -> tuple[int, int]:
-    """Check the framing of ``size`` bitshuffled bytes.
-
-    Returns:
-        ``(elements of a block, where the data end)``.
-    """
-    if element_size < 1 or size % element_size:
+def _bitshuffle_block(data: bytes, size: int, element_size: int) -> int:
+    """Check the header of ``size`` bitshuffled bytes and return the elements of a block."""
+    if len(data) > MAX_BYTES or element_size < 1 or size % element_size:
         raise CorruptFrame(f"{element_size}-byte elements do not fill {size} bytes.")
     block = _framing(data, size) // element_size
     if block == 0 or block % 8:
         raise CorruptFrame(f"A bitshuffle block of {block} elements is no multiple of 8.")
-    elements = size // element_size
-    if elements < 8:
+    if size // element_size < 8:
         raise CorruptFrame("A frame of fewer than 8 elements cannot be bit-transposed.")
+    return block
+
+
+def _end_of_bitshuffle(data: bytes, size: int, element_size: int, block: int) -> int:
+    """Check the lengths of ``size`` bitshuffled bytes and return where they end."""
+    elements = size // element_size
     # The last elements, fewer than eight, are neither transposed nor compressed.
     blocks = elements // block + (elements % block >= 8)
     end = _end_of_blocks(data, _FRAMING.size, blocks) + elements % 8 * element_size
     if end > len(data):
         raise CorruptFrame("The compressed frame is cut short in its last elements.")
-    return block, end
+    return end
 
 
 def _bitshuffle_blocks(data: bytes, out: npt.NDArray[Any], element_size: int, block: int) -> None:
     """Decode blocks without a header, whose framing has been checked."""
-    used = _library.bshuf_decompress_lz4(
+    used = LIBRARY.bshuf_decompress_lz4(
         data,
         out.__array_interface__["data"][0],
         out.nbytes // element_size,
