@@ -21,7 +21,7 @@ class CorrectorConfig(BaseModel):
     """``(cy, cx)`` in pixels where centers are moved to; unset: the middle of the frame."""
     min_dose: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 100.0
     """Frames with fewer electrons are flagged ``LOW_DOSE``."""
-    min_beam_probability: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    min_beam_probability: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Frames in which the network sees a usable beam with less probability are ``NO_BEAM``."""
     ellipse_every: Annotated[int, Field(ge=1)] = 64
     """Patterns between two readings of the ellipticity; they form one window."""
@@ -40,7 +40,7 @@ class CorrectorConfig(BaseModel):
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Arithmetic inside the networks; ``auto``: the fastest that agrees with float32 here."""
     threads: Annotated[int, Field(ge=1)] | None = None
-    """CPU threads for the networks, set for the whole process; unset: torch's own choice."""
+    """CPU threads for the networks, set for the whole process; unset: all cores but one."""
 
     @model_validator(mode="after")
     def _can_lock(self) -> Self:

@@ -27,6 +27,7 @@ from prenet4d_engines.errors import CalibrationError, FrameError
 from prenet4d_engines.geometry import reference_center
 from prenet4d_engines.models import center, denoiser
 from prenet4d_engines.resample import resample
+from prenet4d_engines.symmetry import refine
 from prenet4d_engines.tracking import CenterTracker
 
 _DTYPES = ("uint8", "uint16", "uint32", "float32")
@@ -217,7 +218,10 @@ class Corrector:
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
         """Return single-frame centers and sigmas (n, 2), and which of them to use (n,)."""
         x, grid = center.prepare(electrons, self._mask)
-        found = center.decode(self.backend.center(x), grid)
+        trusted = self._mask
+        if self._saturation is not None:  # a pixel that says less than it saw breaks the symmetry
+            trusted = trusted & (electrons < self._saturation / self._gain)
+        found = refine(electrons, trusted, center.decode(self.backend.center(x), grid))
         beam = seen & (found.usable >= self.config.min_beam_probability)
         beam &= found.center.isfinite().all(1) & found.sigma.isfinite().all(1)
         return (

@@ -24,7 +24,7 @@ def select(
     Args:
         name: ``torch``, or ``auto``.
         precision: arithmetic of the networks; ``auto``: the fastest that agrees with float32.
-        threads: CPU threads, set for the whole process; ``None`` leaves torch's setting alone.
+        threads: CPU threads, set for the whole process; ``None``: all cores but one.
 
     Raises:
         BackendError: there is no such backend, or it does not run here.

@@ -9,6 +9,7 @@ written as plainly as possible and has not been measured.
 from __future__ import annotations
 
 import copy
+import os
 from typing import Literal
 
 import torch
@@ -31,7 +32,7 @@ class TorchBackend:
     Args:
         precision: ``auto`` takes the fastest arithmetic that agrees with float32 here; any other is
             used as it is.
-        threads: CPU threads, set for the whole process; ``None`` leaves torch's setting alone.
+        threads: CPU threads, set for the whole process; ``None``: all cores but one.
         device: ``cpu`` or ``cuda``; ``None`` takes the GPU if torch sees one.
 
     Raises:
@@ -57,8 +58,8 @@ class TorchBackend:
             raise BackendError(
                 "float16 needs an NVIDIA GPU; on the CPU choose auto, float32 or bfloat16."
             )
-        if threads is not None:
-            torch.set_num_threads(threads)
+        if not on_gpu:
+            torch.set_num_threads(threads or min(torch.get_num_threads(), _spare_cores()))
 
         denoiser, center = (self._ready(weights.load(name)) for name in ("denoise", "center"))
         self._ellipse = _Cast(self._ready(weights.load("ellipse")), torch.float32)
@@ -138,3 +139,13 @@ def _folded(network: nn.Module) -> nn.Module:
 def _has_bfloat16_units() -> bool:
     capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     return any(capabilities.get(unit) for unit in ("avx512_bf16", "amx_bf16", "bf16", "arm_bf16"))
+
+
+def _spare_cores() -> int:
+    """All cores but one: threads that meet at every layer wait for the slowest of them.
+
+    One other busy process, such as the one that receives frames, made four threads on four cores
+    four times slower; three lost a tenth.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, (cores or 1) - 1)

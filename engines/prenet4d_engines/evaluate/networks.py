@@ -13,6 +13,7 @@ from prenet4d_engines.backends import Backend
 from prenet4d_engines.calibrator import PatternSum, read_ellipticity
 from prenet4d_engines.geometry import reference_center
 from prenet4d_engines.models import center, denoiser
+from prenet4d_engines.symmetry import refine
 
 Array = NDArray[np.float64]
 
@@ -42,7 +43,7 @@ class Networks:
 
         def step(counts: Tensor, valid: Tensor) -> tuple[Tensor, ...]:
             x, grid = center.prepare(counts, valid)
-            found = center.decode(self.backend.center(x), grid)
+            found = refine(counts, valid, center.decode(self.backend.center(x), grid))
             return found.center, found.sigma, found.usable
 
         centers, sigmas, usable = self._batched(step, frames, masks)
