@@ -12,7 +12,7 @@ from prenet4d_server.sources.base import Fault, Indices, Pixels, SourceEvent
 from prenet4d_server.sources.compression import Buffer, Codec, decompress, decompress_together
 
 _MAX_INDEX = 2**63 - 1
-_TOGETHER = 16
+_TOGETHER = 64
 """Frames that are decoded in one go: enough to leave the GIL alone, few enough to do again."""
 
 

@@ -63,15 +63,14 @@ _SPREAD = {size: _spread(size) for size in _SPARSE}
 _lz4_decompress = _external(
     "LZ4_decompress_safe", types.int32, types.uintp, types.uintp, types.int32, types.int32
 )
+_memset: Any = types.ExternalFunction("memset", types.uintp(types.uintp, types.int32, types.uintp))
 _bitunshuffle = _external("bshuf_bitunshuffle", types.int64, *[types.uintp] * 5)
 
 
 def _writer(size: int) -> Callable[..., Any]:
-    """What transposes bit planes into elements of ``size`` bytes, which the compiler thus knows."""
+    """What adds bit planes to zeroed elements of ``size`` bytes, which the compiler thus knows."""
 
     def write(planes: _Words, words: int, spread: _Words, out: _Words, first: int) -> None:
-        for place in range(8 * size * words):
-            out[first + place] = 0
         for bit in range(8 * size):
             anything = np.uint64(0)
             for word in range(words):
@@ -117,7 +116,7 @@ def _decode(
             # Checked block by block: these lengths are whatever somebody sent.
             if end - place < 4:
                 return False
-            length = (
+            length: Any = (
                 np.int64(data[place]) << 24
                 | np.int64(data[place + 1]) << 16
                 | np.int64(data[place + 2]) << 8
@@ -133,16 +132,18 @@ def _decode(
             if length * sparse > wanted:
                 if _bitunshuffle(block, target + done, 64 * words, size, 64 * words) != wanted:
                     return False
-            elif size == 1:
-                _write_1(planes, words, spread, out, done // 8)
-            elif size == 2:
-                _write_2(planes, words, spread, out, done // 8)
             else:
-                _write_4(planes, words, spread, out, done // 8)
+                _memset(target + done, 0, wanted)  # half as long as a loop, in cold memory
+                if size == 1:
+                    _write_1(planes, words, spread, out, done // 8)
+                elif size == 2:
+                    _write_2(planes, words, spread, out, done // 8)
+                else:
+                    _write_4(planes, words, spread, out, done // 8)
             place += length
             left -= wanted
             done += wanted
-        begin = int(end)
+        begin = end
     return True
 
 
