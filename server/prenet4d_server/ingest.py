@@ -8,6 +8,7 @@ It imports no torch. When the pipe closes, whatever became of the main process, 
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import signal
@@ -338,6 +339,7 @@ def main(open_source: Callable[[SourceSettings, KeyPair | None], Source] = make_
     if told["layout"] is not None:
         h, w, dtype, slots, base = told["layout"]
         ring.lay(Layout((h, w), np.dtype(dtype), slots, base))
+    gc.freeze()  # what was imported stays: frames should not wait while it is searched for garbage
     try:
         pipe.send_bytes(pack(Ready(source.address)))
         Ingest(source, ring, pipe, settings).run()
