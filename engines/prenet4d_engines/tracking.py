@@ -35,6 +35,8 @@ Array: TypeAlias = "npt.NDArray[np.floating]"
 Estimate: TypeAlias = tuple[float, float, float, float]
 """cy, cx and their variances."""
 
+_LEAST_OWN = 0.01
+"""Share of a center's claimed variance that is its own noise, at least."""
 _LATE = 256
 """Frames up to this far behind the newest one are late; farther, the scan has started over."""
 
@@ -130,7 +132,9 @@ class CenterTracker:
         self, index: int, measured: Sequence[float], noise: Sequence[float], usable: bool
     ) -> tuple[Estimate, bool]:
         y, x = measured
-        ry, rx = noise[0] * self._noise.scale, noise[1] * self._noise.scale
+        # What neighbouring frames have in common moves with the track; only the rest is its noise.
+        own = self._noise.scale * max(1.0 - self._noise.common, _LEAST_OWN)
+        ry, rx = noise[0] * own, noise[1] * own
         if self._axes is None:
             if not usable:
                 return (math.nan, math.nan, math.inf, math.inf), False
