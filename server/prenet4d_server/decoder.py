@@ -39,6 +39,11 @@ class Decoding:
         self._found = found
 
     @property
+    def done(self) -> bool:
+        """Whether ``result`` would return at once."""
+        return all(part.done() for part in self._parts)
+
+    @property
     def elsewhere(self) -> bool:
         """Whether other threads are at it, so that there is time to do something else."""
         return bool(self._parts)

@@ -77,7 +77,7 @@ class Ingest:
     def run(self) -> None:
         """Work until the main process says stop; what was taken from the source is finished."""
         while not self._stopping:
-            events = self._source.poll(POLL_S if self._job is None else 0.0)
+            events = self._source.poll(POLL_S if self._job is None else 0.0, self._decoding)
             for event in events:
                 self._take(event)
             if not events:
@@ -90,6 +90,9 @@ class Ingest:
             self._end(closed)
         self._remarks.flush(everything=True)
         self._decoder.close()
+
+    def _decoding(self) -> bool:
+        return self._job is not None and not self._job.decoding.done
 
     def _take(self, event: SourceEvent) -> None:
         if isinstance(event, AcquisitionStart | AcquisitionEnd | Fault):

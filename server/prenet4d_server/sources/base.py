@@ -8,7 +8,7 @@ ring, on as many threads as the ingest loop likes. A new detector is one new fil
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
@@ -93,6 +93,14 @@ class Fault:
 SourceEvent: TypeAlias = "AcquisitionStart | FrameBlock | AcquisitionEnd | Fault"
 
 
+Busy: TypeAlias = Callable[[], bool]
+
+
+def idle() -> bool:
+    """Somebody waits for the events."""
+    return False
+
+
 class Source(Protocol):
     """A detector's protocol, polled by the ingest loop; used as a context manager."""
 
@@ -101,12 +109,13 @@ class Source(Protocol):
     address: str
     """Where it listens or what it is connected to, for a person to read."""
 
-    def poll(self, timeout_s: float) -> Sequence[SourceEvent]:
+    def poll(self, timeout_s: float, busy: Busy = idle) -> Sequence[SourceEvent]:
         """Return what came, in order; wait at most ``timeout_s`` for the first of it.
 
         Returns as soon as anything is there, and takes along what is already waiting (bounded, so
-        that a block stays small enough to be decoded at once). Never raises for what a detector
-        sends: that becomes a :class:`Fault`.
+        that a block stays small enough to be decoded at once). While ``busy`` says that nobody
+        would look at it yet, it may go on gathering within that bound: fewer, larger blocks. Never
+        raises for what a detector sends: that becomes a :class:`Fault`.
         """
         ...
 

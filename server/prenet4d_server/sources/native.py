@@ -22,10 +22,12 @@ from prenet4d_server.sockets import KeyPair, bind, protect
 from prenet4d_server.sources.base import (
     AcquisitionEnd,
     AcquisitionStart,
+    Busy,
     Fault,
     Indices,
     Pixels,
     SourceEvent,
+    idle,
 )
 from prenet4d_server.sources.compression import Buffer
 from prenet4d_server.sources.encoded import EventList
@@ -67,9 +69,9 @@ class NativeSource(ZmqSource):
         protect(self._socket, self._curve)
         self.address = bind(self._socket, self.address, "source.address")
 
-    def poll(self, timeout_s: float) -> Sequence[SourceEvent]:
+    def poll(self, timeout_s: float, busy: Busy = idle) -> Sequence[SourceEvent]:
         """Return what came, in order, with neighbouring small messages joined into one block."""
-        return _join_blocks(super().poll(timeout_s))
+        return _join_blocks(super().poll(timeout_s, busy))
 
     def _read(self, parts: Sequence[Buffer], events: EventList) -> None:
         try:

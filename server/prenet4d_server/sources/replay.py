@@ -14,9 +14,11 @@ from prenet4d_server.files import ScanFile, open_scan
 from prenet4d_server.sources.base import (
     AcquisitionEnd,
     AcquisitionStart,
+    Busy,
     Indices,
     Pixels,
     SourceEvent,
+    idle,
 )
 
 _BLOCK_FRAMES = 256
@@ -95,7 +97,7 @@ class ReplaySource:
         """Whether the last acquisition has ended."""
         return self._next is None and self._run == self._repeat
 
-    def poll(self, timeout_s: float) -> Sequence[SourceEvent]:
+    def poll(self, timeout_s: float, busy: Busy = idle) -> Sequence[SourceEvent]:  # noqa: ARG002
         """Return what is due by now; wait at most ``timeout_s`` for the first of it."""
         if self.finished:
             time.sleep(timeout_s)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 import zmq
 
 from prenet4d_server.errors import ConfigError, ServiceError
-from prenet4d_server.sources.base import SourceEvent
+from prenet4d_server.sources.base import Busy, SourceEvent, idle
 from prenet4d_server.sources.compression import Buffer
 from prenet4d_server.sources.encoded import EventList
 
@@ -19,6 +19,8 @@ MAX_BYTES = 256 << 20
 
 _MESSAGES_PER_POLL = 256
 _BYTES_PER_POLL = 32 << 20
+_GATHER_MS = 1
+"""How soon it is noticed that somebody waits for the events, where no message comes."""
 
 
 class ZmqSource(ABC):
@@ -72,17 +74,20 @@ class ZmqSource(ABC):
             ServiceError: why it cannot be used; a ``FrameError`` where one frame is lost by it.
         """
 
-    def poll(self, timeout_s: float) -> Sequence[SourceEvent]:
+    def poll(self, timeout_s: float, busy: Busy = idle) -> Sequence[SourceEvent]:
         """Return what came, in order; see ``Source.poll``."""
         events = EventList()
-        if not self._socket.poll(round(timeout_s * 1000)):
+        if not self._socket.poll(round(timeout_s * 1000)) and not busy():
             return []
         received = 0
         for _ in range(_MESSAGES_PER_POLL):
             try:
                 parts = self._receive()
             except zmq.Again:
-                break
+                if not busy():
+                    break
+                self._socket.poll(_GATHER_MS)
+                continue
             received += sum(map(len, parts))
             try:
                 self._read(parts, events)
