@@ -335,10 +335,11 @@ class Pipeline:
         return copied, copied
 
     def _tell_state(self, result: CorrectedBatch, acquisition_id: str) -> None:
+        state = "under way" if result.state == "calibrating" else result.state
         self._publisher.event(
             "warning" if result.state == "lost" else "info",
             f"calibration_{result.state}",
-            f"The calibration is {result.state}: ratio {result.ellipticity.ratio:.5f}, "
+            f"The calibration is {state}: ratio {result.ellipticity.ratio:.5f}, "
             f"theta {result.ellipticity.theta:.4f} rad.",
             acquisition_id,
         )
