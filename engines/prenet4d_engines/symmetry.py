@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from prenet4d_engines.models.center import BINS, CenterEstimate
+from prenet4d_engines.models.center import CenterEstimate, bin_factor
 
 REACH: Final = 2.0
 """The refined center lies within this many bins of the network's, along each axis."""
@@ -44,7 +44,7 @@ def refine(frames: Tensor, mask: Tensor, found: CenterEstimate) -> CenterEstimat
     n, h, w = frames.shape
     if n == 0:
         return found
-    factor = max(1, round(min(h, w) / BINS))
+    factor = bin_factor((h, w))
     counts = frames * mask
     if factor > 1:
         counts = functional.pad(counts, (0, -w % factor, 0, -h % factor))

@@ -43,11 +43,6 @@ class Decoding:
         """Whether ``result`` would return at once."""
         return all(part.done() for part in self._parts)
 
-    @property
-    def elsewhere(self) -> bool:
-        """Whether other threads are at it, so that there is time to do something else."""
-        return bool(self._parts)
-
     def result(self) -> list[Failure]:
         """Wait for it; returns the frames that cannot be used: ``(place in out, why)``."""
         for part in self._parts:

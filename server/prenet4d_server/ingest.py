@@ -184,7 +184,7 @@ class Ingest:
             slots.indices[:] = block.indices[taken]
             slots.arrived[:] = arrived
             self._job = _Job(slots, self._decoder.decode(block, taken, slots.frames))
-            if not self._job.decoding.elsewhere:
+            if self._job.decoding.done:
                 self._finish()
 
     def _finish(self) -> None:

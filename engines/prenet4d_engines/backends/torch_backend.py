@@ -144,8 +144,8 @@ def _has_bfloat16_units() -> bool:
 def _spare_cores() -> int:
     """All cores but one: threads that meet at every layer wait for the slowest of them.
 
-    One other busy process, such as the one that receives frames, made four threads on four cores
-    four times slower; three lost a tenth.
+    One other busy process, such as the one that receives frames, slows as many threads as there are
+    cores down several times over, and one fewer only a little.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return max(1, (cores or 1) - 1)

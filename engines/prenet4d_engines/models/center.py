@@ -96,6 +96,11 @@ class CenterNet(nn.Module):
         return torch.cat([maps, usable.expand(-1, -1, maps.shape[2], maps.shape[3])], dim=1)
 
 
+def bin_factor(frame_shape: tuple[int, int]) -> int:
+    """Return how many pixels a side go into one bin of a frame of this ``(h, w)``."""
+    return max(1, round(min(frame_shape) / BINS))
+
+
 def prepare(frames: Tensor, mask: Tensor) -> tuple[Tensor, CenterGrid]:
     """Bin raw frames and scale them for the network, in FP32.
 
@@ -109,7 +114,7 @@ def prepare(frames: Tensor, mask: Tensor) -> tuple[Tensor, CenterGrid]:
         to map back.
     """
     h, w = frames.shape[1:]
-    factor = max(1, round(min(h, w) / BINS))
+    factor = bin_factor((h, w))
     step = factor * MULTIPLE
     pad = (0, -w % step, 0, -h % step)
     # (n, 1, H, W), or (1, 1, H, W) where one mask serves all frames

@@ -80,10 +80,6 @@ class Pattern:
         """Return the same pattern with its direct beam elsewhere."""
         return replace(self, center=center)
 
-    def distorted(self, ellipticity: tuple[float, float]) -> Pattern:
-        """Return the same pattern under another elliptical distortion."""
-        return replace(self, ellipticity=ellipticity)
-
 
 @dataclass(frozen=True)
 class Optics:
