@@ -218,8 +218,10 @@ def test_a_receiver_that_leaves_is_let_go():
 def test_a_late_receiver_is_told_of_the_running_acquisition_first():
     topics = ("acquisition_start", "corrected", "acquisition_end")
     with publishing() as publisher:
+        sent = threading.Event()
         publisher.publish((START, {"pixel_mask": np.eye(8, dtype=bool)}))
-        publisher.publish(batch(0))
+        publisher.publish(batch(0), on_sent=sent.set)
+        assert sent.wait(TIMEOUT_S)
         with receiver(publisher, topics) as messages:
             publisher.publish(batch(1))
             start = messages.receive()
