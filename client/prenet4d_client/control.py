@@ -7,11 +7,19 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 import zmq
+from pydantic import ValidationError
 
 from prenet4d_client._sockets import connect, deadline_after, disconnect, wait
-from prenet4d_client.errors import CommandRefused, InvalidUse, NoAnswer, ProtocolError
-from prenet4d_client.messages import ControlReply, ControlRequest
-from prenet4d_client.wire import MAX_MESSAGE_BYTES, Message, decode, encode
+from prenet4d_client.errors import (
+    CommandRefused,
+    InvalidUse,
+    MalformedMessage,
+    NoAnswer,
+    PayloadMismatch,
+    ProtocolError,
+)
+from prenet4d_client.messages import ControlReply, ControlRequest, Maps
+from prenet4d_client.wire import MAX_MESSAGE_BYTES, Array, Message, decode, encode, explain
 
 
 class ControlClient:
@@ -80,6 +88,66 @@ class ControlClient:
     def load_calibration(self, calibration: Mapping[str, Any]) -> None:
         """Use a calibration that :meth:`save_calibration` returned."""
         self._result("load_calibration", calibration=dict(calibration))
+
+    def set_reference_center(self, cy: float, cx: float) -> None:
+        """Move the centers of the next frames to ``(cy, cx)``, pixels, (0, 0) the first pixel's.
+
+        The running mean starts over; the ellipticity stays. It holds for later acquisitions with
+        frames of this shape too, until :meth:`clear_reference_center`.
+        """
+        self._result("set_reference_center", center=[cy, cx])
+
+    def clear_reference_center(self) -> None:
+        """Use the reference center of the configuration again, or the middle of the frame."""
+        self._result("clear_reference_center")
+
+    def set_detectors(
+        self, bright_field_radius: float, annular_inner: float, annular_outer: float
+    ) -> None:
+        """Set the virtual detectors' radii, in pixels, for the frames to come.
+
+        What the scan maps hold of earlier frames stays as it was measured. The radii hold for later
+        acquisitions too, until :meth:`clear_detectors`.
+        """
+        self._result(
+            "set_detectors",
+            bright_field_radius=bright_field_radius,
+            annular_inner=annular_inner,
+            annular_outer=annular_outer,
+        )
+
+    def clear_detectors(self) -> None:
+        """Find the virtual detectors' radii from the pattern again."""
+        self._result("clear_detectors")
+
+    def maps(self, newer_than: Maps | None = None) -> tuple[Maps, Array] | None:
+        """Return the whole scan maps of the running or the last acquisition.
+
+        :class:`ScanMaps` calls this when it needs to, and keeps the maps up to date.
+
+        Args:
+            newer_than: what came with the answer before: ``None`` is returned if nothing has
+                changed since.
+
+        Returns:
+            their description, whose ``sequence`` is that of the last published ``maps`` message
+            that they include, and their values, (k, ny, nx) float32, in the order of its ``names``.
+        """
+        known = None if newer_than is None else [newer_than.publisher, newer_than.sequence]
+        reply = self._ask("maps", newer_than=known)
+        if "values" not in reply.arrays:
+            return None
+        try:
+            header = Maps.model_validate(reply.result)
+        except ValidationError as error:
+            raise MalformedMessage(f"The maps came with a wrong {explain(error)}.") from None
+        values = reply.arrays["values"]
+        if values.shape != (len(header.names), *header.scan_shape):
+            raise PayloadMismatch(
+                f"{len(header.names)} maps of {header.scan_shape} were announced; "
+                f"an array of {values.shape} came."
+            )
+        return header, values
 
     def snapshot(self) -> Message:
         """Return what a subscriber who comes late has missed.

@@ -7,8 +7,8 @@ Units and coordinates: pixels, ``[y, x]``, pixel centers at integers, ``(0, 0)``
 angles in radians from +x (columns) toward +y (rows); times in seconds since the epoch; latencies in
 milliseconds; intensities in detector counts.
 
-Fields may be added within a version (receivers ignore those they do not know); anything else that
-changes makes a new version.
+Fields and message types may be added within a version (receivers ignore the fields and skip the
+messages that they do not know); anything else that changes makes a new version.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from __future__ import annotations
 import time as _time
 from dataclasses import dataclass
 from enum import IntFlag
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeAlias, get_args
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeAlias, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 VERSION = 1
 
@@ -277,6 +277,120 @@ class Mean(Header):
     """The latest reading of this mean."""
 
 
+class Preview(Header):
+    """One recent frame and what became of it, binned for people to look at; a few a second."""
+
+    LAYOUT: ClassVar = {
+        "raw": ArrayRule(("float32",), ("h", "w"), "Raw counts per pixel of the frame."),
+        "corrected": ArrayRule(
+            ("float32",), ("h", "w"), "Corrected counts per pixel; NaN where there is no source."
+        ),
+    }
+    type: Literal["preview"] = "preview"
+    index: Annotated[int, Field(ge=0)]
+    """The frame's number within the acquisition, from 0."""
+    scan_shape: tuple[int, int] | None = None
+    """``(ny, nx)``, where it is known."""
+    frame_shape: tuple[int, int]
+    """``(h, w)`` of the frame, in pixels."""
+    binning: Annotated[int, Field(ge=1)]
+    """Each pixel shown is the mean of so many × so many of the frame; rests at the lower and the
+    right edge are left out."""
+    center: tuple[float, float]
+    """``(cy, cx)`` of the direct beam in the frame, in its pixels: the one that was taken out."""
+    reference_center: tuple[float, float]
+    """``(cy, cx)`` of the direct beam in the corrected pattern, in the frame's pixels."""
+    ellipticity: Ellipticity
+    """The one that was taken out."""
+    dose: float
+    """Electrons in the frame."""
+
+
+class DetectorRadii(_Model):
+    """The virtual detectors: a disk and a ring around the reference center, radii in pixels."""
+
+    bright_field_radius: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    """Of the bright field detector's disk."""
+    annular_inner: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    """Of the annular dark field detector's hole."""
+    annular_outer: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    """Of the annular dark field detector."""
+    automatic: bool = False
+    """Found from the pattern, rather than set by the operator."""
+
+
+class Descan(_Model):
+    """The center's drift over the scan: a robust fit of a plane, or of second order.
+
+    ``center = c[0] + c[1] v + c[2] u + c[3] v² + c[4] v u + c[5] u²``, where ``v`` runs from −1 in
+    the scan's first row to 1 in its last, and ``u`` so over its columns. A plane has the first
+    three terms only.
+    """
+
+    coefficients_y: tuple[float, ...]
+    """Of the center's y, in pixels."""
+    coefficients_x: tuple[float, ...]
+    """Of the center's x, in pixels."""
+    sigma_y: tuple[float, ...]
+    """One sigma of each of ``coefficients_y``."""
+    sigma_x: tuple[float, ...]
+    """One sigma of each of ``coefficients_x``."""
+    residual: tuple[float, float]
+    """Typical distance of the frames' centers from the fit, ``(y, x)``, in pixels."""
+    outliers: Annotated[float, Field(ge=0, le=1)]
+    """Share of the frames that were left out because they lie far from the fit."""
+
+
+class Maps(Header):
+    """What changed in the scan maps: one rectangle of probe positions, in all maps alike.
+
+    A newcomer subscribes, asks for the whole maps by the control command ``maps``, and leaves out
+    messages of this type whose ``sequence`` is not above that of the answer.
+    """
+
+    LAYOUT: ClassVar = {
+        "values": ArrayRule(
+            ("float32",),
+            ("k", "height", "width"),
+            "The maps within ``region``, in the order of ``names``; NaN where no frame came yet, "
+            "and where a frame without counts has no center of mass.",
+        )
+    }
+    type: Literal["maps"] = "maps"
+    scan_shape: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
+    """``(ny, nx)`` of the whole maps."""
+    region: tuple[
+        Annotated[int, Field(ge=0)],
+        Annotated[int, Field(ge=0)],
+        Annotated[int, Field(ge=0)],
+        Annotated[int, Field(ge=0)],
+    ]
+    """``(y0, x0, height, width)`` in probe positions: what ``values`` covers."""
+    names: tuple[str, ...]
+    """``bright_field``, ``annular_dark_field``, ``sum`` (raw counts in the geometrically corrected
+    pattern), ``com_y``, ``com_x`` (its center of mass relative to the reference center, pixels),
+    ``center_y``, ``center_x`` (the raw frame's center in use, pixels), ``center_sigma`` (one sigma
+    of it, root mean square of both axes, pixels), ``flags`` (sums of ``FrameFlag``)."""
+    detectors: DetectorRadii | None = None
+    """In use for the latest frames; ``None`` as long as nothing was measured with them."""
+    frames: Annotated[int, Field(ge=0)]
+    """Probe positions that are filled in so far."""
+    descan: Descan | None = None
+    """The latest fit; ``None`` as long as there are too few centers for one."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        y0, x0, height, width = self.region
+        if y0 + height > self.scan_shape[0] or x0 + width > self.scan_shape[1]:
+            raise ValueError(f"region {self.region} lies outside of the scan {self.scan_shape}")
+        for spec in self.arrays:
+            if tuple(spec.shape) != (len(self.names), height, width):
+                raise ValueError(
+                    f"values {spec.shape} are not {len(self.names)} maps of {height} × {width}"
+                )
+        return self
+
+
 class Event(Header):
     """Something a person should know, in one sentence."""
 
@@ -343,9 +457,14 @@ class ControlRequest(Header):
     type: Literal["control_request"] = "control_request"
     command: str
     """``status``, ``config``, ``freeze``, ``unfreeze``, ``recalibrate``, ``save_calibration``,
-    ``load_calibration`` or ``snapshot``."""
+    ``load_calibration``, ``set_reference_center``, ``clear_reference_center``, ``set_detectors``,
+    ``clear_detectors``, ``maps`` or ``snapshot``."""
     arguments: dict[str, Any] = Field(default_factory=dict)
-    """``load_calibration`` takes ``calibration``, a map as ``save_calibration`` returned it."""
+    """``load_calibration`` takes ``calibration``, a map as ``save_calibration`` returned it;
+    ``set_reference_center`` takes ``center``, ``[cy, cx]`` in pixels; ``set_detectors`` takes
+    ``bright_field_radius``, ``annular_inner`` and ``annular_outer``, in pixels; ``maps`` may take
+    ``newer_than``, the publisher and the sequence number of the answer before, and then answers
+    without ``values`` if nothing has changed."""
 
 
 class ControlReply(Header):
@@ -357,7 +476,14 @@ class ControlReply(Header):
             ("h", "w"),
             "``snapshot``: the running mean, if there is one.",
             optional=True,
-        )
+        ),
+        "values": ArrayRule(
+            ("float32",),
+            ("k", "height", "width"),
+            "``maps``: the whole maps; ``result`` holds the fields of a ``maps`` message for them, "
+            "with the ``sequence`` of the last one that was published, which they include.",
+            optional=True,
+        ),
     }
     type: Literal["control_reply"] = "control_reply"
     ok: bool
@@ -376,6 +502,8 @@ AnyHeader = Annotated[
     | Corrected
     | Aligned
     | Mean
+    | Preview
+    | Maps
     | Event
     | Register
     | Registered
@@ -390,5 +518,6 @@ MESSAGE_TYPES: dict[str, type[Header]] = {
     model.model_fields["type"].default: model for model in get_args(get_args(AnyHeader)[0])
 }
 STREAM_TOPICS = (
-    "telemetry", "corrected", "aligned", "mean", "event", "acquisition_start", "acquisition_end",
+    "telemetry", "corrected", "aligned", "mean", "preview", "maps", "event", "acquisition_start",
+    "acquisition_end",
 )  # fmt: skip

@@ -40,7 +40,7 @@ class Subscriber:
     Args:
         address: the service's stream address.
         topics: one message type or several: ``telemetry``, ``corrected``, ``aligned``, ``mean``,
-            ``event``, ``acquisition_start``, ``acquisition_end``.
+            ``preview``, ``maps``, ``event``, ``acquisition_start``, ``acquisition_end``.
         timeout: seconds to wait for the next message before :class:`NoAnswer` is raised; ``None``
             waits for ever.
         queue: how many messages may wait here before newer ones are missed.

@@ -19,6 +19,8 @@ def _ramp(*shape: int) -> Array:
 
 _patterns = _ramp(3, 8, 9)
 _patterns[:, 0, 0] = np.nan
+_maps = _ramp(2, 2, 3)
+_maps[:, 1, 2] = np.nan
 
 EXAMPLES: dict[str, tuple[m.Header, dict[str, Array]]] = {
     header.type: (header, arrays)
@@ -83,6 +85,41 @@ EXAMPLES: dict[str, tuple[m.Header, dict[str, Array]]] = {
             {"indices": _indices, "patterns": _patterns + 1},
         ),
         (m.Mean(**_common, patterns=64, ellipticity=_ellipticity), {"mean": _ramp(8, 9)}),
+        (
+            m.Preview(
+                **_common,
+                index=9,
+                scan_shape=(2, 5),
+                frame_shape=(16, 19),
+                binning=2,
+                center=(7.25, 9.5),
+                reference_center=(7.5, 9.0),
+                ellipticity=_ellipticity,
+                dose=1500.5,
+            ),
+            {"raw": _ramp(8, 9), "corrected": _patterns[0]},
+        ),
+        (
+            m.Maps(
+                **_common,
+                scan_shape=(4, 6),
+                region=(1, 2, 2, 3),
+                names=("bright_field", "com_y"),
+                detectors=m.DetectorRadii(
+                    bright_field_radius=2.5, annular_inner=2.75, annular_outer=3.5, automatic=True
+                ),
+                frames=11,
+                descan=m.Descan(
+                    coefficients_y=(3.5, 0.25, -0.5),
+                    coefficients_x=(4.0, -0.125, 0.75),
+                    sigma_y=(0.01, 0.02, 0.03),
+                    sigma_x=(0.04, 0.05, 0.06),
+                    residual=(0.0625, 0.125),
+                    outliers=0.03125,
+                ),
+            ),
+            {"values": _maps},
+        ),
         (
             m.Event(
                 **_common,
