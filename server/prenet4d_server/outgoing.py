@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -124,3 +124,41 @@ def mean(
         acquisition_id=acquisition_id, patterns=averaged, ellipticity=ellipticity
     )
     return header, {"mean": values}
+
+
+def preview(
+    started: Started, result: CorrectedBatch, raw: npt.NDArray[Any], longest_side: int
+) -> Outgoing:
+    """The last frame of a batch, binned to at most so many pixels a side, in memory of its own.
+
+    Args:
+        started: the acquisition.
+        result: what became of the batch.
+        raw: (h, w) its last frame as it came.
+        longest_side: in pixels.
+    """
+    binning = -(-max(raw.shape) // longest_side)
+    center = np.asarray(result.reference_center) - result.shift[-1]
+    header = messages.Preview(
+        acquisition_id=started.acquisition_id,
+        index=int(result.indices[-1]),
+        scan_shape=started.scan_shape,
+        frame_shape=started.frame_shape,
+        binning=binning,
+        center=(float(center[0]), float(center[1])),
+        reference_center=result.reference_center,
+        ellipticity=ellipticity_of(result),
+        dose=float(result.dose[-1]),
+    )
+    return header, {
+        "raw": _binned(raw, binning),
+        "corrected": _binned(result.corrected[-1], binning),
+    }
+
+
+def _binned(image: npt.NDArray[Any], binning: int) -> npt.NDArray[np.float32]:
+    """The means of (binning, binning) pixels, in new memory."""
+    h, w = (side // binning for side in image.shape)
+    blocks = image[: h * binning, : w * binning].reshape(h, binning, w, binning)
+    means: npt.NDArray[np.float32] = blocks.mean(axis=(1, 3), dtype=np.float32)
+    return means

@@ -81,6 +81,7 @@ class Pipeline:
         """Ring positions before this one have been entered as received."""
         self._batches = 0
         self._next_mean = 0.0
+        self._next_preview = 0.0
         self._commands: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = (
             queue.SimpleQueue()
         )
@@ -255,6 +256,7 @@ class Pipeline:
         try:
             result = self.correction.corrector.process(batch.frames, batch.indices.copy())
             patterns = self._patterns(result, batch)
+            preview = self._preview(result, batch)
         except CORRECTION_ERRORS as error:
             ledger.reject(n, "correction_failed")
             self._publisher_remark(error, acquisition_id, n)
@@ -269,6 +271,8 @@ class Pipeline:
         if self._batches == 0:  # later ones are entered once they are sent
             self._meters.latency("total", done - arrived)
         self._publish(batch.acquisition, result, patterns, arrived)
+        if preview is not None:
+            self._publisher.publish(preview)
 
     def _publisher_remark(self, error: Exception, acquisition_id: str, frames: int) -> None:
         """A batch failed: say so, at a bounded rate; its frames have been counted already."""
@@ -333,6 +337,14 @@ class Pipeline:
             return None, None
         copied = batch.frames.astype(np.float32)
         return copied, copied
+
+    def _preview(self, result: CorrectedBatch, batch: Batch) -> outgoing.Outgoing | None:
+        """The batch's last frame for people to look at, where one is due and somebody looks."""
+        now, stream = time.monotonic(), self._settings.stream
+        if now < self._next_preview or not self._publisher.wants("preview"):
+            return None
+        self._next_preview = now + stream.preview_every_s
+        return outgoing.preview(batch.acquisition, result, batch.frames[-1], stream.preview_pixels)
 
     def _tell_state(self, result: CorrectedBatch, acquisition_id: str) -> None:
         state = "under way" if result.state == "calibrating" else result.state
