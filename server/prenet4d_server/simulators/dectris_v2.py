@@ -21,6 +21,8 @@ Compression: TypeAlias = Literal["bslz4", "lz4", "none"]
 
 CODECS: dict[Compression, Codec] = {"bslz4": "bslz4", "lz4": "lz4-h5", "none": "none"}
 _TYPED_ARRAY_TAGS = {"uint8": 64, "uint16": 69, "uint32": 70, "float32": 85}
+_MAP = 0xA0
+"""What CBOR adds to the number of fields, below 24, for a map's first byte."""
 _CLOCK_HZ = 50_000_000
 
 
@@ -71,8 +73,19 @@ class _DectrisV2:
         self._ticks = round(frame_time_s * _CLOCK_HZ)
         self._began = datetime.now(UTC)
         self._life = uuid.uuid4().hex[:12].upper()
+        self._same_fields = b""
+        """How every image message of the running series begins."""
 
     def start(self, series: int) -> Iterator[Parts]:
+        same = {
+            "type": "image",
+            "real_time": [self._ticks, _CLOCK_HZ],
+            "series_date": self._began,
+            "series_id": series,
+            "series_unique_id": self._unique(series),
+        }
+        # Nine fields in all, with the four that change.
+        self._same_fields = bytes([_MAP + 9]) + cbor2.dumps(same)[1:]
         height, width = self._feed.frame_shape
         dtype = self._feed.dtype
         frame_time = self._ticks / _CLOCK_HZ
@@ -117,20 +130,12 @@ class _DectrisV2:
 
     def message(self, series: int, first: int, encoded: bytes) -> Parts:
         begin = first * self._ticks
-        fields = cbor2.dumps(
-            {
-                "type": "image",
-                "image_id": first,
-                "real_time": [self._ticks, _CLOCK_HZ],
-                "series_date": self._began,
-                "series_id": series,
-                "series_unique_id": self._unique(series),
-                "start_time": [begin, _CLOCK_HZ],
-                "stop_time": [begin + self._ticks, _CLOCK_HZ],
-            }
-        )
-        # A map of fewer than 24 fields says their number in its first byte.
-        return [bytes([fields[0] + 1]) + fields[1:] + encoded]
+        fields = {
+            "image_id": first,
+            "start_time": [begin, _CLOCK_HZ],
+            "stop_time": [begin + self._ticks, _CLOCK_HZ],
+        }
+        return [self._same_fields + cbor2.dumps(fields)[1:] + encoded]
 
     def end(self, series: int) -> Iterator[Parts]:
         fields = {"series_id": series, "series_unique_id": self._unique(series)}
