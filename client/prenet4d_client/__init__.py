@@ -27,6 +27,7 @@ from prenet4d_client.errors import (
     UnsupportedVersion,
 )
 from prenet4d_client.lossless import LosslessReceiver
+from prenet4d_client.maps import ScanMaps
 from prenet4d_client.messages import FrameFlag
 from prenet4d_client.sender import FrameSender
 from prenet4d_client.subscriber import Subscriber
@@ -50,6 +51,7 @@ __all__ = [
     "PayloadMismatch",
     "Prenet4dError",
     "ProtocolError",
+    "ScanMaps",
     "Subscriber",
     "UnknownType",
     "UnsupportedVersion",

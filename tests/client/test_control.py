@@ -16,6 +16,8 @@ from prenet4d_client import (
 )
 from prenet4d_client.messages import ControlReply, Heartbeat
 
+from .examples import EXAMPLES
+
 
 class Service:
     """Answers each request with what ``script`` makes of it, until it is closed."""
@@ -75,6 +77,10 @@ def test_every_command_reaches_the_service_and_its_result_the_caller(serve):
         for command in (control.freeze, control.unfreeze, control.recalibrate):
             assert command() is None
         assert control.load_calibration(calibration) is None
+        assert control.set_reference_center(31.5, 30) is None
+        assert control.clear_reference_center() is None
+        assert control.set_detectors(8, annular_inner=10, annular_outer=25.5) is None
+        assert control.clear_detectors() is None
     assert service.requests == [
         ("status", {}),
         ("config", {}),
@@ -83,7 +89,60 @@ def test_every_command_reaches_the_service_and_its_result_the_caller(serve):
         ("unfreeze", {}),
         ("recalibrate", {}),
         ("load_calibration", {"calibration": calibration}),
+        ("set_reference_center", {"center": [31.5, 30]}),
+        ("clear_reference_center", {}),
+        (
+            "set_detectors",
+            {"bright_field_radius": 8, "annular_inner": 10, "annular_outer": 25.5},
+        ),
+        ("clear_detectors", {}),
     ]
+
+
+def whole_maps(**changes):
+    header, _ = EXAMPLES["maps"]
+    return header.model_copy(update={"region": (0, 0, 4, 6)} | changes)
+
+
+def test_the_whole_maps_come_with_their_description(serve):
+    values = np.arange(48, dtype=np.float32).reshape(2, 4, 6)
+    service = serve(
+        lambda r: [reply(r, arrays={"values": values}, result=whole_maps().model_dump())]
+    )
+    with ControlClient(service.address) as control:
+        header, got = control.maps()
+        control.maps(newer_than=header)
+    assert (header.names, header.scan_shape, header.sequence) == (
+        ("bright_field", "com_y"),
+        (4, 6),
+        3,
+    )
+    np.testing.assert_array_equal(got, values)
+    assert service.requests == [
+        ("maps", {"newer_than": None}),
+        ("maps", {"newer_than": ["p1", 3]}),
+    ]
+
+
+def test_unchanged_maps_come_without_values(serve):
+    service = serve(lambda r: [reply(r, result=whole_maps().model_dump())])
+    with ControlClient(service.address) as control:
+        assert control.maps(newer_than=whole_maps()) is None
+
+
+@pytest.mark.parametrize(
+    ("result", "why"),
+    [
+        ({}, "wrong scan_shape"),
+        (whole_maps(region=(0, 0, 9, 9)).model_dump(), "outside of the scan"),
+        (whole_maps(names=("a", "b", "c")).model_dump(), "3 maps of .* an array of"),
+    ],
+)
+def test_maps_that_do_not_fit_their_description_are_refused(serve, result, why):
+    values = np.zeros((2, 4, 6), np.float32)
+    service = serve(lambda r: [reply(r, arrays={"values": values}, result=result)])
+    with ControlClient(service.address) as control, pytest.raises(ProtocolError, match=why):
+        control.maps()
 
 
 def test_snapshot_brings_the_mean_pattern(serve):

@@ -26,6 +26,7 @@ def test_the_public_names():
         "PayloadMismatch",
         "Prenet4dError",
         "ProtocolError",
+        "ScanMaps",
         "Subscriber",
         "UnknownType",
         "UnsupportedVersion",
