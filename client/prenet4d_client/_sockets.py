@@ -20,9 +20,13 @@ def connect(
     address: str,
     *,
     server_key: str | bytes | None,
+    keys: tuple[str | bytes, str | bytes] | None = None,
     options: dict[int, Any],
 ) -> zmq.Socket[bytes]:
     """Open a socket of this kind towards ``address``; ``options`` are set before it connects.
+
+    With ``server_key`` it is encrypted, under ``keys`` (public, secret) where the service is to
+    know who this is, and else under a pair made for this connection alone.
 
     It has a context of its own, because only a context's end waits until all is handed over.
 
@@ -37,7 +41,9 @@ def connect(
         for option, value in options.items():
             socket.setsockopt(option, value)
         if server_key is not None:
-            _encrypt(socket, server_key)
+            _encrypt(socket, server_key, keys)
+        elif keys is not None:
+            raise InvalidUse("keys need the service's server_key too.")
         socket.connect(address)
     except zmq.ZMQError as error:
         disconnect(socket)
@@ -57,22 +63,31 @@ def disconnect(socket: zmq.Socket[bytes], *, linger: float = 0.0) -> None:
     _contexts.discard(socket.context)
 
 
-def _encrypt(socket: zmq.Socket[bytes], server_key: str | bytes) -> None:
-    """Encrypt with CURVE under a key pair made for this connection alone.
-
-    The service proves with its key that it is the one meant.
-    """
+def _encrypt(
+    socket: zmq.Socket[bytes],
+    server_key: str | bytes,
+    keys: tuple[str | bytes, str | bytes] | None,
+) -> None:
+    """Encrypt with CURVE; the service proves with its key that it is the one meant."""
     if not zmq.has("curve"):
         raise InvalidUse("This pyzmq was built without CURVE: install one of its wheels.")
-    key = server_key.encode() if isinstance(server_key, str) else server_key
+    socket.curve_serverkey = _key(server_key, "server_key must be the service's public")
+    if keys is None:
+        socket.curve_publickey, socket.curve_secretkey = zmq.curve_keypair()
+    else:
+        public, secret = (_key(key, "keys must be this client's public and secret") for key in keys)
+        socket.curve_publickey, socket.curve_secretkey = public, secret
+
+
+def _key(key: str | bytes, what: str) -> bytes:
+    text = key.encode() if isinstance(key, str) else key
     try:
-        raw = z85.decode(key)
+        raw = z85.decode(text)
     except (ValueError, KeyError):
         raw = b""
     if len(raw) != 32:
-        raise InvalidUse("server_key must be the service's public CURVE key: 40 characters in Z85.")
-    socket.curve_publickey, socket.curve_secretkey = zmq.curve_keypair()
-    socket.curve_serverkey = key
+        raise InvalidUse(f"{what} CURVE key: 40 characters in Z85.")
+    return text
 
 
 def wait(socket: zmq.Socket[bytes], deadline: float | None) -> bool:

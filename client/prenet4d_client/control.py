@@ -40,9 +40,11 @@ class ControlClient:
         address: the service's control address.
         timeout: seconds to wait for each answer.
         server_key: the service's public CURVE key (Z85), where it has one.
+        keys: CURVE keys ``(public, secret)`` that the service knows an operator by, where its
+            configuration names operators; others may only ask.
 
     Raises:
-        InvalidUse: the address or the key cannot be one.
+        InvalidUse: the address or a key cannot be one.
     """
 
     def __init__(
@@ -52,11 +54,13 @@ class ControlClient:
         timeout: float = 5.0,
         max_bytes: int = MAX_MESSAGE_BYTES,
         server_key: str | bytes | None = None,
+        keys: tuple[str | bytes, str | bytes] | None = None,
     ) -> None:
         self.address = address
         self._timeout = timeout
         self._max_bytes = max_bytes
         self._server_key = server_key
+        self._keys = keys
         self._publisher = uuid.uuid4().hex
         self._sequence = 0
         self._socket = self._connect()
@@ -210,7 +214,9 @@ class ControlClient:
         return None
 
     def _connect(self) -> zmq.Socket[bytes]:
-        return connect(zmq.DEALER, self.address, server_key=self._server_key, options={})
+        return connect(
+            zmq.DEALER, self.address, server_key=self._server_key, keys=self._keys, options={}
+        )
 
     def _reconnect(self) -> None:
         """Start afresh, so that an answer which comes too late finds nobody."""
