@@ -33,8 +33,9 @@ from prenet4d_engines.evaluate.report import Check, Part, Report, Table
 from prenet4d_engines.evaluate.run import Run
 from prenet4d_engines.evaluate.tracking import evaluate_tracking, plane_fit
 from prenet4d_engines.geometry import Ellipticity
+from prenet4d_engines.simulate.content import direct_disk
 from prenet4d_engines.simulate.materials import HELD_OUT, TRAINING
-from prenet4d_engines.simulate.pattern import Optics, Pattern, direct_disk
+from prenet4d_engines.simulate.pattern import Optics, Pattern
 from prenet4d_engines.simulate.render import render
 
 Array = NDArray[np.float64]

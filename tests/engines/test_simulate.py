@@ -21,6 +21,7 @@ from prenet4d_engines.simulate import (
     Pattern,
     distortion,
     draw_detector,
+    draw_difficult,
     draw_dose,
     draw_pattern,
     draw_scan,
@@ -29,7 +30,7 @@ from prenet4d_engines.simulate import (
     render,
     simulate_scan,
 )
-from prenet4d_engines.simulate.pattern import direct_disk
+from prenet4d_engines.simulate.content import direct_disk
 from prenet4d_engines.simulate.scattering import (
     extinction_distance,
     reflections,
@@ -186,6 +187,36 @@ def test_drawn_cameras_and_doses_stay_in_range() -> None:
         assert camera.valid.mean() > 0.5
         flawed += not camera.valid.all()
     assert 10 < flawed < 90
+
+
+def test_difficult_frames_hide_the_beam_and_say_where_it_is() -> None:
+    rng = np.random.default_rng(8)
+    shape = (96, 128)
+    drawn = [draw_difficult(rng, shape) for _ in range(80)]
+    assert 0 < sum(not pattern.has_beam for pattern, _ in drawn) < 20
+    off = np.array([p.center for p, _ in drawn if p.has_beam]) / shape - 0.5
+    assert 0.3 < np.abs(off).max() < 0.47
+    stopped = [
+        (pattern, camera)
+        for pattern, camera in drawn
+        if camera.transmission is not None and camera.transmission.min() < 0.2
+    ]
+    assert len(stopped) > 10
+    covered = [c.transmission[tuple(np.round(p.center).astype(int))] for p, c in stopped]
+    assert np.median(covered) < 0.1
+    for pattern, camera in drawn:
+        frames, rate = expose(render([pattern], shape), 1e4, replace(camera, hot=None))
+        assert torch.isfinite(frames).all()
+        assert float(rate.sum()) <= 1.001e4  # the dose is what reaches the camera
+
+
+def test_a_difficult_frame_is_fixed_by_its_seed() -> None:
+    (one, a), (two, b) = (draw_difficult(np.random.default_rng(9), (64, 64)) for _ in range(2))
+    images = [
+        expose(render([p], (64, 64)), 1e3, c, torch.Generator().manual_seed(0))[0]
+        for p, c in ((one, a), (two, b))
+    ]
+    assert torch.equal(*images)
 
 
 def _scan(**kwargs: object) -> simulate.Scan:

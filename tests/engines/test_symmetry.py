@@ -6,7 +6,7 @@ import pytest
 import torch
 from prenet4d_engines.models.center import CenterEstimate
 from prenet4d_engines.simulate import Optics, Pattern, expose, ideal_detector, render
-from prenet4d_engines.simulate.pattern import direct_disk
+from prenet4d_engines.simulate.content import direct_disk
 from prenet4d_engines.symmetry import REACH, refine
 
 

@@ -28,7 +28,7 @@ def _one_thread() -> None:
 @pytest.mark.parametrize("task", TASKS)
 def test_a_network_learns_one_batch(task: Task) -> None:
     torch.manual_seed(0)
-    batch = BATCHES[task](np.random.default_rng(0), 2, MATERIALS)
+    batch = BATCHES[task](np.random.default_rng(0), 4, MATERIALS)
     network = NETWORKS[task]()
     optimiser = torch.optim.Adam(network.parameters(), 1e-3)
     losses = []
@@ -40,6 +40,38 @@ def test_a_network_learns_one_batch(task: Task) -> None:
         losses.append(float(loss.detach()))
         assert all(torch.isfinite(value) for value in figures.values())
     assert min(losses[-3:]) < losses[0] - 0.1 * abs(losses[0])
+
+
+def test_a_batch_without_any_beam_can_be_learned_from() -> None:
+    batch = BATCHES["center"](np.random.default_rng(0), 4, MATERIALS)
+    batch["usable"].zero_()
+    loss, figures = LOSSES["center"](NETWORKS["center"](), batch)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert torch.isfinite(loss)
+    assert all(torch.isfinite(value) for value in figures.values())
+
+
+def test_training_starts_from_given_weights(tmp_path: Path) -> None:
+    first = train("center", steps=1, batch_size=2, out_dir=tmp_path, threads=1, workers=0, seed=5)
+    kept = tmp_path / "first.safetensors"
+    first.rename(kept)
+    again = train(
+        "center",
+        steps=1,
+        batch_size=2,
+        out_dir=tmp_path,
+        threads=1,
+        workers=0,
+        seed=6,
+        start_from=kept,
+        peak_rate=1e-7,
+    )
+    before, after = load_file(kept), load_file(again)
+    for name in before:
+        if name.endswith("weight"):
+            assert torch.allclose(before[name], after[name], atol=1e-5), name
+    with pytest.raises(TrainingError, match="holds no weights of 'denoise'"):
+        train("denoise", steps=1, batch_size=2, out_dir=tmp_path, start_from=kept)
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -4,6 +4,7 @@
 give whole scans whose truth is known.
 """
 
+from prenet4d_engines.simulate.content import draw_orientation
 from prenet4d_engines.simulate.detector import (
     Detector,
     draw_detector,
@@ -11,18 +12,15 @@ from prenet4d_engines.simulate.detector import (
     expose,
     ideal_detector,
 )
-from prenet4d_engines.simulate.materials import HELD_OUT, MATERIALS, TRAINING, Material
-from prenet4d_engines.simulate.pattern import (
-    KINDS,
-    Kind,
-    Optics,
-    Pattern,
+from prenet4d_engines.simulate.difficult import draw_difficult
+from prenet4d_engines.simulate.draw import (
     draw_center,
     draw_ellipticity,
     draw_optics,
-    draw_orientation,
     draw_pattern,
 )
+from prenet4d_engines.simulate.materials import HELD_OUT, MATERIALS, TRAINING, Material
+from prenet4d_engines.simulate.pattern import KINDS, Kind, Optics, Pattern
 from prenet4d_engines.simulate.render import distortion, render
 from prenet4d_engines.simulate.scan import Drift, Scan, draw_scan, simulate_scan
 
@@ -41,6 +39,7 @@ __all__ = [
     "distortion",
     "draw_center",
     "draw_detector",
+    "draw_difficult",
     "draw_dose",
     "draw_ellipticity",
     "draw_optics",

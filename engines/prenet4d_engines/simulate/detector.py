@@ -23,6 +23,9 @@ class Detector:
         readout: Standard deviation of the readout noise in electrons; 0 for a counting camera.
         saturation: Highest electrons a pixel reports.
         hot: (k, 3): row, column and mean extra electrons of pixels that nobody has flagged.
+        transmission: (h, w) share of the electrons that reach each pixel, where nobody has flagged
+            what is missing: the shadow of a beam stop, flat-field errors. None for all. The dose
+            is then what reaches the camera.
     """
 
     valid: NDArray[np.bool_]
@@ -30,6 +33,7 @@ class Detector:
     readout: float = 0.0
     saturation: float = float("inf")
     hot: NDArray[np.float64] | None = None
+    transmission: NDArray[np.float32] | None = None
 
 
 def ideal_detector(frame_shape: tuple[int, int]) -> Detector:
@@ -129,6 +133,9 @@ def expose(
         (n, h, w) float32 in electrons that a perfect denoiser would return.
     """
     per_frame = torch.as_tensor(dose, dtype=torch.float32, device=expected.device).reshape(-1, 1, 1)
+    if detector.transmission is not None:
+        expected = expected * torch.from_numpy(detector.transmission).to(expected.device)
+        expected = expected / expected.sum((1, 2), keepdim=True).clamp_min(1e-20)
     rate = expected * per_frame
     if detector.blur > 0:
         rate = _blur(rate, detector.blur)

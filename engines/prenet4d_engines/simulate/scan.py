@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from prenet4d_engines.errors import SimulationError
+from prenet4d_engines.simulate.draw import draw_optics, draw_pattern
 from prenet4d_engines.simulate.materials import MATERIALS
-from prenet4d_engines.simulate.pattern import Kind, draw_optics, draw_pattern
+from prenet4d_engines.simulate.pattern import Kind
 from prenet4d_engines.simulate.render import distortion, render
 
 Array = NDArray[np.float64]

@@ -18,7 +18,8 @@ from typing import Final
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -73,6 +74,8 @@ def train(
     workers: int = 1,
     resume: bool = False,
     minutes: float | None = None,
+    start_from: Path | None = None,
+    peak_rate: float | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Path:
     """Train one network from simulated patterns.
@@ -88,13 +91,17 @@ def train(
         resume: Go on from `checkpoint.pt` in `out_dir`.
         minutes: Stop after that long even if steps are left; the schedule then follows the
             clock, so that the rate still reaches zero.
+        start_from: Weights (safetensors) to begin with instead of random ones.
+        peak_rate: Learning rate after the warm-up; None for the network's own. Half of it or less
+            suits weights that were trained before.
         on_progress: Called every few steps.
 
     Returns:
         The path of the averaged weights as safetensors.
 
     Raises:
-        TrainingError: Unknown task, bad numbers, nothing to resume, or a loss that is not finite.
+        TrainingError: Unknown task, bad numbers, nothing to resume, weights that do not fit,
+            or a loss that is not finite.
     """
     if task not in NETWORKS:
         raise TrainingError(f"There is no network {task!r}. Choose one of {', '.join(NETWORKS)}.")
@@ -107,9 +114,12 @@ def train(
     torch.manual_seed(seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
+    rate = _PEAK_RATE[task] if peak_rate is None else peak_rate
     network = NETWORKS[task]().to(device)
+    if start_from is not None:
+        network.load_state_dict(_weights(start_from, task))
     average = copy.deepcopy(network).eval()
-    optimiser = torch.optim.AdamW(network.parameters(), lr=_PEAK_RATE[task], weight_decay=1e-2)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=1e-2)
     step, spent = 0, 0.0
     checkpoint = out_dir / "checkpoint.pt"
     log = out_dir / "log.jsonl"
@@ -142,7 +152,7 @@ def train(
         if share >= 1.0:
             break
         for group in optimiser.param_groups:
-            group["lr"] = _rate(task, step, share)
+            group["lr"] = _scheduled(rate, step, share)
         loss = _step(task, network, optimiser, sample, device)
         if not math.isfinite(loss):
             raise TrainingError(f"The loss is {loss} at step {step}; lower the learning rate.")
@@ -172,10 +182,22 @@ def train(
     return weights
 
 
-def _rate(task: Task, step: int, share: float) -> float:
+def _weights(path: Path, task: Task) -> dict[str, Tensor]:
+    """Read weights to begin with."""
+    try:
+        weights = load_file(path)
+        NETWORKS[task]().load_state_dict(weights)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise TrainingError(
+            f"Training cannot start from {path}: it holds no weights of {task!r} ({error})."
+        ) from error
+    return weights
+
+
+def _scheduled(rate: float, step: int, share: float) -> float:
     """Warm up linearly, then fall to zero along a cosine."""
     warm = min(1.0, (step + 1) / _WARM_UP_STEPS)
-    return _PEAK_RATE[task] * warm * 0.5 * (1.0 + math.cos(math.pi * min(share, 1.0)))
+    return rate * warm * 0.5 * (1.0 + math.cos(math.pi * min(share, 1.0)))
 
 
 def _step(

@@ -13,7 +13,10 @@ from prenet4d_engines.models import center, denoiser, ellipse
 from prenet4d_engines.train.samples import Sample, Task
 
 Figures = dict[str, Tensor]
+_CENTER_FIGURES: Final = ("median_px", "p90_px", "within_sigma", "wrong_cell")
 _LINEAR_WEIGHT: Final = 0.5
+_HEAT_WEIGHT: Final = 2.0
+"""Which beam it is weighs more than where in it: `symmetry` finds the latter after the network."""
 
 
 def denoise_loss(network: nn.Module, sample: Sample) -> tuple[Tensor, Figures]:
@@ -82,22 +85,24 @@ def center_loss(network: nn.Module, sample: Sample) -> tuple[Tensor, Figures]:
         (2**0.5 * far_error * torch.exp(-far_log_sigma) + far_log_sigma).sum(1),
         likelihood,
     )
-    located = entropy + 0.5 * likelihood + 0.5 * error.clamp_max(8.0).sum(1)
+    located = _HEAT_WEIGHT * entropy + 0.5 * likelihood + 0.5 * error.clamp_max(8.0).sum(1)
     answer = maps[:, center.USABLE].mean((1, 2))
     loss = (located * usable).sum() / usable.sum().clamp_min(1.0)
     loss = loss + functional.binary_cross_entropy_with_logits(answer, usable)
 
     with torch.no_grad():
         shown = usable > 0.5
+        if not shown.any():  # nothing to be wrong about
+            return loss, dict.fromkeys(_CENTER_FIGURES, loss.new_zeros(()))
         distance = (far - target).norm(dim=1)[shown] * grid.factor
         covered = (far - target).abs()[shown] < far_log_sigma.exp()[shown]
-        figures = {
-            "median_px": distance.median(),
-            "p90_px": distance.quantile(0.9),
-            "within_sigma": covered.float().mean(),
-            "wrong_cell": wrong[shown].float().mean(),
-        }
-    return loss, figures
+        figures = (
+            distance.median(),
+            distance.quantile(0.9),
+            covered.float().mean(),
+            wrong[shown].float().mean(),
+        )
+    return loss, dict(zip(_CENTER_FIGURES, figures, strict=True))
 
 
 def ellipse_loss(network: nn.Module, sample: Sample) -> tuple[Tensor, Figures]:

@@ -17,15 +17,10 @@ from prenet4d_engines.simulate.detector import (
     draw_dose,
     expose,
 )
+from prenet4d_engines.simulate.difficult import draw_difficult
+from prenet4d_engines.simulate.draw import draw_ellipticity, draw_optics, draw_pattern
 from prenet4d_engines.simulate.materials import TRAINING, Material
-from prenet4d_engines.simulate.pattern import (
-    EDGE,
-    Kind,
-    Pattern,
-    draw_ellipticity,
-    draw_optics,
-    draw_pattern,
-)
+from prenet4d_engines.simulate.pattern import EDGE, Kind, Pattern
 from prenet4d_engines.simulate.render import render
 
 Task = Literal["denoise", "center", "ellipse"]
@@ -35,6 +30,8 @@ VALIDATION_SEED: Final = 9_000_000
 """Seeds from here are validation's; from 10,000,000 evaluation's. Training stays below."""
 
 _CENTER_SHAPES: Final = ((128, 128), (128, 128), (128, 128), (96, 96), (160, 160), (96, 192))
+_DIFFICULT: Final = 0.5
+"""Share of the center network's frames that `draw_difficult` draws."""
 _EXPOSURES: Final = 2
 """How often one expectation is exposed: rendering costs more than counting."""
 
@@ -83,13 +80,20 @@ def denoise_batch(
 def center_batch(
     rng: np.random.Generator, batch_size: int, materials: Sequence[Material]
 ) -> Sample:
-    """Frames and masks (n, h, w), center (n, 2) in px, usable (n,) 0 or 1."""
+    """Frames and masks (n, h, w), center (n, 2) in px, usable (n,) 0 or 1; half are difficult."""
     shape = _CENTER_SHAPES[rng.integers(len(_CENTER_SHAPES))]
-    patterns = [
-        draw_pattern(rng, shape, material=_one_of(rng, materials))
-        for _ in range(batch_size // _EXPOSURES)
-    ]
-    seen = _expose_all(rng, patterns, shape)
+    patterns: list[Pattern] = []
+    cameras: list[Detector | None] = []
+    for _ in range(batch_size // _EXPOSURES):
+        material = _one_of(rng, materials)
+        if rng.random() < _DIFFICULT:
+            pattern, camera = draw_difficult(rng, shape, material=material)
+            patterns.append(pattern)
+            cameras.append(camera)
+        else:
+            patterns.append(draw_pattern(rng, shape, material=material))
+            cameras.append(None)
+    seen = _expose_all(rng, patterns, shape, cameras)
     usable = [float(p.has_beam) for p in patterns for _ in range(_EXPOSURES)]
     return {
         "frame": torch.stack([s.frame for s in seen]),
@@ -100,14 +104,22 @@ def center_batch(
 
 
 def _expose_all(
-    rng: np.random.Generator, patterns: list[Pattern], shape: tuple[int, int]
+    rng: np.random.Generator,
+    patterns: list[Pattern],
+    shape: tuple[int, int],
+    cameras: Sequence[Detector | None] | None = None,
 ) -> list[_Seen]:
-    """Expose every pattern a few times, each with its own dose, camera and symmetry."""
+    """Expose every pattern a few times, each with its own dose, symmetry and drawn camera.
+
+    Where `cameras` holds one for a pattern, all its exposures are taken with that one.
+    """
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     seen = []
-    for pattern, expected in zip(patterns, render(patterns, shape), strict=True):
+    given = cameras or [None] * len(patterns)
+    for pattern, expected, own in zip(patterns, render(patterns, shape), given, strict=True):
         for _ in range(_EXPOSURES):
-            camera = draw_detector(rng, shape, pattern.center if pattern.has_beam else None)
+            beam = pattern.center if pattern.has_beam else None
+            camera = own or draw_detector(rng, shape, beam)
             dose = draw_dose(rng)
             frame, rate = expose(expected[None], dose, camera, generator)
             mask = torch.from_numpy(camera.valid)

@@ -40,6 +40,13 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last checkpoint.")
     ] = False,
+    start_from: Annotated[
+        Path | None,
+        typer.Option("--from", exists=True, dir_okay=False, help="Weights to begin with."),
+    ] = None,
+    peak_rate: Annotated[
+        float | None, typer.Option("--rate", min=1e-7, help="Learning rate after the warm-up.")
+    ] = None,
 ) -> None:
     """Train a network on simulated patterns."""
     from prenet4d_engines.train import train as run
@@ -62,6 +69,8 @@ def train(
             workers=workers,
             resume=resume,
             minutes=minutes,
+            start_from=start_from,
+            peak_rate=peak_rate,
             on_progress=tell,
         )
     print(f"The weights are in {weights}.")

@@ -1,0 +1,193 @@
+"""Drawing patterns at random: the instrument, the geometry, the content."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from prenet4d_engines.simulate.content import (
+    crystal_disks,
+    diffuse_profile,
+    direct_disk,
+    draw_orientation,
+    grain_disks,
+    halo_profile,
+    log_uniform,
+    ring_profile,
+)
+from prenet4d_engines.simulate.materials import TRAINING, Material
+from prenet4d_engines.simulate.pattern import (
+    FLAT,
+    KINDS,
+    RADIAL_STEP,
+    ROCK,
+    Array,
+    Kind,
+    Optics,
+    Pattern,
+    X,
+    Y,
+)
+from prenet4d_engines.simulate.scattering import Reflections, reflections
+
+
+def _strong_spacing(found: Reflections) -> float:
+    """Shortest |g| that is not nearly forbidden, in 1/Å."""
+    return float(found.length[np.argmax(found.amplitude > 0.25 * found.amplitude.max())])
+
+
+def draw_optics(
+    rng: np.random.Generator, kind: Kind, material: Material, frame_shape: tuple[int, int]
+) -> Optics:
+    """Draw a camera length, voltage and convergence angle that suit the content."""
+    size = min(frame_shape)
+    scale = size / 256
+    if kind in ("rings", "grains", "amorphous"):
+        spacing = log_uniform(rng, 0.08, 0.3) * size
+        radius = log_uniform(rng, 1.5, 8.0) * scale
+    elif kind == "spots":
+        spacing = log_uniform(rng, 0.05, 0.3) * size
+        radius = log_uniform(rng, 1.5, 4.0) * scale
+    elif kind == "vacuum":
+        spacing = 0.2 * size
+        radius = log_uniform(rng, 1.5, 60.0) * scale
+    else:
+        spacing = log_uniform(rng, 0.07, 0.42) * size
+        radius = float(np.clip(spacing * log_uniform(rng, 0.12, 1.2), 2.5 * scale, 60.0 * scale))
+    edge = max(0.4, log_uniform(rng, 0.4, 2.0) * scale)
+    return Optics(
+        scale=scale,
+        volts=float(rng.uniform(60e3, 300e3)),
+        pixels_per_inverse_angstrom=spacing / _strong_spacing(reflections(material)),
+        radius=radius,
+        edge=min(edge, 0.4 * radius + 0.15),
+    )
+
+
+def draw_ellipticity(rng: np.random.Generator, largest: float = 1.12) -> tuple[float, float]:
+    """Draw a distortion: ln(ratio) uniform up to the largest, any angle."""
+    return float(np.exp(rng.uniform(0, np.log(largest)))), float(rng.uniform(0, np.pi))
+
+
+def draw_center(
+    rng: np.random.Generator, frame_shape: tuple[int, int], reach: float = 0.2
+) -> tuple[float, float]:
+    """Draw a center uniformly within +-reach of the frame's sides around its middle."""
+    h, w = frame_shape
+    return (
+        float((h - 1) / 2 + rng.uniform(-reach, reach) * h),
+        float((w - 1) / 2 + rng.uniform(-reach, reach) * w),
+    )
+
+
+def draw_pattern(
+    rng: np.random.Generator,
+    frame_shape: tuple[int, int],
+    *,
+    kind: Kind | None = None,
+    material: Material | None = None,
+    center: tuple[float, float] | None = None,
+    ellipticity: tuple[float, float] | None = None,
+    optics: Optics | None = None,
+) -> Pattern:
+    """Draw one pattern.
+
+    Args:
+        rng: Source of randomness; the same state gives the same pattern.
+        frame_shape: (h, w) of the frame; sizes scale with its smaller side.
+        kind: Content, or None to draw one by KINDS.
+        material: Crystal, or None to draw one of the training materials.
+        center: Direct beam (cy, cx) in px, or None for anywhere within +-20 %.
+        ellipticity: (ratio, theta), or None for a ratio up to 1.12 at any angle.
+        optics: The instrument, or None to draw one that suits the content.
+    """
+    if kind is None:
+        kind = list(KINDS)[rng.choice(len(KINDS), p=np.array(list(KINDS.values())))]
+    if material is None:
+        material = list(TRAINING.values())[rng.integers(len(TRAINING))]
+    if center is None:
+        center = draw_center(rng, frame_shape)
+    if ellipticity is None:
+        ellipticity = draw_ellipticity(rng)
+    if optics is None:
+        optics = draw_optics(rng, kind, material, frame_shape)
+    size, longest = float(min(frame_shape)), float(max(frame_shape))
+    length = int(1.5 * longest / RADIAL_STEP) + 2
+
+    disks = direct_disk(optics, log_uniform(rng, 0.3, 3.0))
+    radial = np.zeros(length)
+    share = 0.0
+    if kind in ("cbed", "spots"):
+        crystals = 2 if rng.random() < 0.12 else 1
+        rocking = kind == "cbed" or rng.random() < 0.4
+        for _ in range(crystals):
+            disks = np.concatenate([disks, _draw_crystal(rng, material, optics, longest, rocking)])
+        if rng.random() < 0.2:
+            radial = halo_profile(rng, optics, _spacing(optics, material), length)
+            share = rng.uniform(0.02, 0.4)
+    elif kind == "rings":
+        radial = ring_profile(rng, material, optics, length)
+        share = rng.uniform(0.15, 0.95)
+    elif kind == "grains":
+        spots = grain_disks(rng, material, optics, size)
+        spots[:, FLAT] *= log_uniform(rng, 0.05, 1.5)
+        disks = np.concatenate([disks, spots])
+        if rng.random() < 0.5:
+            radial, share = ring_profile(rng, material, optics, length), rng.uniform(0.02, 0.5)
+    elif kind == "amorphous":
+        radial = halo_profile(rng, optics, _spacing(optics, material), length)
+        share = rng.uniform(0.1, 0.95)
+
+    diffuse = diffuse_profile(rng, optics, size, length)
+    diffuse_share = rng.beta(0.7, 2.0) * 0.7 if kind != "vacuum" else rng.beta(0.5, 6.0) * 0.3
+    radial, share = _mix(radial, share, diffuse, diffuse_share)
+
+    blobs = np.zeros((0, 4))
+    if rng.random() < 0.3:
+        count = int(rng.integers(1, 3))
+        blobs = np.empty((count, 4))
+        blobs[:, :2] = rng.normal(0, 0.35 * size, (count, 2))
+        blobs[:, 2] = rng.uniform(0.12, 0.5, count) * size
+        blobs[:, 3] = rng.uniform(0.005, 0.12, count)
+    floor = log_uniform(rng, 1e-4, 0.1)
+    if kind == "blank":
+        disks, radial, share = np.zeros((0, 10)), np.zeros(0), 0.0
+        floor = 1.0
+    return Pattern(kind, center, ellipticity, disks, radial, share, blobs, floor)
+
+
+def _spacing(optics: Optics, material: Material) -> float:
+    return optics.pixels_per_inverse_angstrom * _strong_spacing(reflections(material))
+
+
+def _draw_crystal(
+    rng: np.random.Generator, material: Material, optics: Optics, longest: float, rocking: bool
+) -> Array:
+    cell = reflections(material).cell
+    strain = rng.normal(0, 0.006, (2, 2))
+    disks = crystal_disks(
+        rng,
+        material,
+        optics,
+        draw_orientation(rng, cell),
+        thickness=log_uniform(rng, 40.0, 1200.0),
+        frame_size=longest,
+        rocking=rocking,
+        strain=0.5 * (strain + strain.T),
+    )
+    gain = log_uniform(rng, 0.3, 5.0)
+    direct = np.hypot(disks[:, Y], disks[:, X]) == 0
+    disks[~direct, FLAT] *= gain
+    disks[~direct, ROCK] *= gain
+    return disks
+
+
+def _mix(one: Array, share: float, other: Array, other_share: float) -> tuple[Array, float]:
+    """Add two radial profiles with the shares of electrons they carry over the plane."""
+    rho = np.arange(len(one)) + 0.5
+
+    def unit(profile: Array) -> Array:
+        total = float((profile * rho).sum())
+        return profile / total if total > 0 else profile
+
+    both = share + other_share * (1 - share)
+    return share * unit(one) + other_share * (1 - share) * unit(other), both
