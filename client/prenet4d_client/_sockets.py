@@ -33,6 +33,8 @@ def connect(
     Raises:
         InvalidUse: the address or the key cannot be one.
     """
+    if keys is not None and server_key is None:
+        raise InvalidUse("keys serve only beside the service's own public key, server_key.")
     context = zmq.Context()
     _contexts.add(context)
     socket = context.socket(kind)
@@ -42,8 +44,6 @@ def connect(
             socket.setsockopt(option, value)
         if server_key is not None:
             _encrypt(socket, server_key, keys)
-        elif keys is not None:
-            raise InvalidUse("keys need the service's server_key too.")
         socket.connect(address)
     except zmq.ZMQError as error:
         disconnect(socket)

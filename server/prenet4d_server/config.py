@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from prenet4d_engines.config import CorrectorConfig
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ByteSize,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -25,7 +33,7 @@ from pydantic_settings import (
 )
 
 from prenet4d_server.errors import ConfigError
-from prenet4d_server.sockets import is_local
+from prenet4d_server.sockets import is_curve_key, is_local
 
 ENVIRONMENT_PREFIX = "PRENET4D_"
 
@@ -160,14 +168,19 @@ class ControlSettings(_Section):
 
 
 class HttpSettings(_Section):
-    """Status page, metrics for Prometheus and health checks."""
+    """The operator's page, metrics for Prometheus and health checks."""
 
+    enabled: bool = True
+    """Whether to serve them, in a process of their own."""
     address: str = "tcp://127.0.0.1:5564"
     """Where to listen for HTTP; port * takes any free one."""
+    operator_token: SecretStr | None = None
+    """Who opens the page with it may command; others may only look. By default one is made at every
+    start, and the log tells the page's address with it."""
 
 
 class SecuritySettings(_Section):
-    """Who may reach the service from other machines."""
+    """Who may reach the service from other machines, and who may command it."""
 
     secret_key_file: Path | None = None
     """The service's CURVE secret key (``prenet4d keygen`` makes one). With it, every ZeroMQ socket
@@ -175,6 +188,9 @@ class SecuritySettings(_Section):
     insecure: bool = False
     """Listen beyond this machine without encryption: anyone who reaches the port may read and
     command."""
+    operator_keys: tuple[str, ...] = ()
+    """Public CURVE keys (``prenet4d keygen`` makes pairs) of the clients that may command over the
+    control socket; others may only ask. Empty: whoever gets in may command."""
 
 
 class LogSettings(_Section):
@@ -249,6 +265,20 @@ class Settings(BaseSettings):
                 f"http.address = {self.http.address!r} can be reached from other machines, and "
                 "HTTP is not encrypted. Listen on 127.0.0.1, or set security.insecure = true."
             )
+        return self
+
+    @model_validator(mode="after")
+    def _operators_can_be_told(self) -> Settings:
+        if self.security.operator_keys and self.security.secret_key_file is None:
+            raise ValueError(
+                "security.operator_keys tells clients apart by their CURVE keys: it needs "
+                "security.secret_key_file too (prenet4d keygen makes one)."
+            )
+        for key in self.security.operator_keys:
+            if not is_curve_key(key):
+                raise ValueError(
+                    f"security.operator_keys: {key!r} is no public CURVE key of 40 characters."
+                )
         return self
 
 

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeAlias
 
 import zmq
@@ -21,6 +21,8 @@ Answer: TypeAlias = tuple[dict[str, Any], dict[str, Array]]
 """A command's result and arrays."""
 Command: TypeAlias = Callable[[dict[str, Any]], Answer]
 
+ASKING = frozenset({"status", "config", "save_calibration", "maps", "snapshot"})
+"""Commands that change nothing."""
 # A calibration is the largest thing that a request carries.
 _MAX_BYTES = 1 << 20
 LINGER_MS = 500
@@ -37,6 +39,7 @@ class Control:
         publisher: str,
         context: zmq.Context[zmq.Socket[bytes]],
         keys: KeyPair | None = None,
+        operators: Collection[str] | None = None,
     ) -> None:
         """Bind; :meth:`start` begins to answer.
 
@@ -45,12 +48,14 @@ class Control:
             publisher: the service's life.
             context: ZeroMQ's.
             keys: encrypts the socket, where given.
+            operators: public CURVE keys of those who may change something; ``None``: everybody.
 
         Raises:
             BindError: the address cannot be bound.
         """
         self._commands: Mapping[str, Command] = {}
         self._publisher = publisher
+        self._operators = operators
         self._socket = context.socket(zmq.ROUTER)
         try:
             protect(self._socket, keys)
@@ -90,12 +95,12 @@ class Control:
         poller.register(self._stop, zmq.POLLIN)
         while self._stop not in (ready := dict(poller.poll())):
             if self._socket in ready:
-                identity, *parts = self._socket.recv_multipart()
-                self._reply(identity, *self._answer(parts))
+                identity, *parts = self._socket.recv_multipart(copy=False)
+                self._reply(identity.bytes, *self._answer(parts))
 
-    def _answer(self, parts: list[bytes]) -> tuple[ControlReply, dict[str, Array]]:
+    def _answer(self, parts: list[zmq.Frame]) -> tuple[ControlReply, dict[str, Array]]:
         try:
-            request = decode(parts, max_bytes=_MAX_BYTES).header
+            request = decode([part.bytes for part in parts], max_bytes=_MAX_BYTES).header
         except ProtocolError as error:
             log.warning("A control request cannot be read: %s", error)
             return self._refusal(0, str(error)), {}
@@ -109,6 +114,12 @@ class Control:
                 request.sequence,
                 f"There is no command {request.command!r}; there are {', '.join(self._commands)}.",
             ), {}
+        if not (request.command in ASKING or self._may_command(parts[0])):
+            return self._refusal(
+                request.sequence,
+                f"Only operators may {request.command}: this client's key is not among "
+                "security.operator_keys.",
+            ), {}
         try:
             result, arrays = command(request.arguments)
         except CommandFailed as error:
@@ -117,6 +128,9 @@ class Control:
             ok=True, result=result, sequence=request.sequence, publisher=self._publisher
         )
         return reply, arrays
+
+    def _may_command(self, part: zmq.Frame) -> bool:
+        return self._operators is None or part.get("User-Id") in self._operators
 
     def _refusal(self, sequence: int, error: str) -> ControlReply:
         return ControlReply(ok=False, error=error, sequence=sequence, publisher=self._publisher)

@@ -27,7 +27,7 @@ from prenet4d_server.metrics import AcquisitionStatus, Meters, SourceStatus, Sta
 from prenet4d_server.notices import Remark
 from prenet4d_server.pipeline import Pipeline
 from prenet4d_server.publisher import Publisher
-from prenet4d_server.sockets import load_keys
+from prenet4d_server.sockets import knowing_clients, load_keys
 
 PUBLISH_TIMEOUT_S = 5.0
 WATCH_S = 0.2
@@ -162,10 +162,17 @@ class Service:
 
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         undo.callback(context.term)
+        operators = settings.security.operator_keys
+        if operators:
+            undo.enter_context(knowing_clients(context))
         self._publisher = Publisher(settings.stream, settings.lossless, context=context, keys=keys)
         undo.callback(self._publisher.close, PUBLISH_TIMEOUT_S)
         self._control = Control(
-            settings.control.address, publisher=self._publisher.id, context=context, keys=keys
+            settings.control.address,
+            publisher=self._publisher.id,
+            context=context,
+            keys=keys,
+            operators=operators or None,
         )
         undo.callback(self._control.close)
         self._inlet = Inlet(settings, self._on_remark)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import errno
 import ipaddress
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
 from urllib.parse import urlsplit
 
 import zmq
 import zmq.auth
+from zmq.utils import z85
 
 from prenet4d_server.errors import BindError, ConfigError
 
@@ -62,6 +65,29 @@ def is_local(address: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host in ("localhost", "lo")
+
+
+def is_curve_key(text: str) -> bool:
+    """Whether a text can be a CURVE key: 32 bytes in Z85."""
+    try:
+        return len(z85.decode(text)) == 32
+    except (ValueError, KeyError):
+        return False
+
+
+@contextmanager
+def knowing_clients(context: zmq.Context[zmq.Socket[bytes]]) -> Iterator[None]:
+    """Have the context's CURVE sockets tell each client's public key as its messages' User-Id."""
+    from zmq.auth.thread import ThreadAuthenticator  # here: it loads asyncio, and few need it
+
+    authenticator = ThreadAuthenticator(context)
+    authenticator.start()
+    try:
+        # Who knows the service's key gets in; what a client may do is decided by its own.
+        authenticator.configure_curve(domain="*", location=zmq.auth.CURVE_ALLOW_ANY)
+        yield
+    finally:
+        authenticator.stop()
 
 
 def generate_keys(directory: Path) -> tuple[Path, Path]:
