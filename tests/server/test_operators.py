@@ -32,12 +32,14 @@ def server_key(key_file):
 @pytest.fixture(scope="module")
 def service(operator, key_file, server_key):
     security = {"secret_key_file": key_file, "operator_keys": [operator[0]]}
-    with Service(settings(security=security)) as running:
-        with FrameSender(running.endpoints["ingest"], server_key=server_key) as source:
-            source.start(frame_shape=(16, 24), dtype="uint16", scan_shape=(2, 3))
-            source.send(frames(2))
-            until(lambda: running.status().counters.corrected == 2)
-            yield running
+    with (
+        Service(settings(security=security)) as running,
+        FrameSender(running.endpoints["ingest"], server_key=server_key) as source,
+    ):
+        source.start(frame_shape=(16, 24), dtype="uint16", scan_shape=(2, 3))
+        source.send(frames(2))
+        until(lambda: running.status().counters.corrected == 2)
+        yield running
 
 
 def client(service, server_key, keys=None):
@@ -71,9 +73,12 @@ def test_others_may_ask_and_not_command(service, server_key):
 
 def test_where_none_are_named_whoever_gets_in_may_command(key_file, server_key):
     secured = settings(security={"secret_key_file": key_file})
-    with Service(secured) as service, client(service, server_key) as anybody:
-        with pytest.raises(CommandRefused, match="No acquisition has begun"):
-            anybody.freeze()
+    with (
+        Service(secured) as service,
+        client(service, server_key) as anybody,
+        pytest.raises(CommandRefused, match="No acquisition has begun"),
+    ):
+        anybody.freeze()
 
 
 @pytest.mark.parametrize(
