@@ -161,6 +161,22 @@ class ControlClient:
         """
         return self._ask("snapshot")
 
+    def start_recording(self, name: str | None = None) -> dict[str, Any]:
+        """Have the service record what it publishes, into the folder that it is configured with.
+
+        Args:
+            name: of the file, without folder and suffix; by default the time of day.
+
+        Returns:
+            The recording as ``status()["recording"]`` shows it. Where its ``state`` is
+            ``recording``, nothing is missed from now on; ``starting``: it takes a little longer.
+        """
+        return self._result("start_recording", **({} if name is None else {"name": name}))
+
+    def stop_recording(self) -> dict[str, Any]:
+        """Stop the recording and close its files; returns it as :meth:`start_recording` does."""
+        return self._result("stop_recording")
+
     def close(self) -> None:
         """Close the connection; may be called twice."""
         disconnect(self._socket)

@@ -458,13 +458,14 @@ class ControlRequest(Header):
     command: str
     """``status``, ``config``, ``freeze``, ``unfreeze``, ``recalibrate``, ``save_calibration``,
     ``load_calibration``, ``set_reference_center``, ``clear_reference_center``, ``set_detectors``,
-    ``clear_detectors``, ``maps`` or ``snapshot``."""
+    ``clear_detectors``, ``maps``, ``snapshot``, ``start_recording`` or ``stop_recording``."""
     arguments: dict[str, Any] = Field(default_factory=dict)
     """``load_calibration`` takes ``calibration``, a map as ``save_calibration`` returned it;
     ``set_reference_center`` takes ``center``, ``[cy, cx]`` in pixels; ``set_detectors`` takes
     ``bright_field_radius``, ``annular_inner`` and ``annular_outer``, in pixels; ``maps`` may take
     ``newer_than``, the publisher and the sequence number of the answer before, and then answers
-    without ``values`` if nothing has changed."""
+    without ``values`` if nothing has changed; ``start_recording`` may take ``name``, of the file,
+    without folder and suffix."""
 
 
 class ControlReply(Header):

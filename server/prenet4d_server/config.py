@@ -41,6 +41,7 @@ _FILE = "_file"
 """Carries the TOML file to ``Settings``, where it ranks below the environment."""
 
 _Positive = Annotated[float, Field(gt=0)]
+_Threshold = Annotated[float, Field(ge=0)]
 _Size = Annotated[int, Field(ge=1)]
 
 
@@ -81,8 +82,6 @@ class SourceSettings(_Section):
     """replay: frames per second; as fast as it goes by default."""
     repeat: _Size = 1
     """replay: how many times the file is streamed."""
-    silent_after_s: _Positive = 10.0
-    """An event tells when the detector has been silent for so long in the middle of a scan."""
 
     @model_validator(mode="after")
     def _replay_has_a_file(self) -> SourceSettings:
@@ -193,6 +192,49 @@ class SecuritySettings(_Section):
     control socket; others may only ask. Empty: whoever gets in may command."""
 
 
+class RecordingSettings(_Section):
+    """Recordings that the operator starts and stops from the page or by a command."""
+
+    directory: Path | None = None
+    """Takes all of them; unset: nobody can start one. No name that a client chooses leads out of
+    it."""
+    format: Literal["h5"] = "h5"
+    """h5: HDF5 with NeXus, HyperSpy and EMD attributes."""
+    content: Literal["corrected", "aligned", "both"] = "corrected"
+    """Denoised patterns, raw counts recentered and undistorted, or both."""
+    compression: Literal["none", "bslz4", "gzip"] = "bslz4"
+    """bslz4 needs hdf5plugin where it is read; gzip is slow; none is fastest."""
+    keep_free: ByteSize = Field(default=ByteSize(1 << 30), ge=64 << 20)
+    """A recording does not start, or is closed, when the disk has less than this left."""
+
+
+class AlarmSettings(_Section):
+    """What is told as an alarm, once when it begins and once when it is over; 0 turns one off.
+
+    An alarm is over when what it watches has fallen well below its threshold.
+    """
+
+    center_moved_px: _Threshold = 5.0
+    """The tracked beam center has moved by more pixels than this within center_moved_s. Choose it
+    larger than what the descan moves it by within a batch."""
+    center_moved_s: _Positive = 2.0
+    """See center_moved_px."""
+    ellipticity_s: _Threshold = 60.0
+    """The calibration is not locked, so many seconds after the acquisition began or it was lost."""
+    receiver_behind_s: _Threshold = 1.0
+    """A lossless receiver has not been given a message that is so many seconds old: it holds the
+    service back."""
+    detector_silent_s: _Threshold = 5.0
+    """No frame has come for so long in the middle of an acquisition."""
+    flagged_share: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """This share of the frames of the last seconds has a flag: blank, saturated, low dose, center
+    off the track, or no beam."""
+    rejected_share: Annotated[float, Field(ge=0, le=1)] = 0.02
+    """This share of the frames of the last seconds was rejected or shed."""
+    backlog_share: Annotated[float, Field(ge=0, le=1)] = 0.8
+    """The ring where frames wait is filled to this share."""
+
+
 class LogSettings(_Section):
     """What is written to standard error."""
 
@@ -227,6 +269,8 @@ class Settings(BaseSettings):
     control: ControlSettings = ControlSettings()
     http: HttpSettings = HttpSettings()
     security: SecuritySettings = SecuritySettings()
+    recording: RecordingSettings = RecordingSettings()
+    alarms: AlarmSettings = AlarmSettings()
     log: LogSettings = LogSettings()
     drain_s: Annotated[float, Field(ge=0)] = 10.0
     """On Ctrl-C or SIGTERM, frames already received are still corrected for at most so long."""

@@ -67,12 +67,9 @@ class Ingest:
         self._intake = Intake(settings.source.scan_shape)
         self._decoder = Decoder(settings.ring.decode_threads)
         self._sheds = settings.ring.policy == "shed"
-        self._silent_after_s = settings.source.silent_after_s
         self._remarks = Remarks(self._tell)
         self._job: _Job | None = None
         self._stopping = False
-        self._last_frame = 0.0
-        self._told_silent = False
 
     def run(self) -> None:
         """Work until the main process says stop; what was taken from the source is finished."""
@@ -82,7 +79,6 @@ class Ingest:
                 self._take(event)
             if not events:
                 self._finish()
-            self._watch_silence()
             self._remarks.flush()
             self._listen(0)
         self._finish()
@@ -152,8 +148,6 @@ class Ingest:
                 packed_mask=None if mask is None else np.packbits(mask).tobytes(),
             )
         )
-        self._last_frame = time.monotonic()
-        self._told_silent = False
 
     def _lay(self, layout: Layout) -> None:
         """Divide the ring anew; where slots move, only after the reader has let go of all."""
@@ -168,8 +162,7 @@ class Ingest:
         self._tell(Ended(self._ring.position, closed.id, closed.aborted, closed.reason))
 
     def _frames(self, block: FrameBlock) -> None:
-        self._last_frame = arrived = time.monotonic()
-        self._told_silent = False
+        arrived = time.monotonic()
         good, refusals = self._intake.admit(block.series, block.indices)
         for error, frames in refusals:
             self._remark(error, rejected=frames)
@@ -230,23 +223,6 @@ class Ingest:
                 shed=len(numbers),
             )
         )
-
-    def _watch_silence(self) -> None:
-        running = self._intake.running
-        if running is None or running.complete or self._told_silent:
-            return
-        silent = time.monotonic() - self._last_frame
-        if silent > self._silent_after_s:
-            self._told_silent = True
-            self._remarks.add(
-                Remark(
-                    "warning",
-                    "detector_silent",
-                    f"The detector has been silent for {silent:.0f} s in the middle of series "
-                    f"{running.start.series}, after {running.came} frames.",
-                    running.id,
-                )
-            )
 
     @property
     def _acquisition_id(self) -> str:

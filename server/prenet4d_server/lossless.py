@@ -39,8 +39,6 @@ Stamp: TypeAlias = Callable[[Header], Header]
 _MAX_BYTES = 1 << 16
 # What a receiver that grants itself absurd credit may make us queue in the socket.
 _HIGH_WATER = 256
-_LAG_TOLD_S = 0.5
-_CALM_S = 10.0
 
 
 @dataclass(slots=True)
@@ -49,10 +47,9 @@ class _Receiver:
     topics: frozenset[str]
     credit: int
     heard: float
-    pending: deque[Parts] = field(default_factory=deque)
+    pending: deque[tuple[float, Parts]] = field(default_factory=deque)
+    """What finds no credit: when it was made, in seconds since the epoch, and the message."""
     waiting_since: float = 0.0
-    told: bool = False
-    """Whether it has been said that it holds the pipeline back."""
 
 
 class Receivers:
@@ -84,6 +81,17 @@ class Receivers:
         return tuple(receiver.name for receiver in self._receivers.values())
 
     @property
+    def behind_s(self) -> dict[str, float]:
+        """How old the oldest message is that waits for each receiver's credit, in seconds."""
+        now = time.time()
+        behind = dict.fromkeys(self.names, 0.0)
+        for receiver in self._receivers.values():
+            if receiver.pending:
+                age = now - receiver.pending[0][0]
+                behind[receiver.name] = max(age, behind[receiver.name])
+        return behind
+
+    @property
     def holding(self) -> bool:
         """Whether some message waits for a receiver's credit."""
         return any(receiver.pending for receiver in self._receivers.values())
@@ -106,7 +114,7 @@ class Receivers:
                     continue
                 if not receiver.pending:
                     receiver.waiting_since = time.monotonic()
-                receiver.pending.append(parts)
+                receiver.pending.append((header.time, parts))
                 self._serve(identity)
 
     def listen(self) -> None:
@@ -138,7 +146,6 @@ class Receivers:
                 self._drop(identity, f"it took nothing for {lag:.1f} s")
             else:
                 self._serve(identity)
-                self._watch(receiver, now)
         events, self._events = self._events, []
         return events
 
@@ -184,14 +191,14 @@ class Receivers:
         self._say("info", "receiver_registered", f"Receiver {said.name!r} registered.")
         if self._start is not None and AcquisitionStart.model_fields["type"].default in said.topics:
             receiver.waiting_since = time.monotonic()
-            receiver.pending.append(self._start)
+            receiver.pending.append((time.time(), self._start))
             self._serve(identity)
 
     def _serve(self, identity: bytes) -> None:
         """Send what waits, as far as the credit goes."""
         receiver = self._receivers[identity]
         while receiver.pending and receiver.credit:
-            if not self._send(identity, receiver.pending[0]):
+            if not self._send(identity, receiver.pending[0][1]):
                 return
             receiver.pending.popleft()
             receiver.credit -= 1
@@ -210,16 +217,6 @@ class Receivers:
                 )
             return False
         return True
-
-    def _watch(self, receiver: _Receiver, now: float) -> None:
-        """Say once, not at every message, that a receiver holds the pipeline back."""
-        if not receiver.pending:
-            receiver.told = receiver.told and now - receiver.waiting_since < _CALM_S
-        elif not receiver.told and now - receiver.waiting_since > _LAG_TOLD_S:
-            receiver.told = True
-            self._say(
-                "warning", "receiver_lags", f"Receiver {receiver.name!r} holds the pipeline back."
-            )
 
     def _drop(self, identity: bytes, reason: str) -> None:
         receiver = self._receivers.pop(identity)

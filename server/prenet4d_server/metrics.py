@@ -133,6 +133,44 @@ class SourceStatus(_Part):
     """How often the ingest process had to be started again."""
 
 
+class AlarmStatus(_Part):
+    """An alarm that stands."""
+
+    code: str
+    """The same as the code of the event that raised it."""
+    subject: str
+    """Whom it is about, where there are several, such as a receiver's name; else empty."""
+    message: str
+    """In words, with the value as it is now."""
+    since: float
+    """When it was raised, in seconds since the epoch."""
+    value: float
+    threshold: float
+    """Of the value; the alarm is cleared well below it."""
+
+
+class RecordingStatus(_Part):
+    """The recording that the operator starts and stops."""
+
+    state: Literal["idle", "starting", "recording", "stopping"]
+    directory: str
+    """Where all recordings go."""
+    free_bytes: int
+    """On its disk."""
+    name: str
+    """Of the recording that runs, or ran last; empty before the first."""
+    files: tuple[str, ...]
+    """Their names, in the order in which they were begun."""
+    patterns: int
+    """Probe positions that have a pattern, over all files."""
+    started: float | None
+    """In seconds since the epoch."""
+    complete: bool
+    """Whether every acquisition is in its file to its regular end, so far."""
+    reason: str
+    """Why not."""
+
+
 class Status(_Part):
     """What the service is doing, for the operator, the status command and the metrics."""
 
@@ -162,6 +200,12 @@ class Status(_Part):
     acquisition: AcquisitionStatus | None
     receivers: tuple[str, ...]
     """Who is registered on the lossless path."""
+    receivers_behind_s: dict[str, float]
+    """Receiver → how old the oldest message is that waits for its credit, in seconds."""
+    alarms: tuple[AlarmStatus, ...]
+    """Those that stand, oldest first."""
+    recording: RecordingStatus | None
+    """``None`` where ``recording.directory`` is not configured."""
     recent_events: tuple[str, ...]
     """The last events, oldest first."""
 

@@ -65,6 +65,7 @@ class Pipeline:
         publisher: Publisher,
         make_corrector: CorrectorMaker,
         meters: Meters,
+        on_corrected: Callable[[str, CorrectedBatch], None],
     ) -> None:
         self._settings = settings
         self._inlet = inlet
@@ -72,6 +73,8 @@ class Pipeline:
         self._publisher = publisher
         self.correction = Correction(make_corrector)
         self._meters = meters
+        self._on_corrected = on_corrected
+        self._came = self._looked = time.monotonic()
         self._remarks = Remarks(self.on_remark)
         self.view = View()
         self.total = Ledger()
@@ -92,6 +95,11 @@ class Pipeline:
     def backlog(self) -> int:
         """Frames that wait in the ring."""
         return self._batcher.backlog
+
+    @property
+    def silent_s(self) -> float:
+        """How long it has waited in vain for anything to come; not while it is busy or held."""
+        return self._looked - self._came
 
     def counters(self) -> Counters | None:
         """The running acquisition's; ``None`` between acquisitions."""
@@ -161,9 +169,11 @@ class Pipeline:
         self._remarks.flush()
         came = self._batcher.next(timeout_s, (self._wake,), hurry=hurry)
         self._count_received()
+        self._looked = time.monotonic()
+        if came is None:
+            return False
+        self._came = self._looked
         match came:
-            case None:
-                return False
             case Started():
                 self._begin(came)
             case Ended():
@@ -174,6 +184,7 @@ class Pipeline:
 
     def on_remark(self, remark: Remark) -> None:
         """Count and publish what the ingest process has to say."""
+        self._came = time.monotonic()
         ledger = self._ledgers[remark.acquisition_id] if remark.acquisition_id else self.total
         if remark.rejected:
             ledger.receive(remark.rejected)
@@ -317,6 +328,7 @@ class Pipeline:
             reference_center=result.reference_center,
             patterns_averaged=result.patterns_averaged,
         )
+        self._on_corrected(started.acquisition_id, result)
         if result.state != before:
             self._tell_state(result, started.acquisition_id)
         if time.monotonic() >= self._next_mean:

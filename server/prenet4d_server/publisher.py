@@ -13,7 +13,7 @@ import secrets
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import zmq
@@ -76,6 +76,9 @@ class Publisher:
         """Topics that some receiver has registered for."""
         self.receivers: tuple[str, ...] = ()
         """Names of the registered lossless receivers."""
+        self.behind_s: Mapping[str, float] = {}
+        """Receiver → the age of the oldest message that waits for its credit, in seconds."""
+        self._announced: deque[Event] = deque()
         self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
         self._thread.start()
 
@@ -115,6 +118,15 @@ class Publisher:
         self._note(event)
         self.publish((event, {}))
 
+    def announce(self, event: Event) -> None:
+        """Log an event and publish it at once, even while a receiver holds everything else back."""
+        with self._changed:
+            if self.alive and self._closing_at is None:
+                self._announced.append(event)
+                os.eventfd_write(self._wake, 1)
+                return
+        self._note(event)
+
     def hasten(self, timeout_s: float) -> None:
         """Let receivers hold the pipeline back for no longer than ``timeout_s`` from now."""
         self._receivers.patience_ends = time.monotonic() + timeout_s
@@ -144,16 +156,21 @@ class Publisher:
                     self._read_subscriptions()
                 if self._router in ready:
                     self._receivers.listen()
-                for event in self._receivers.tick():
+                for event in (*self._receivers.tick(), *self._take_announced()):
                     self._note(event)
                     self._send(event, {})
                 self.receivers, self._received = self._receivers.names, self._receivers.topics
+                self.behind_s = self._receivers.behind_s
                 if self._may_send():
                     self._send_next()
             self._receivers.dismiss("The service has stopped.")
         finally:
             for socket in (self._stream, self._router):
                 socket.close(LINGER_MS)
+
+    def _take_announced(self) -> Iterator[Event]:
+        while self._announced:
+            yield self._announced.popleft()
 
     def _may_send(self) -> bool:
         return bool(self._queue) and not self._receivers.holding

@@ -17,16 +17,18 @@ from prenet4d_engines.calibration import Calibration
 from prenet4d_engines.errors import EngineError
 
 from prenet4d_server import logs
+from prenet4d_server.alarms import Alarms, Facts
 from prenet4d_server.config import Settings
 from prenet4d_server.control import Answer, Command, Control
 from prenet4d_server.correctors import load_correctors
-from prenet4d_server.errors import ConfigError, ServiceError
+from prenet4d_server.errors import CommandFailed, ConfigError, ServiceError
 from prenet4d_server.http_server import HttpServer
 from prenet4d_server.inlet import Inlet
 from prenet4d_server.metrics import AcquisitionStatus, Meters, SourceStatus, Status
 from prenet4d_server.notices import Remark
 from prenet4d_server.pipeline import Pipeline
 from prenet4d_server.publisher import Publisher
+from prenet4d_server.recordings import Recordings
 from prenet4d_server.sockets import knowing_clients, load_keys
 
 PUBLISH_TIMEOUT_S = 5.0
@@ -63,6 +65,8 @@ class Service:
         self._inlet: Inlet
         self._publisher: Publisher
         self._control: Control
+        self._recordings: Recordings
+        self._alarms: Alarms
         self._pipeline: Pipeline
         self._work: Future[None]
         self._engine = ""
@@ -146,6 +150,9 @@ class Service:
                 counters=counters,
             ),
             receivers=self._publisher.receivers,
+            receivers_behind_s=dict(self._publisher.behind_s),
+            alarms=self._alarms.active,
+            recording=self._recordings.status,
             recent_events=tuple(
                 f"{time.strftime('%H:%M:%S', time.localtime(event.time))} {event.message}"
                 for event in list(self._publisher.recent_events)[-EVENTS_IN_STATUS:]
@@ -166,7 +173,20 @@ class Service:
         if operators:
             undo.enter_context(knowing_clients(context))
         self._publisher = Publisher(settings.stream, settings.lossless, context=context, keys=keys)
+        self._recordings = Recordings(
+            settings.recording,
+            lossless=self._publisher.lossless_address,
+            server_key=keys[0] if keys else None,
+            log=settings.log,
+            tell=self._publisher.announce,
+        )
+        undo.callback(self._recordings.close)
         undo.callback(self._publisher.close, PUBLISH_TIMEOUT_S)
+        self._alarms = Alarms(
+            settings.alarms,
+            patterns_to_lock=settings.corrector.patterns_to_lock,
+            tell=self._publisher.announce,
+        )
         self._control = Control(
             settings.control.address,
             publisher=self._publisher.id,
@@ -178,7 +198,12 @@ class Service:
         self._inlet = Inlet(settings, self._on_remark)
         undo.callback(self._inlet.close)
         self._pipeline = Pipeline(
-            settings, self._inlet, self._publisher, make_corrector, self._meters
+            settings,
+            self._inlet,
+            self._publisher,
+            make_corrector,
+            self._meters,
+            self._alarms.see,
         )
         self._inlet.open()
         worker = ThreadPoolExecutor(1, "pipeline")
@@ -186,6 +211,8 @@ class Service:
         self._work = worker.submit(self._pipeline.run)
         self._work.add_done_callback(_log_failure)
         undo.callback(self._stop_pipeline)
+        self._alarms.start(self._facts)
+        undo.callback(self._alarms.close)
         # The page shows the pipeline's state, so it opens last and closes before it.
         http = HttpServer(settings.http.address, self.status)
         undo.callback(http.close)
@@ -199,8 +226,25 @@ class Service:
         # Bound early, answering once there is something to tell, and until all is drained.
         self._control.start(self._commands())
 
+    def _facts(self) -> Facts:
+        pipeline, view = self._pipeline, self._pipeline.view
+        return Facts(
+            started=view.started,
+            state=view.state,
+            patterns_averaged=view.patterns_averaged,
+            backlog=pipeline.backlog,
+            silent_s=pipeline.silent_s,
+            counters=pipeline.total.snapshot(),
+            acquisition=pipeline.counters(),
+            behind_s=self._publisher.behind_s,
+        )
+
     def _on_remark(self, remark: Remark) -> None:
         self._pipeline.on_remark(remark)
+
+    def _recording(self) -> dict[str, Any]:
+        status = self._recordings.status
+        return {} if status is None else status.model_dump(mode="json")
 
     def _stop_pipeline(self) -> None:
         self._publisher.hasten(self.settings.drain_s)
@@ -241,6 +285,17 @@ class Service:
             self._load_calibration(arguments.get("calibration"))
             return {}, {}
 
+        def start_recording(arguments: dict[str, Any]) -> Answer:
+            name = arguments.get("name")
+            if not (name is None or isinstance(name, str)):
+                raise CommandFailed("The name of a recording is a text.")
+            self._recordings.start(name)
+            return self._recording(), {}
+
+        def stop_recording(_: dict[str, Any]) -> Answer:
+            self._recordings.stop()
+            return self._recording(), {}
+
         def snapshot(_: dict[str, Any]) -> Answer:
             mean = pipeline.call(correction.mean)
             arrays = {} if mean is None else {"mean": mean[0]}
@@ -248,7 +303,7 @@ class Service:
 
         commands = (
             status, config, freeze, unfreeze, recalibrate, save_calibration, load_calibration,
-            snapshot,
+            snapshot, start_recording, stop_recording,
         )  # fmt: skip
         return {command.__name__: command for command in commands}
 

@@ -144,7 +144,7 @@ def test_nobody_registered_holds_nothing_back():
         assert done.wait(TIMEOUT_S)
 
 
-def test_a_receiver_that_lags_holds_back_is_told_of_and_dropped_in_the_end():
+def test_a_receiver_that_lags_holds_back_and_is_dropped_in_the_end():
     with publishing(max_lag_s=1.0) as publisher, receiver(publisher, credit=3) as messages:
         sent = []
         for number in range(20):
@@ -152,7 +152,6 @@ def test_a_receiver_that_lags_holds_back_is_told_of_and_dropped_in_the_end():
         until(lambda: len(sent) == 20)
         # The fourth message found no credit; what came after it waited until the drop.
         assert max(np.diff(sent)) > 0.9
-        assert codes(publisher).count("receiver_lags") == 1
         assert "receiver_dropped" in codes(publisher)
         assert [messages.receive().batch for _ in range(3)] == [0, 1, 2]
         with pytest.raises(ConnectionRefused, match="took nothing"):

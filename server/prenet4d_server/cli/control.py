@@ -119,6 +119,33 @@ def load(
     )
 
 
+def start(
+    name: Annotated[
+        str | None, typer.Argument(help="Of the file, without folder and suffix; the time of day.")
+    ] = None,
+    control: ControlOption = _DEFAULT,
+    server_key: ServerKeyOption = None,
+) -> None:
+    """Have the service record what it publishes, into the folder that it is configured with."""
+    from prenet4d_client import ControlClient
+
+    with ControlClient(control, server_key=server_key) as service:
+        recording = service.start_recording(name)
+    print(f"Recording {recording['name']} in {recording['directory']}: {recording['state']}.")
+
+
+def stop(control: ControlOption = _DEFAULT, server_key: ServerKeyOption = None) -> None:
+    """Stop the recording and close its files."""
+    from prenet4d_client import ControlClient
+
+    with ControlClient(control, server_key=server_key) as service:
+        recording = service.stop_recording()
+    for file in recording["files"]:
+        print(f"{recording['directory']}/{file}")
+    why = f"; incomplete: {recording['reason']}" if recording["reason"] else ""
+    print(f"{recording['patterns']:,} patterns were recorded{why}")
+
+
 def add_to(app: typer.Typer) -> None:
     """Put this group's commands into the command line."""
     app.command(epilog="Example:  [bold]prenet4d status --json[/bold]")(status)
@@ -134,3 +161,12 @@ def add_to(app: typer.Typer) -> None:
     calibration.command(epilog="Example:  [bold]prenet4d calibration save today.json[/bold]")(save)
     calibration.command(epilog="Example:  [bold]prenet4d calibration load today.json[/bold]")(load)
     app.add_typer(calibration)
+    recording = typer.Typer(
+        name="recording",
+        help="Have the service itself record, on its own disk.",
+        epilog="Example:  [bold]prenet4d recording start silicon_110[/bold]",
+        no_args_is_help=True,
+    )
+    recording.command(epilog="Example:  [bold]prenet4d recording start silicon_110[/bold]")(start)
+    recording.command(epilog="Example:  [bold]prenet4d recording stop[/bold]")(stop)
+    app.add_typer(recording)

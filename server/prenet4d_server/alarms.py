@@ -1,0 +1,317 @@
+"""Alarms: what the people at the microscope should hear of, in plain words.
+
+Every alarm watches one value against a threshold of the settings. It is raised once, by an event
+with its code, when the value reaches the threshold, and cleared once, by an event whose code ends
+in ``_cleared``, when the value has fallen to :data:`CLEAR_SHARE` of it. In between, the alarm
+stands in the service's status, in words that follow the value.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from prenet4d_client.messages import Counters, Event, State
+from prenet4d_engines.batch import CorrectedBatch
+
+from prenet4d_server.config import AlarmSettings
+from prenet4d_server.metrics import AlarmStatus
+from prenet4d_server.notices import Details, Level, Started
+
+LOOK_EVERY_S = 0.2
+CLEAR_SHARE = 0.7
+SHARE_OVER_S = 5.0
+"""Shares of flagged and of rejected frames are taken over the last seconds …"""
+SHARE_OF_FRAMES = 64
+"""… and only where so many frames came in them."""
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the service knows at one moment."""
+
+    started: Started | None = None
+    """The acquisition that is running."""
+    state: State | None = None
+    patterns_averaged: int = 0
+    backlog: int = 0
+    """Frames waiting in the ring."""
+    silent_s: float = 0.0
+    """How long the pipeline has waited for frames in vain."""
+    counters: Counters = field(default_factory=Counters)
+    """Of the service's life."""
+    acquisition: Counters | None = None
+    """Of the acquisition that is running."""
+    behind_s: Mapping[str, float] = field(default_factory=dict)
+    """Lossless receiver → how old the oldest message is that waits for its credit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One thing that is watched, as it stands."""
+
+    code: str
+    value: float
+    threshold: float
+    message: str
+    """What to say where the value is too high."""
+    cleared: str
+    """What to say when it no longer is."""
+    subject: str = ""
+    """Whom it is about, where there are several."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What one batch showed."""
+
+    time: float
+    acquisition_id: str
+    center: tuple[float, float]
+    """[cy, cx] in pixels, the median over the batch; NaN where no beam was seen."""
+    frames: int
+    flagged: int
+
+
+class Alarms:
+    """Watches the service and tells, on a thread of its own: it speaks while all else is held back.
+
+    Args:
+        settings: the thresholds.
+        patterns_to_lock: how many patterns the calibration needs, to say how far it is.
+        tell: takes the events.
+    """
+
+    def __init__(
+        self, settings: AlarmSettings, *, patterns_to_lock: int, tell: Callable[[Event], None]
+    ) -> None:
+        self._settings = settings
+        self._patterns_to_lock = patterns_to_lock
+        self._tell = tell
+        self._lock = threading.Lock()
+        self._seen: list[_Seen] = []
+        self._counted: deque[tuple[float, Counters]] = deque()
+        self._acquisition_id = ""
+        self._unstable_since = 0.0
+        self.active: tuple[AlarmStatus, ...] = ()
+        """The alarms that stand, oldest first."""
+        self._raised: dict[tuple[str, str], AlarmStatus] = {}
+        self._cleared: dict[tuple[str, str], str] = {}
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self, facts: Callable[[], Facts]) -> None:
+        """Look every fifth of a second at what ``facts`` returns."""
+
+        def watch() -> None:
+            while not self._stop.wait(LOOK_EVERY_S):
+                self.look(facts(), time.monotonic())
+
+        self._thread = threading.Thread(target=watch, name="alarms", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Look no more."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def see(self, acquisition_id: str, batch: CorrectedBatch, now: float | None = None) -> None:
+        """Take note of a corrected batch; called on the pipeline's thread.
+
+        Args:
+            acquisition_id: what it belongs to.
+            batch: what the corrector returned.
+            now: on the clock of ``time.monotonic``, which is asked by default.
+        """
+        centers = batch.tracked[np.isfinite(batch.tracked).all(axis=1)]
+        cy, cx = np.median(centers, axis=0) if len(centers) else (np.nan, np.nan)
+        flagged = int(np.count_nonzero(batch.flags))
+        seen = _Seen(
+            time.monotonic() if now is None else now,
+            acquisition_id,
+            (float(cy), float(cx)),
+            len(batch.flags),
+            flagged,
+        )
+        with self._lock:
+            self._seen.append(seen)
+
+    def look(self, facts: Facts, now: float) -> None:
+        """Raise and clear what the facts, and the batches seen, ask for at this moment."""
+        acquisition_id = facts.started.acquisition_id if facts.started else ""
+        if acquisition_id != self._acquisition_id:
+            self._acquisition_id = acquisition_id
+            self._unstable_since = now
+        if facts.started is None or facts.state in ("locked", "frozen"):
+            self._unstable_since = now
+        self._counted.append((now, facts.counters))
+        while self._counted[0][0] < now - SHARE_OVER_S:
+            self._counted.popleft()
+
+        readings = {(one.code, one.subject): one for one in self._readings(facts, now)}
+        for key, reading in readings.items():
+            if key not in self._raised:
+                if reading.value >= reading.threshold:
+                    self._raise(key, reading)
+            elif reading.value >= CLEAR_SHARE * reading.threshold:
+                old = self._raised[key]
+                self._raised[key] = old.model_copy(
+                    update={"message": reading.message, "value": reading.value}
+                )
+            else:
+                self._clear(key, reading.cleared)
+        for key in self._raised.keys() - readings.keys():  # a receiver has left
+            self._clear(key, self._cleared[key])
+        self.active = tuple(self._raised.values())
+
+    def _raise(self, key: tuple[str, str], reading: Reading) -> None:
+        self._raised[key] = AlarmStatus(
+            code=reading.code,
+            subject=reading.subject,
+            message=reading.message,
+            since=time.time(),
+            value=reading.value,
+            threshold=reading.threshold,
+        )
+        self._cleared[key] = reading.cleared
+        self._say("warning", reading.code, reading.message, reading)
+
+    def _clear(self, key: tuple[str, str], message: str) -> None:
+        del self._raised[key]
+        self._say("info", f"{key[0]}_cleared", message, None)
+
+    def _say(self, level: Level, code: str, message: str, reading: Reading | None) -> None:
+        details: Details = {}
+        if reading is not None:
+            details = {"value": reading.value, "threshold": reading.threshold}
+            details |= {"subject": reading.subject} if reading.subject else {}
+        self._tell(
+            Event(
+                level=level,
+                code=code,
+                message=message,
+                acquisition_id=self._acquisition_id,
+                details=details,
+            )
+        )
+
+    # --- what is watched -------------------------------------------------------------------------
+
+    def _readings(self, facts: Facts, now: float) -> Iterator[Reading]:
+        """Everything whose threshold is not 0."""
+        keep = max(SHARE_OVER_S, self._settings.center_moved_s)
+        with self._lock:
+            seen = self._seen = [
+                one
+                for one in self._seen
+                if one.time >= now - keep and one.acquisition_id == self._acquisition_id
+            ]
+        for reading in (
+            self._center(seen, now),
+            self._ellipticity(facts, now),
+            self._silence(facts),
+            self._flagged(seen, now),
+            self._rejected(),
+            self._backlog(facts),
+            *self._behind(facts),
+        ):
+            if reading.threshold > 0:
+                yield reading
+
+    def _center(self, seen: list[_Seen], now: float) -> Reading:
+        over = self._settings.center_moved_s
+        moved = 0.0
+        recent = [one.center for one in seen if one.time >= now - over]
+        centers = np.array([center for center in recent if np.isfinite(center).all()])
+        if len(centers):
+            moved = float(np.hypot(*(centers - centers[-1]).T).max())
+        return Reading(
+            "center_moved",
+            moved,
+            self._settings.center_moved_px,
+            f"Beam center moved {moved:.1f} px in {over:g} s.",
+            "Beam center is steady again.",
+        )
+
+    def _ellipticity(self, facts: Facts, now: float) -> Reading:
+        have, need = facts.patterns_averaged, self._patterns_to_lock
+        if facts.state == "lost":
+            why = "it was lost, and is not found again yet"
+        elif have < need:
+            why = f"{have} of {need} patterns"
+        else:
+            why = f"its readings still scatter after {have} patterns"
+        return Reading(
+            "ellipticity_unstable",
+            now - self._unstable_since,
+            self._settings.ellipticity_s,
+            f"Ellipticity not stable yet: {why}.",
+            "Ellipticity is no longer waited for: it is stable, or the acquisition is over.",
+        )
+
+    def _silence(self, facts: Facts) -> Reading:
+        came = facts.acquisition.received if facts.acquisition else 0
+        expected = facts.started.expected_frames if facts.started else 0
+        silent = facts.silent_s if expected is None or came < expected else 0.0
+        return Reading(
+            "detector_silent",
+            silent,
+            self._settings.detector_silent_s,
+            f"Detector silent for {silent:.0f} s in mid-acquisition, after {came} frames.",
+            "The detector sends again, or its acquisition is over.",
+        )
+
+    def _flagged(self, seen: list[_Seen], now: float) -> Reading:
+        recent = [one for one in seen if one.time >= now - SHARE_OVER_S]
+        frames, flagged = sum(one.frames for one in recent), sum(one.flagged for one in recent)
+        share = flagged / frames if frames >= SHARE_OF_FRAMES else 0.0
+        return Reading(
+            "many_flagged",
+            share,
+            self._settings.flagged_share,
+            f"{share:.0%} of the last {frames} frames are flagged: blank, saturated, low dose, off "
+            "the track, or without a beam.",
+            "Few frames are flagged now.",
+        )
+
+    def _rejected(self) -> Reading:
+        first, last = self._counted[0][1], self._counted[-1][1]
+        came = last.received - first.received
+        bad = last.rejected + last.shed - first.rejected - first.shed
+        share = bad / came if came >= SHARE_OF_FRAMES else 0.0
+        return Reading(
+            "many_rejected",
+            share,
+            self._settings.rejected_share,
+            f"{share:.0%} of the last {came} frames were rejected or shed.",
+            "Few frames are rejected or shed now.",
+        )
+
+    def _backlog(self, facts: Facts) -> Reading:
+        slots = facts.started.slots if facts.started else 0
+        share = facts.backlog / slots if slots else 0.0
+        return Reading(
+            "backlog_high",
+            share,
+            self._settings.backlog_share,
+            f"The ring is filled to {share:.0%}: {facts.backlog} frames wait to be corrected.",
+            "The ring has room again.",
+        )
+
+    def _behind(self, facts: Facts) -> Iterator[Reading]:
+        for name, behind in facts.behind_s.items():
+            yield Reading(
+                "receiver_behind",
+                behind,
+                self._settings.receiver_behind_s,
+                f"Subscriber {name} is {behind:.1f} s behind, and holds the service back.",
+                f"Subscriber {name} is no longer behind.",
+                subject=name,
+            )

@@ -1,0 +1,241 @@
+"""Recordings that the operator starts and stops: the service's end of the recorder process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from prenet4d_client.messages import Event
+from pydantic import ValidationError
+
+from prenet4d_server.config import LogSettings, RecordingSettings
+from prenet4d_server.errors import CommandFailed
+from prenet4d_server.metrics import RecordingStatus
+from prenet4d_server.notices import Level
+from prenet4d_server.recorder_process import Order, Report
+
+ANSWER_S = 4.0
+"""How long a command waits for the process; after that its answer says how far it is."""
+CLOSE_S = 20.0
+_NAME = re.compile(r"\w[\w .+=-]*")
+_NAME_BYTES = 120
+
+
+class Recordings:
+    """At most one recording at a time, made by a process of its own.
+
+    Args:
+        settings: where recordings go, and what is in them.
+        lossless: the service's lossless address, as it is bound.
+        server_key: the service's public CURVE key, where it has one.
+        log: how the process writes its log.
+        tell: takes events.
+    """
+
+    def __init__(
+        self,
+        settings: RecordingSettings,
+        *,
+        lossless: str,
+        server_key: bytes | None,
+        log: LogSettings,
+        tell: Callable[[Event], None],
+    ) -> None:
+        self._settings = settings
+        self._lossless = lossless.replace("//0.0.0.0:", "//127.0.0.1:").replace(
+            "//[::]:", "//[::1]:"
+        )
+        self._server_key = server_key.decode() if server_key else None
+        self._log = log
+        self._tell = tell
+        self._changed = threading.Condition()
+        self._process: subprocess.Popen[str] | None = None
+        self._reader: threading.Thread | None = None
+        self._name = ""
+        self._started: float | None = None
+        self._report: Report | None = None
+        self._stopping = False
+
+    @property
+    def status(self) -> RecordingStatus | None:
+        """How the recording stands; ``None`` where no directory is configured."""
+        directory = self._settings.directory
+        if directory is None:
+            return None
+        with self._changed:
+            report = self._report or Report()
+            running = self._process is not None
+            started = running and self._report is not None
+            return RecordingStatus(
+                state="idle"
+                if not running
+                else "stopping"
+                if self._stopping
+                else "recording"
+                if started
+                else "starting",
+                directory=str(directory),
+                free_bytes=_free(directory),
+                name=self._name,
+                files=report.files,
+                patterns=report.patterns,
+                started=self._started,
+                complete=report.complete,
+                reason=report.error or report.reason,
+            )
+
+    def start(self, name: str | None) -> None:
+        """Start a recording; when this returns, nothing is missed from now on.
+
+        Where the process takes long to start, this returns before that, and the status says
+        ``starting``.
+
+        Args:
+            name: of the file, without a suffix; the time of day by default.
+
+        Raises:
+            CommandFailed: one is running already, the name is taken or is no plain file name, the
+                disk is full, or nothing may be recorded.
+        """
+        path = self._path(time.strftime("%Y-%m-%d_%H%M%S") if name is None else name)
+        with self._changed:
+            if self._process is not None:
+                raise CommandFailed(f"{self._name} is being recorded already. Stop it first.")
+            order = Order(
+                path=path,
+                lossless=self._lossless,
+                server_key=self._server_key,
+                content=("corrected", "aligned")
+                if self._settings.content == "both"
+                else (self._settings.content,),
+                compression=self._settings.compression,
+                keep_free=self._settings.keep_free,
+                log=self._log,
+            )
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "prenet4d_server.recorder_process"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                process_group=0,  # Ctrl-C is for the service, which drains first
+            )
+            self._name, self._started = path.stem, time.time()
+            self._report, self._stopping = None, False
+            _write(self._process, order.model_dump_json())
+            self._reader = threading.Thread(
+                target=self._read, args=(self._process, path), name="recording", daemon=True
+            )
+            self._reader.start()
+            self._changed.wait_for(
+                lambda: self._report is not None or self._process is None, ANSWER_S
+            )
+            if self._process is None:
+                why = self._report.error if self._report else ""
+                raise CommandFailed(why or "The recorder did not start; the log says why.")
+
+    def stop(self) -> None:
+        """Stop the recording; its files are closed when this returns, unless the disk is slow.
+
+        Raises:
+            CommandFailed: there is none.
+        """
+        with self._changed:
+            if self._process is None:
+                raise CommandFailed("Nothing is being recorded.")
+            self._stopping = True
+            _write(self._process, "stop")
+            self._changed.wait_for(lambda: self._process is None, ANSWER_S)
+
+    def close(self) -> None:
+        """Wait for the end of the recording, which the service's farewell to receivers brings."""
+        with self._changed:
+            reader, process = self._reader, self._process
+        if reader is None:
+            return
+        reader.join(CLOSE_S)
+        if reader.is_alive() and process is not None:
+            process.kill()
+            reader.join()
+
+    def _path(self, name: str) -> Path:
+        directory = self._settings.directory
+        if directory is None:
+            raise CommandFailed(
+                "Recordings cannot be started here: set recording.directory in the configuration."
+            )
+        suffix = f".{self._settings.format}"
+        stem = name.removesuffix(suffix)
+        if not _NAME.fullmatch(stem) or len(stem.encode()) > _NAME_BYTES:
+            raise CommandFailed(
+                f"{name!r} cannot be the name of a recording: use letters, digits, spaces and "
+                "_ . + = -, beginning with a letter or digit."
+            )
+        if not directory.is_dir() or not os.access(directory, os.W_OK | os.X_OK):
+            raise CommandFailed(f"{directory} is no folder that the service may write to.")
+        path = directory / f"{stem}{suffix}"
+        if os.path.lexists(path):
+            raise CommandFailed(f"There is a recording {path.name} already. Choose another name.")
+        free = _free(directory)
+        if free < self._settings.keep_free:
+            raise CommandFailed(
+                f"The disk of {directory} has only {free / 1e9:.1f} GB left, and "
+                f"{self._settings.keep_free / 1e9:.1f} GB are kept free. Make room."
+            )
+        return path
+
+    def _read(self, process: subprocess.Popen[str], path: Path) -> None:
+        """Follow the process's reports to its end; on a thread of its own."""
+        assert process.stdout is not None
+        with process:
+            for line in process.stdout:
+                report = _parse(line)
+                with self._changed:
+                    first, self._report = self._report is None, report
+                    self._changed.notify_all()
+                if first and not report.error:
+                    self._say("info", "recording_started", f"Recording {path.name} began.")
+        with self._changed:
+            last = self._report or Report()
+            if process.returncode and not last.error:
+                died = f"The recorder died with status {process.returncode}."
+                last = last.model_copy(update={"error": died, "complete": False})
+            self._report, self._process = last, None
+            self._changed.notify_all()
+        if last.error:
+            self._say("error", "recording_failed", f"Recording {path.name} failed: {last.error}")
+        else:
+            what = f"{last.patterns} patterns in {len(last.files)} file(s)"
+            why = "" if last.complete else f"; incomplete: {last.reason}"
+            self._say("info", "recording_stopped", f"Recording ended with {what}{why}.")
+
+    def _say(self, level: Level, code: str, message: str) -> None:
+        self._tell(Event(level=level, code=code, message=message))
+
+
+def _parse(line: str) -> Report:
+    try:
+        return Report.model_validate_json(line)
+    except ValidationError:
+        return Report(error=f"the recorder said {line.strip()[:200]!r}", complete=False)
+
+
+def _write(process: subprocess.Popen[str], line: str) -> None:
+    assert process.stdin is not None
+    with contextlib.suppress(OSError):  # it has ended; its status and its last report say why
+        process.stdin.write(line + "\n")
+        process.stdin.flush()
+
+
+def _free(directory: Path) -> int:
+    try:
+        return shutil.disk_usage(directory).free
+    except OSError:
+        return 0

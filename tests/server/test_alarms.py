@@ -1,0 +1,222 @@
+"""Alarms: raised once, cleared once, in plain words, and shown by a running service."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+from prenet4d_client import LosslessReceiver
+from prenet4d_client.messages import Counters, Event
+from prenet4d_engines.batch import CorrectedBatch
+from prenet4d_engines.geometry import Ellipticity
+from prenet4d_server.alarms import Alarms, Facts
+from prenet4d_server.config import AlarmSettings
+from prenet4d_server.notices import Started
+from prenet4d_server.service import Service
+
+from .live import TIMEOUT_S, frames, listening, sender, settings, until
+
+STARTED = Started(
+    at=0, acquisition_id="scan", series="1", frame_shape=(16, 24), dtype="uint16", slots=100,
+    base=0, scan_shape=None, expected_frames=1000, saturation_value=None, gain=1.0,
+    detector="test", metadata={}, packed_mask=None,
+)  # fmt: skip
+OFF = {name: 0.0 for name in AlarmSettings.model_fields if name != "center_moved_s"}
+
+
+class Watched:
+    """Alarms with one threshold on, and what they told."""
+
+    def __init__(self, **thresholds: float) -> None:
+        self.events: list[Event] = []
+        chosen = AlarmSettings(**{**OFF, **thresholds})
+        self.alarms = Alarms(chosen, patterns_to_lock=256, tell=self.events.append)
+        self.now = 1000.0
+
+    def look(self, later_s: float = 0.2, **facts: object) -> list[str]:
+        """Look again, some time later; returns the codes that are told by it."""
+        before = len(self.events)
+        self.now += later_s
+        self.alarms.look(Facts(**({"started": STARTED} | facts)), self.now)  # type: ignore[arg-type]
+        return [event.code for event in self.events[before:]]
+
+    def see(self, centers: list[tuple[float, float]], flags: int = 0, name: str = "scan") -> None:
+        """A batch has been corrected just now."""
+        self.alarms.see(name, corrected(centers, flags), self.now)
+
+    @property
+    def standing(self) -> list[str]:
+        return [alarm.code for alarm in self.alarms.active]
+
+
+def corrected(centers: list[tuple[float, float]], flags: int = 0) -> CorrectedBatch:
+    n = len(centers)
+    tracked = np.array(centers, np.float32)
+    pair, empty = np.zeros((n, 2), np.float32), np.zeros((n, 8, 8), np.float32)
+    return CorrectedBatch(
+        indices=np.arange(n), corrected=empty, aligned=empty, center=tracked, center_sigma=pair,
+        tracked=tracked, tracked_sigma=pair, shift=pair, dose=pair[:, 0],
+        flags=np.full(n, flags, np.uint8), ellipticity=Ellipticity(1.0, 0.0), ratio_sigma=None,
+        theta_sigma=None, state="locked", patterns_averaged=n, reference_center=(3.5, 3.5),
+    )  # fmt: skip
+
+
+def test_an_alarm_is_raised_once_and_cleared_once_well_below_its_threshold() -> None:
+    watched = Watched(backlog_share=0.8)
+    told = [watched.look(backlog=waiting) for waiting in (10, 79, 80, 99, 79, 60, 80, 55, 70)]
+    assert told == [[], [], ["backlog_high"], [], [], [], [], ["backlog_high_cleared"], []]
+    assert watched.events[0].level == "warning"
+    assert watched.events[0].acquisition_id == "scan"
+    assert watched.events[0].details == {"value": 0.8, "threshold": 0.8}
+    assert watched.events[1].level == "info"
+
+
+def test_the_standing_alarm_follows_the_value() -> None:
+    watched = Watched(backlog_share=0.8)
+    watched.look(backlog=85)
+    since = watched.alarms.active[0].since
+    watched.look(backlog=99)
+    (alarm,) = watched.alarms.active
+    assert (alarm.value, alarm.since) == (0.99, since)
+    assert "99%" in alarm.message
+    watched.look(backlog=0)
+    assert watched.alarms.active == ()
+
+
+def test_nothing_is_told_where_all_is_off() -> None:
+    watched = Watched()
+    watched.see([(0, 0)] * 100, flags=1)
+    watched.see([(99, 99)] * 100, flags=1)
+    worst = Counters(received=1000, rejected=500, shed=500)
+    watched.look(counters=Counters())
+    told = watched.look(3600, silent_s=1e3, backlog=100, behind_s={"x": 99.0}, counters=worst)
+    assert told == []
+
+
+def test_a_beam_that_moves_is_told_and_one_that_drifts_slowly_is_not() -> None:
+    watched = Watched(center_moved_px=5.0)
+    watched.look()
+    watched.see([(10, 10), (10, 10), (90, 90)])  # the median counts
+    watched.see([(np.nan, np.nan)] * 3)
+    assert watched.look(0) == []
+    watched.see([(10, 16)] * 3)
+    assert watched.look(0) == ["center_moved"]
+    assert watched.events[0].message == "Beam center moved 6.0 px in 2 s."
+    assert watched.look(0) == []
+    assert watched.look(3) == ["center_moved_cleared"]
+
+
+def test_another_acquisition_does_not_count_as_a_move() -> None:
+    watched = Watched(center_moved_px=5.0)
+    watched.see([(40, 40)] * 3, name="other")
+    watched.see([(10, 10)] * 3)
+    assert watched.look(0) == []
+
+
+def test_ellipticity_that_takes_long_is_told_with_how_far_it_is() -> None:
+    watched = Watched(ellipticity_s=10)
+    assert watched.look(0, state="calibrating") == []
+    assert watched.look(9, state="calibrating", patterns_averaged=80) == []
+    assert watched.look(2, state="calibrating", patterns_averaged=83) == ["ellipticity_unstable"]
+    assert watched.events[0].message == "Ellipticity not stable yet: 83 of 256 patterns."
+    assert watched.look(state="locked") == ["ellipticity_unstable_cleared"]
+    assert watched.look(100, state="frozen") == []
+    assert watched.look(11, state="lost", patterns_averaged=300) == ["ellipticity_unstable"]
+    assert "lost" in watched.events[-1].message
+    assert watched.look(started=None, state="lost") == ["ellipticity_unstable_cleared"]
+
+
+def test_a_detector_that_has_sent_everything_is_not_silent() -> None:
+    watched = Watched(detector_silent_s=5)
+    halfway, all_of_it = Counters(received=500), Counters(received=1000)
+    assert watched.look(silent_s=60, acquisition=all_of_it) == []
+    assert watched.look(silent_s=60, started=None) == []
+    assert watched.look(silent_s=60, acquisition=halfway) == ["detector_silent"]
+    assert "for 60 s in mid-acquisition, after 500 frames" in watched.events[0].message
+    assert watched.look(silent_s=0.1, acquisition=halfway) == ["detector_silent_cleared"]
+
+
+def test_shares_of_flagged_and_rejected_frames_are_of_the_last_seconds() -> None:
+    watched = Watched(flagged_share=0.5, rejected_share=0.1)
+    watched.look(0)
+    watched.see([(1, 1)] * 40, flags=3)
+    assert watched.look(0) == []  # too few to judge by
+    watched.see([(1, 1)] * 40)
+    assert watched.look(0) == ["many_flagged"]
+    assert watched.events[-1].message.startswith("50% of the last 80 frames are flagged")
+    some = Counters(received=100, rejected=12, shed=3)
+    assert watched.look(counters=some) == ["many_rejected"]
+    assert watched.events[-1].message == "15% of the last 100 frames were rejected or shed."
+    told = [*watched.look(6, counters=some), *watched.look(6, counters=some)]
+    assert sorted(told) == ["many_flagged_cleared", "many_rejected_cleared"]
+
+
+def test_each_receiver_has_its_own_alarm_and_one_that_leaves_clears_it() -> None:
+    watched = Watched(receiver_behind_s=1.0)
+    assert watched.look(behind_s={"recorder": 1.24, "page": 0.0}) == ["receiver_behind"]
+    assert watched.events[0].message.startswith("Subscriber recorder is 1.2 s behind")
+    assert watched.look(behind_s={"recorder": 2.0, "page": 3.0}) == ["receiver_behind"]
+    assert [alarm.subject for alarm in watched.alarms.active] == ["recorder", "page"]
+    assert watched.look(behind_s={"page": 3.0}) == ["receiver_behind_cleared"]
+    assert watched.standing == ["receiver_behind"]
+
+
+# --- of a running service -------------------------------------------------------------------------
+
+
+def test_a_silent_detector_is_told_of_and_when_it_sends_again() -> None:
+    with (
+        Service(settings(alarms={"detector_silent_s": 0.3})) as service,
+        listening(service) as listener,
+        sender(service) as source,
+    ):
+        source.start(frame_shape=(16, 24), dtype="uint16", scan_shape=(2, 3))
+        assert "in mid-acquisition, after" in listener.wait_for_event("detector_silent").message
+        assert [alarm.code for alarm in service.status().alarms] == ["detector_silent"]
+        source.send(frames(2))
+        listener.wait_for_event("detector_silent_cleared")
+        until(lambda: "after 2 frames" in " ".join(event.message for event in listener.of("event")))
+        source.send(frames(4), range(2, 6))
+        source.end()
+        assert not listener.wait_for("acquisition_end").aborted
+        until(lambda: service.status().alarms == ())
+        until(lambda: listener.codes()[-1] == "detector_silent_cleared")
+    told = [code for code in listener.codes() if code.startswith("detector_silent")]
+    assert told == ["detector_silent", "detector_silent_cleared"] * (len(told) // 2)
+
+
+def test_a_receiver_that_holds_the_service_back_is_told_of_while_it_does() -> None:
+    alarms = {"receiver_behind_s": 0.2}
+    n = 2000
+    with (
+        Service(settings(batch={"size": 8}, alarms=alarms)) as service,
+        listening(service) as listener,
+        LosslessReceiver(
+            service.endpoints["lossless"], name="slow", topics="telemetry", credit=1,
+            timeout=TIMEOUT_S,
+        ) as receiver,
+        sender(service) as source,
+    ):  # fmt: skip
+        source.start(frame_shape=(16, 24), dtype="uint16", expected_frames=n)
+        sending = threading.Thread(
+            target=lambda: [source.send(frames(20), range(i, i + 20)) for i in range(0, n, 20)]
+        )
+        sending.start()
+        # Nothing else comes through now: the alarm does.
+        event = listener.wait_for_event("receiver_behind")
+        assert event.details["subject"] == "slow"
+        assert service.status().receivers_behind_s["slow"] > 0.1
+        seen = 0
+        while seen < n:
+            seen += len(receiver.receive().indices)
+        sending.join()
+        listener.wait_for_event("receiver_behind_cleared")
+        source.end()
+        listener.wait_for("acquisition_end")
+
+
+@pytest.mark.parametrize("name", ["center_moved_px", "backlog_share"])
+def test_thresholds_make_sense(name: str) -> None:
+    with pytest.raises(ValueError, match="greater than or equal to 0"):
+        AlarmSettings(**{name: -1.0})

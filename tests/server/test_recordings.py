@@ -1,0 +1,239 @@
+"""Recordings that the operator starts and stops, in a process of the service's own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import psutil
+import pytest
+from prenet4d_client import ControlClient
+from prenet4d_client.errors import CommandRefused
+from prenet4d_server.config import RecordingSettings
+from prenet4d_server.service import Service
+from prenet4d_server.sockets import generate_keys
+
+from .live import Listener, frames, listening, sender, settings, until
+
+SHAPE = (16, 24)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("recordings")
+
+
+@pytest.fixture(scope="module")
+def service(folder: Path) -> Iterator[Service]:
+    recording = {"directory": folder, "keep_free": "64MiB"}
+    with Service(settings(recording=recording)) as running:
+        yield running
+
+
+@pytest.fixture
+def listener(service: Service) -> Iterator[Listener]:
+    with listening(service) as made:
+        yield made
+
+
+@pytest.fixture
+def client(service: Service) -> Iterator[ControlClient]:
+    with ControlClient(service.endpoints["control"], timeout=30) as connected:
+        yield connected
+
+
+def started(client: ControlClient, name: str | None = None) -> dict[str, Any]:
+    """A recording that misses nothing from now on."""
+    client.start_recording(name)
+    until(lambda: client.status()["recording"]["state"] == "recording")
+    return client.status()["recording"]
+
+
+def stopped(client: ControlClient) -> dict[str, Any]:
+    client.stop_recording()
+    until(lambda: client.status()["recording"]["state"] == "idle")
+    return client.status()["recording"]
+
+
+def scan(service: Service, listener: Listener, n: int = 6) -> None:
+    before = len(listener.of("acquisition_end"))
+    with sender(service) as source:
+        source.start(frame_shape=SHAPE, dtype="uint16", scan_shape=(n // 3, 3))
+        source.send(frames(n))
+        source.end()
+    listener.wait_for("acquisition_end", before + 1)
+
+
+def test_a_recording_holds_every_scan_between_start_and_stop(
+    service: Service, listener: Listener, client: ControlClient, folder: Path
+) -> None:
+    assert client.status()["recording"]["state"] == "idle"
+    assert started(client, "mine")["name"] == "mine"
+    assert client.status()["receivers"] == ["recorder"]
+    scan(service, listener)
+    scan(service, listener)
+    until(lambda: client.status()["recording"]["patterns"] == 12)
+    recording = stopped(client)
+    assert recording["files"] == ["mine.h5", "mine_002.h5"]
+    assert (recording["complete"], recording["reason"]) == (True, "")
+    assert client.status()["receivers"] == []
+    with h5py.File(folder / "mine_002.h5") as file:
+        data = file["Experiments/corrected/data"]
+        np.testing.assert_array_equal(data[:].reshape(6, *SHAPE), frames(6))
+        assert file["prenet4d"].attrs["complete"]
+    codes = listener.codes()
+    assert "recording_started" in codes
+    assert "12 patterns in 2 file(s)." in listener.wait_for_event("recording_stopped").message
+
+
+def test_a_recording_that_is_stopped_early_says_so(
+    service: Service, listener: Listener, client: ControlClient, folder: Path
+) -> None:
+    name = started(client)["name"]
+    with sender(service) as source:
+        source.start(frame_shape=SHAPE, dtype="uint16", scan_shape=(2, 3))
+        source.send(frames(3))
+        until(lambda: client.status()["recording"]["patterns"] == 3)
+        recording = stopped(client)
+        source.send(frames(3), range(3, 6))
+        source.end()
+    assert not recording["complete"]
+    assert "stopped" in recording["reason"]
+    with h5py.File(folder / f"{name}.h5") as file:
+        assert not file["prenet4d"].attrs["complete"]
+
+
+@pytest.mark.parametrize(
+    "name", ["../out", "/etc/out", "a/b", "..", ".hidden", "", " ", "a\0b", "{n}", "x" * 500, "a\n"]
+)
+def test_no_name_leads_out_of_the_folder(
+    client: ControlClient, folder: Path, name: str, tmp_path: Path
+) -> None:
+    before = sorted(folder.parent.rglob("*"))
+    with pytest.raises(CommandRefused, match="cannot be the name"):
+        client.start_recording(name)
+    assert sorted(folder.parent.rglob("*")) == before
+    assert client.status()["recording"]["state"] == "idle"
+
+
+def test_a_name_that_is_no_text_is_refused(client: ControlClient) -> None:
+    with pytest.raises(CommandRefused, match="is a text"):
+        client.start_recording(["a"])  # type: ignore[arg-type]
+
+
+def test_what_exists_is_not_overwritten_nor_followed(
+    client: ControlClient, folder: Path, tmp_path: Path
+) -> None:
+    (folder / "taken.h5").write_text("mine")
+    (folder / "link.h5").symlink_to(tmp_path / "elsewhere.h5")
+    for name in ("taken", "taken.h5", "link"):
+        with pytest.raises(CommandRefused, match="already"):
+            client.start_recording(name)
+    assert (folder / "taken.h5").read_text() == "mine"
+    assert not (tmp_path / "elsewhere.h5").exists()
+
+
+def test_one_recording_at_a_time(client: ControlClient) -> None:
+    with pytest.raises(CommandRefused, match="Nothing is being recorded"):
+        client.stop_recording()
+    started(client, "first")
+    with pytest.raises(CommandRefused, match="first is being recorded already"):
+        client.start_recording("second")
+    assert stopped(client)["files"] == []
+
+
+def test_a_recorder_that_is_killed_is_told_of_and_another_can_be_started(
+    client: ControlClient, listener: Listener
+) -> None:
+    started(client, "doomed")
+    (recorder,) = [
+        child
+        for child in psutil.Process().children()
+        if "prenet4d_server.recorder_process" in child.cmdline()
+    ]
+    os.kill(recorder.pid, signal.SIGKILL)
+    assert "died with status -9" in listener.wait_for_event("recording_failed").message
+    until(lambda: client.status()["recording"]["state"] == "idle")
+    assert "died" in client.status()["recording"]["reason"]
+    started(client, "next")
+    stopped(client)
+
+
+def test_nothing_is_recorded_where_no_folder_is_configured() -> None:
+    with (
+        Service(settings()) as service,
+        ControlClient(service.endpoints["control"], timeout=30) as client,
+    ):
+        assert client.status()["recording"] is None
+        with pytest.raises(CommandRefused, match=r"set recording\.directory"):
+            client.start_recording()
+
+
+def test_a_full_disk_or_a_missing_folder_is_refused(tmp_path: Path) -> None:
+    for recording, why in (
+        ({"directory": tmp_path, "keep_free": "1000TB"}, "Make room"),
+        ({"directory": tmp_path / "nowhere"}, "no folder that the service may write to"),
+    ):
+        with (
+            Service(settings(recording=recording)) as service,
+            ControlClient(service.endpoints["control"], timeout=30) as client,
+            pytest.raises(CommandRefused, match=why),
+        ):
+            client.start_recording()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_service_that_stops_closes_the_recording_with_all_that_came(tmp_path: Path) -> None:
+    public, secret = generate_keys(tmp_path / "keys")
+    key = next(
+        line.split('"')[1]
+        for line in public.read_text().splitlines()
+        if line.strip().startswith("public-key")
+    )
+    (tmp_path / "data").mkdir()
+    encrypted = settings(
+        recording={"directory": tmp_path / "data", "keep_free": "64MiB"},
+        security={"secret_key_file": secret},
+    )
+    with (
+        Service(encrypted) as service,
+        ControlClient(service.endpoints["control"], timeout=30, server_key=key) as client,
+        sender(service, server_key=key) as source,
+    ):
+        started(client, "last")
+        source.start(frame_shape=SHAPE, dtype="uint16", scan_shape=(2, 3))
+        source.send(frames(6))
+        source.end()
+        until(lambda: client.status()["counters"]["received"] == 6)
+        service.close()
+    with h5py.File(tmp_path / "data" / "last.h5") as file:
+        assert file["prenet4d/received"][:].all()
+        assert file["prenet4d"].attrs["frames_corrected"] == 6
+
+
+def test_settings_are_checked() -> None:
+    with pytest.raises(ValueError, match="greater"):
+        RecordingSettings(keep_free=0)
+
+
+def test_the_commands_of_the_terminal(service: Service, client: ControlClient) -> None:
+    def prenet4d(*arguments: str) -> subprocess.CompletedProcess[str]:
+        from sys import executable
+
+        command = [executable, "-m", "prenet4d_server", "recording", *arguments]
+        control = ["--control", service.endpoints["control"]]
+        return subprocess.run([*command, *control], capture_output=True, text=True, check=False)
+
+    begun = prenet4d("start", "typed")
+    assert begun.returncode == 0
+    assert "typed" in begun.stdout
+    assert client.status()["recording"]["name"] == "typed"
+    assert prenet4d("start", "again").returncode == 1
+    assert prenet4d("stop").returncode == 0
+    until(lambda: client.status()["recording"]["state"] == "idle")
