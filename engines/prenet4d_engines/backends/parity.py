@@ -1,34 +1,118 @@
-"""Does an arithmetic agree with float32 where it matters: in counts and in pixels?
+"""Does an arithmetic agree with float32 where it matters: in counts, in pixels, in the ratio?
 
-A faster arithmetic is used for a network only if a few patterns, decoded to physical quantities,
-come out the same within the bounds below. It is measured once, when a backend starts: libraries,
-processors and weights differ, and a wrong kernel has to be found before the first frame.
+A faster arithmetic is used for a network only if simulated patterns, decoded to the physical
+quantities a user gets, come out the same within bounds, and the network's own output too. It is
+measured where it runs, before the first frame: libraries, processors and weights differ, and a
+wrong kernel has to be found. The patterns hold 10³ to 10⁵ electrons, and 10⁶ in a single disk.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
 
 import torch
 from torch import Tensor
 
-from prenet4d_engines.models import center, denoiser
-
-CENTER_BOUND = 0.02
-"""Largest deviation of a center, in pixels, or in tenths of its sigma where that is more."""
-COUNTS_BOUND = 0.005
-"""Largest mean absolute deviation of denoised counts, as a share of the mean."""
+from prenet4d_engines.models import center, denoiser, ellipse
+from prenet4d_engines.symmetry import refine
+from prenet4d_engines.weights import Name
 
 Network = Callable[[Tensor], Tensor]
+"""Maps a network's float32 input to its float32 output, on the device where it runs."""
+
+_UNITS: Final[dict[Name, str]] = {
+    "denoise": "of the counts",
+    "center": "px in the center",
+    "ellipse": "in the ratio",
+}
 
 
-def patterns(device: torch.device) -> Tensor:
-    """Return six plain patterns, (6, 128, 128) counts: disks and a halo at 10³ to 10⁵ electrons."""
+@dataclass(frozen=True)
+class Bounds:
+    """How far an arithmetic may be from float32.
+
+    Attributes:
+        physical: For each network, the largest deviation of what it is for, in the worst pattern:
+            mean absolute deviation of counts as a share of their mean; distance of centers in
+            pixels; difference of ln(ratio) vectors, which is that of the ratio near one.
+        relative: The largest norm of the difference of a network's outputs, as a share of theirs.
+    """
+
+    physical: Mapping[Name, float]
+    relative: float
+
+
+ENGINE: Final = Bounds(MappingProxyType({"denoise": 0.005, "center": 0.005, "ellipse": 2e-4}), 0.01)
+"""For a compiled engine, which computes in float16."""
+TORCH: Final = Bounds(MappingProxyType({"denoise": 0.005, "center": 0.02, "ellipse": 1e-3}), 0.05)
+"""For torch in bfloat16 or float16."""
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """How far a network in another arithmetic is from float32; `Bounds` says how it is counted."""
+
+    network: Name
+    physical: float
+    relative: float
+
+    def within(self, bounds: Bounds) -> bool:
+        """Say whether both figures keep the bounds; one that is no number does not."""
+        return self.physical <= bounds.physical[self.network] and self.relative <= bounds.relative
+
+    def told(self, bounds: Bounds) -> str:
+        """Say both figures, and what is allowed."""
+        return (
+            f"{self.network}: {self.physical:.2g} {_UNITS[self.network]} "
+            f"({bounds.physical[self.network]:g} allowed), {self.relative:.2g} of the output "
+            f"({bounds.relative:g} allowed)"
+        )
+
+
+def measure(
+    name: Name,
+    network: Network,
+    reference: Network,
+    frame_shape: tuple[int, int] = (128, 128),
+    device: torch.device | None = None,
+) -> Deviation:
+    """Compare a network with its float32 reference on simulated patterns.
+
+    Args:
+        name: Which network both are.
+        network: The one to judge.
+        reference: The same in float32, on the CPU.
+        frame_shape: ``(h, w)`` of the patterns, for networks that take one shape only.
+        device: Where ``network`` runs; unset: the CPU.
+    """
+
+    def judged(x: Tensor) -> Tensor:
+        return network(x.to(device)).cpu()
+
+    with torch.inference_mode():
+        if name == "denoise":
+            return _compare_denoisers(judged, reference, patterns(frame_shape))
+        if name == "center":
+            return _compare_centers(judged, reference, patterns(frame_shape))
+        return _compare_ellipses(judged, reference, means(frame_shape))
+
+
+def patterns(frame_shape: tuple[int, int] = (128, 128)) -> Tensor:
+    """Return eight plain patterns, (8, h, w) counts on the CPU.
+
+    Six show disks and a halo, at 10³ to 10⁵ electrons, two a single disk with 10⁶.
+    """
     random = torch.Generator().manual_seed(0)
-    y, x = torch.meshgrid(torch.arange(128.0), torch.arange(128.0), indexing="ij")
+    h, w = frame_shape
+    scale = min(h, w) / 128
+    y, x = torch.meshgrid(torch.arange(h) / scale, torch.arange(w) / scale, indexing="ij")
+    first = torch.tensor([(h / scale - 128) / 2, (w / scale - 128) / 2]) + 55
     frames = []
     for number in range(6):
-        cy, cx = (55 + 18 * torch.rand(2, generator=random)).tolist()
+        cy, cx = (first + 18 * torch.rand(2, generator=random)).tolist()
         expected = 0.02 * torch.exp(-((y - cy) ** 2 + (x - cx) ** 2) / (2 * 30.0**2))
         for ky in range(-3, 4):
             for kx in range(-3, 4):
@@ -37,22 +121,64 @@ def patterns(device: torch.device) -> Tensor:
                 expected = expected + strength * torch.sigmoid(2 * (5.5 - r))
         dose = 10.0 ** (3 + number % 3)
         frames.append(torch.poisson(expected * (dose / expected.sum()), generator=random))
-    return torch.stack(frames).to(device)
+    for radius in (2.5, 12.0):
+        cy, cx = (first + 18 * torch.rand(2, generator=random)).tolist()
+        expected = torch.sigmoid(2 * (radius - torch.hypot(y - cy, x - cx)))
+        frames.append(torch.poisson(expected * (1e6 / expected.sum()), generator=random))
+    return torch.stack(frames)
 
 
-def denoiser_deviation(network: Network, reference: Network, frames: Tensor) -> float:
-    """Return the mean absolute deviation in counts of the worst pattern, as a share of its mean."""
+def means(frame_shape: tuple[int, int] = (128, 128)) -> Tensor:
+    """Return four centered mean patterns, (4, h, w) counts on the CPU: rings, and disks, distorted.
+
+    The ellipticities' vectors ln(ratio) (cos 2θ, sin 2θ) are up to 0.05 long.
+    """
+    h, w = frame_shape
+    scale = min(h, w) / 128
+    y = (torch.arange(h) - (h - 1) / 2) / scale
+    x = (torch.arange(w) - (w - 1) / 2) / scale
+    y, x = torch.meshgrid(y, x, indexing="ij")
+    frames = []
+    for number, (a, b) in enumerate([(0.0, 0.0), (0.03, 0.01), (-0.02, 0.04), (0.0, -0.05)]):
+        # to first order, ideal coordinates are the distorted ones times 1 - v·(…)/2
+        u, v = x - 0.5 * (a * x + b * y), y - 0.5 * (b * x - a * y)
+        r = torch.hypot(u, v)
+        expected = 2.0 * torch.exp(-r / 20)
+        for radius in (17.0, 28.0, 33.0, 46.0):
+            expected = expected + torch.exp(-0.5 * (r - radius) ** 2)
+        if number % 2:
+            for k in range(6):
+                angle = torch.tensor(torch.pi * k / 3 + 0.2)
+                apart = torch.hypot(u - 37 * torch.cos(angle), v - 37 * torch.sin(angle))
+                expected = expected + 3 * torch.sigmoid(2 * (5 - apart))
+        frames.append(1000 * expected)
+    return torch.stack(frames)
+
+
+def _compare_denoisers(network: Network, reference: Network, frames: Tensor) -> Deviation:
     x, context = denoiser.stabilise(frames, torch.ones_like(frames[0], dtype=torch.bool))
-    expected = denoiser.restore(reference(x), context)
-    found = denoiser.restore(network(x), context)
-    share = (found - expected).abs().mean((1, 2)) / expected.mean((1, 2))
-    return float(share.max())
+    wanted, found = reference(x), network(x)
+    expected = denoiser.restore(wanted, context)
+    share = (denoiser.restore(found, context) - expected).abs().mean((1, 2))
+    return _deviation("denoise", share / expected.mean((1, 2)), wanted, found)
 
 
-def center_deviation(network: Network, reference: Network, frames: Tensor) -> float:
-    """Return the worst deviation of a center in pixels, discounted by its sigma (CENTER_BOUND)."""
-    x, grid = center.prepare(frames, torch.ones_like(frames[0], dtype=torch.bool))
-    expected = center.decode(reference(x), grid)
-    found = center.decode(network(x), grid)
-    allowed = (0.1 * expected.sigma / CENTER_BOUND).clamp(min=1)
-    return float(((found.center - expected.center).abs() / allowed).max())
+def _compare_centers(network: Network, reference: Network, frames: Tensor) -> Deviation:
+    mask = torch.ones_like(frames[0], dtype=torch.bool)
+    x, grid = center.prepare(frames, mask)
+    wanted, found = reference(x), network(x)
+    one, other = (
+        refine(frames, mask, center.decode(maps, grid)).center for maps in (wanted, found)
+    )
+    return _deviation("center", (one - other).norm(dim=1), wanted, found)
+
+
+def _compare_ellipses(network: Network, reference: Network, frames: Tensor) -> Deviation:
+    x = ellipse.prepare(frames, torch.ones_like(frames))
+    wanted, found = reference(x), network(x)
+    difference = ellipse.decode(wanted).vector - ellipse.decode(found).vector
+    return _deviation("ellipse", difference.norm(dim=1), wanted, found)
+
+
+def _deviation(name: Name, each: Tensor, wanted: Tensor, found: Tensor) -> Deviation:
+    return Deviation(name, float(each.max()), float((found - wanted).norm() / wanted.norm()))

@@ -23,6 +23,8 @@ from prenet4d_engines.errors import BackendError
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_OFTEN: tuple[weights.Name, ...] = ("denoise", "center")
+"""The networks that read every frame; the ellipse network, once in many, stays in float32."""
 _SHORT = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
@@ -61,9 +63,8 @@ class TorchBackend:
         if not on_gpu:
             torch.set_num_threads(threads or min(torch.get_num_threads(), _spare_cores()))
 
-        denoiser, center = (self._ready(weights.load(name)) for name in ("denoise", "center"))
-        self._ellipse = _Cast(self._ready(weights.load("ellipse")), torch.float32)
-        self._denoise, self._center = (_Cast(net, torch.float32) for net in (denoiser, center))
+        exact = {name: folded(weights.load(name)) for name in weights.NAMES}
+        self._networks = {name: self._in(torch.float32, net) for name, net in exact.items()}
         where = (
             torch.cuda.get_device_name(self.device)
             if on_gpu
@@ -71,47 +72,43 @@ class TorchBackend:
         )
         why = "as asked" if precision != "auto" else "this CPU has no units for bfloat16"
         if precision == "auto" and (on_gpu or _has_bfloat16_units()):
-            why = self._gate(denoiser, center, torch.float16 if on_gpu else torch.bfloat16)
+            why = self._gate(exact, torch.float16 if on_gpu else torch.bfloat16)
         elif precision not in ("auto", "float32"):
-            dtype = _DTYPES[precision]
-            self._denoise, self._center = (_Cast(net, dtype) for net in (denoiser, center))
+            for name in _OFTEN:
+                self._networks[name] = self._in(_DTYPES[precision], exact[name])
+        used = {name: _SHORT[network.dtype] for name, network in self._networks.items()}
         self.description = (
-            f"PyTorch on {where}: denoiser in {_SHORT[self._denoise.dtype]}, "
-            f"center in {_SHORT[self._center.dtype]}, ellipse in float32 ({why})."
+            f"PyTorch on {where}: denoiser in {used['denoise']}, center in {used['center']}, "
+            f"ellipse in {used['ellipse']} ({why})."
         )
 
     def denoise(self, x: Tensor) -> Tensor:
         """Run the denoiser: (n, C, H, W) → (n, 1, H, W), float32."""
-        return self._denoise(x)
+        return self._networks["denoise"](x)
 
     def center(self, x: Tensor) -> Tensor:
         """Run the center network: (n, C, H, W) → (n, 6, H/4, W/4), float32."""
-        return self._center(x)
+        return self._networks["center"](x)
 
     def ellipse(self, x: Tensor) -> Tensor:
         """Run the ellipse network: (n, C, R, P) → (n, 4, R/8, P/8), float32."""
-        return self._ellipse(x)
+        return self._networks["ellipse"](x)
 
-    def _ready(self, network: nn.Module) -> nn.Module:
-        return _folded(network).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    def _in(self, dtype: torch.dtype, exact: nn.Module) -> _Cast:
+        network = copy.deepcopy(exact).to(dtype)
+        network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return _Cast(network, dtype)
 
-    def _gate(self, denoiser: nn.Module, center: nn.Module, dtype: torch.dtype) -> str:
+    def _gate(self, exact: dict[weights.Name, nn.Module], dtype: torch.dtype) -> str:
         """Use ``dtype`` for each network that agrees with float32; return what was found."""
-        frames = parity.patterns(self.device)
-        denoise, find = _Cast(denoiser, dtype), _Cast(center, dtype)
-        with torch.inference_mode():
-            counts = parity.denoiser_deviation(denoise, self._denoise, frames)
-            pixels = parity.center_deviation(find, self._center, frames)
-        # A deviation that is no number fails both comparisons.
-        if counts <= parity.COUNTS_BOUND:
-            self._denoise = denoise
-        if pixels <= parity.CENTER_BOUND:
-            self._center = find
-        return (
-            f"{_SHORT[dtype]} differs from float32 by {counts:.2%} in counts, "
-            f"{parity.COUNTS_BOUND:.1%} allowed, and by {pixels:.3f} px in the center, "
-            f"{parity.CENTER_BOUND} allowed"
-        )
+        found = []
+        for name in _OFTEN:
+            network = self._in(dtype, exact[name])
+            deviation = parity.measure(name, network, exact[name], device=self.device)
+            if deviation.within(parity.TORCH):
+                self._networks[name] = network
+            found.append(deviation.told(parity.TORCH))
+        return f"{_SHORT[dtype]} against float32: {'; '.join(found)}"
 
 
 class _Cast:
@@ -119,7 +116,7 @@ class _Cast:
 
     def __init__(self, network: nn.Module, dtype: torch.dtype):
         self.dtype = dtype
-        self._network = network if dtype == torch.float32 else copy.deepcopy(network).to(dtype)
+        self._network = network
 
     def __call__(self, x: Tensor) -> Tensor:
         x = x.to(self.dtype, memory_format=torch.channels_last)
@@ -127,8 +124,8 @@ class _Cast:
         return y.float()
 
 
-def _folded(network: nn.Module) -> nn.Module:
-    """Fold every batch norm that follows a convolution (as ``conv`` and ``norm``) into it."""
+def folded(network: nn.Module) -> nn.Module:
+    """Fold every batch norm that follows a convolution into it, in place; return the network."""
     for block in network.modules():
         conv, norm = getattr(block, "conv", None), getattr(block, "norm", None)
         if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
