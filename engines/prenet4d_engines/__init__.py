@@ -14,19 +14,25 @@ if TYPE_CHECKING:
     from prenet4d_engines.calibration import Calibration
     from prenet4d_engines.config import CorrectorConfig
     from prenet4d_engines.corrector import Corrector
+    from prenet4d_engines.descan import Descan
     from prenet4d_engines.errors import EngineError
     from prenet4d_engines.geometry import Ellipticity
     from prenet4d_engines.identity import IdentityCorrector
+    from prenet4d_engines.maps import MapAccumulator
+    from prenet4d_engines.virtual import DetectorRadii
 
 __all__ = [
     "Calibration",
     "CorrectedBatch",
     "Corrector",
     "CorrectorConfig",
+    "Descan",
+    "DetectorRadii",
     "Ellipticity",
     "EngineError",
     "FrameFlag",
     "IdentityCorrector",
+    "MapAccumulator",
     "PatternCorrector",
     "State",
 ]
@@ -36,10 +42,13 @@ _HOMES = {
     "CorrectedBatch": "batch",
     "Corrector": "corrector",
     "CorrectorConfig": "config",
+    "Descan": "descan",
+    "DetectorRadii": "virtual",
     "Ellipticity": "geometry",
     "EngineError": "errors",
     "FrameFlag": "batch",
     "IdentityCorrector": "identity",
+    "MapAccumulator": "maps",
     "PatternCorrector": "batch",
     "State": "batch",
 }

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from prenet4d_engines.calibration import Calibration
 from prenet4d_engines.geometry import Ellipticity
+from prenet4d_engines.virtual import DetectorRadii
 
 Float32: TypeAlias = npt.NDArray[np.float32]
 State = Literal["calibrating", "locked", "frozen", "lost"]
@@ -58,6 +59,8 @@ class CorrectedBatch:
     """(n, 2)"""
     shift: Float32
     """(n, 2) reference center − applied center: what each frame was moved by."""
+    shift_sigma: Float32
+    """(n, 2) one sigma of the applied center; infinite where it is not known."""
     dose: Float32
     """(n,) electrons in the valid pixels."""
     flags: npt.NDArray[np.uint8]
@@ -74,6 +77,10 @@ class CorrectedBatch:
     """Patterns in the running mean, after these frames."""
     reference_center: tuple[float, float]
     """``(cy, cx)`` where the centers lie in ``corrected`` and ``aligned``."""
+    virtual: Float32 | None
+    """(n, 5) what the virtual detectors saw in ``aligned``, in the order of ``VIRTUAL_NAMES``."""
+    detectors: DetectorRadii | None
+    """The radii of the virtual detectors that saw it."""
 
 
 class PatternCorrector(Protocol):
@@ -107,4 +114,16 @@ class PatternCorrector(Protocol):
 
     def load(self, calibration: Calibration) -> None:
         """Take over a calibration made earlier."""
+        ...
+
+    def set_reference_center(self, center: tuple[float, float] | None) -> None:
+        """Move centers to ``(cy, cx)``, pixels, from now on; ``None``: where they belong by itself.
+
+        Raises:
+            FrameError: it lies outside of the frame.
+        """
+        ...
+
+    def set_detectors(self, radii: DetectorRadii | None) -> None:
+        """Measure with these virtual detectors from now on; ``None``: find their radii."""
         ...

@@ -184,6 +184,11 @@ class Calibrator:
         """Take over a reading made earlier; it holds until this scan has a mean of its own."""
         self._restart(reading, "locked")
 
+    def recenter(self, reference: tuple[float, float]) -> None:
+        """Average around another reference center: the mean starts over, the reading stays."""
+        self._reference = reference
+        self._restart(self.reading, self._state)
+
     def add(self, frames: Tensor, shifts: Tensor) -> None:
         """Average frames that show a beam, and read the ellipticity whenever a window is full.
 

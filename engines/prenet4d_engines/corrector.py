@@ -24,11 +24,12 @@ from prenet4d_engines.calibration import Calibration
 from prenet4d_engines.calibrator import Calibrator, Reading
 from prenet4d_engines.config import CorrectorConfig
 from prenet4d_engines.errors import CalibrationError, FrameError
-from prenet4d_engines.geometry import reference_center
+from prenet4d_engines.geometry import checked_center, reference_center
 from prenet4d_engines.models import center, denoiser
 from prenet4d_engines.resample import resample
 from prenet4d_engines.symmetry import refine
 from prenet4d_engines.tracking import CenterTracker
+from prenet4d_engines.virtual import DetectorRadii, VirtualDetectors
 
 _DTYPES = ("uint8", "uint16", "uint32", "float32")
 
@@ -79,17 +80,16 @@ class Corrector:
         self.backend = backend or select(
             self.config.backend, precision=self.config.precision, threads=self.config.threads
         )
-        self.reference_center = (
-            self.config.reference_center
-            or (calibration.reference_center if calibration else None)
-            or reference_center(self.frame_shape)
-        )
+        self.reference_center = self.config.reference_center or reference_center(self.frame_shape)
+        self._chosen_center: tuple[float, float] | None = None
+        self._known_center: tuple[float, float] | None = None
         self._gain, self._saturation, self._detector = gain, saturation_value, detector
         self._mask, self._valid = self._checked_mask(pixel_mask)
         self._tracker = CenterTracker(scan_shape)
         self._calibrator = Calibrator(
             self.frame_shape, self.reference_center, self._valid, self.backend, self.config
         )
+        self._detectors = VirtualDetectors(self.frame_shape, self.reference_center)
         if calibration:
             self.load(calibration)
 
@@ -118,9 +118,10 @@ class Corrector:
         # Before the first beam nothing is known: the frame stays where it is.
         unknown = np.isnan(tracked[:, 0])
         tracked[unknown] = self.reference_center
-        applied = tracked
+        applied, applied_sigma = tracked, tracked_sigma
         if self.config.center_mode == "single":
             applied = np.where(beam[:, None], single, tracked)
+            applied_sigma = np.where(beam[:, None], sigma, tracked_sigma)
         shift = np.asarray(self.reference_center) - applied
 
         calibrator = self._calibrator
@@ -134,6 +135,9 @@ class Corrector:
         )
         corrected, aligned = (part.cpu().numpy() for part in both.unbind(1))
         self._average(raw, shift, beam, outlier)
+        if self._detectors.searching:
+            self._detectors.find(*self.mean())
+        virtual = self._detectors.measure(both[:, 1])
         sigmas = ellipticity.sigmas(reading.sigma) if reading else (None, None)
         return CorrectedBatch(
             indices=indices,
@@ -144,6 +148,7 @@ class Corrector:
             tracked=tracked.astype(np.float32),
             tracked_sigma=tracked_sigma.astype(np.float32),
             shift=shift.astype(np.float32),
+            shift_sigma=applied_sigma.astype(np.float32),
             dose=dose.cpu().numpy(),
             flags=self._flags(electrons, dose, beam, outlier),
             ellipticity=ellipticity,
@@ -152,6 +157,8 @@ class Corrector:
             state=calibrator.state,
             patterns_averaged=calibrator.patterns,
             reference_center=self.reference_center,
+            virtual=virtual,
+            detectors=self._detectors.radii,
         )
 
     def mean(self) -> tuple[Float32, int]:
@@ -193,7 +200,8 @@ class Corrector:
         """Take over a calibration made earlier; the running mean starts over.
 
         It counts as locked, and holds until this scan has averaged enough patterns of its own or
-        contradicts it. The reference center stays as it is.
+        contradicts it. Its reference center is taken over where neither the configuration nor
+        :meth:`set_reference_center` says another.
 
         Raises:
             CalibrationError: it was made on frames of another shape.
@@ -204,7 +212,37 @@ class Corrector:
                 f"not fit frames of {self.frame_shape}; calibrate on this detector."
             )
         sigma = (calibration.ratio_sigma or 0.0) / calibration.ratio
+        self._known_center = calibration.reference_center
+        self._recenter()
         self._calibrator.load(Reading(calibration.ellipticity, sigma))
+
+    def set_reference_center(self, center: tuple[float, float] | None) -> None:
+        """Move centers to ``(cy, cx)``, pixels, from the next frames on.
+
+        The running mean starts over; the ellipticity stays. ``None``: where the configuration or
+        the calibration says, or to the middle of the frame.
+
+        Raises:
+            FrameError: it lies outside of the frame.
+        """
+        self._chosen_center = center and checked_center(center, self.frame_shape)
+        self._recenter()
+
+    def set_detectors(self, radii: DetectorRadii | None) -> None:
+        """Measure the next frames with these virtual detectors; ``None``: find their radii."""
+        self._detectors.set(radii)
+
+    def _recenter(self) -> None:
+        center = (
+            self._chosen_center
+            or self.config.reference_center
+            or self._known_center
+            or reference_center(self.frame_shape)
+        )
+        if center != self.reference_center:
+            self.reference_center = center
+            self._calibrator.recenter(center)
+            self._detectors.recenter(center)
 
     def _denoise(self, electrons: Tensor, blank: Tensor) -> Tensor:
         x, context = denoiser.stabilise(electrons, self._mask)

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from prenet4d_engines.errors import FrameError
+
 Matrix = npt.NDArray[np.float64]
 
 UNKNOWN_ANGLE_SIGMA = math.pi / math.sqrt(12)
@@ -120,3 +122,21 @@ class Ellipticity:
 def reference_center(frame_shape: tuple[int, int]) -> tuple[float, float]:
     """Return the middle of a frame, ``((h − 1) / 2, (w − 1) / 2)``."""
     return (frame_shape[0] - 1) / 2, (frame_shape[1] - 1) / 2
+
+
+def checked_center(
+    center: tuple[float, float], frame_shape: tuple[int, int]
+) -> tuple[float, float]:
+    """Return a reference center ``(cy, cx)`` that lies on the frame.
+
+    Raises:
+        FrameError: it does not, or is no pair of numbers.
+    """
+    cy, cx = center
+    h, w = frame_shape
+    if not (-0.5 <= cy <= h - 0.5 and -0.5 <= cx <= w - 0.5):
+        raise FrameError(
+            f"The reference center must lie on the frame of {h} × {w} pixels; "
+            f"({cy:g}, {cx:g}) does not."
+        )
+    return float(cy), float(cx)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,27 +10,42 @@ import numpy.typing as npt
 
 from prenet4d_engines.batch import CorrectedBatch, Float32
 from prenet4d_engines.calibration import Calibration
-from prenet4d_engines.geometry import Ellipticity, reference_center
+from prenet4d_engines.geometry import Ellipticity, checked_center, reference_center
+from prenet4d_engines.virtual import DetectorRadii, VirtualDetectors
 
 
 class IdentityCorrector:
     """Hands frames on as they came, in their own dtype; its state is always ``frozen``.
 
-    Nothing is computed: centers are the reference center with infinite sigma, doses are NaN (not
-    measured), no frame is flagged.
+    Centers are the reference center with infinite sigma, doses are NaN (not measured), no frame is
+    flagged. The virtual detectors look at the frames as they are; as this takes as long as all the
+    rest, it is left out unless it is asked for.
 
     Args:
         frame_shape: ``(h, w)`` in pixels.
-        scan_shape, pixel_mask, …: everything else that a corrector takes is accepted and ignored.
+        pixel_mask: (h, w) bool, ``True`` where a pixel can be trusted; ``None``: all can.
+        wants_virtual: tells, before each batch, whether to look at it with the virtual detectors.
+        scan_shape, gain, …: everything else that a corrector takes is accepted and ignored.
     """
 
-    def __init__(self, frame_shape: tuple[int, int], **_ignored: object):
+    def __init__(
+        self,
+        frame_shape: tuple[int, int],
+        *,
+        pixel_mask: npt.NDArray[np.bool_] | None = None,
+        wants_virtual: Callable[[], bool] = lambda: True,
+        **_ignored: object,
+    ):
         self.frame_shape = frame_shape
         self.reference_center = reference_center(frame_shape)
+        self._valid, self._wants_virtual = pixel_mask, wants_virtual
+        self._detectors = VirtualDetectors(frame_shape, self.reference_center)
+        self._looked_at = 0
 
     def process(self, frames: npt.NDArray[Any], indices: npt.NDArray[np.int64]) -> CorrectedBatch:
         """Return the frames (n, h, w) as they are."""
         n = len(indices)
+        virtual = self._look(frames) if n and self._wants_virtual() else None
         center = np.full((n, 2), self.reference_center, dtype=np.float32)
         unknown = np.full((n, 2), np.inf, dtype=np.float32)
         return CorrectedBatch(
@@ -41,6 +57,7 @@ class IdentityCorrector:
             tracked=center,
             tracked_sigma=unknown,
             shift=np.zeros((n, 2), dtype=np.float32),
+            shift_sigma=unknown,
             dose=np.full(n, np.nan, dtype=np.float32),
             flags=np.zeros(n, dtype=np.uint8),
             ellipticity=Ellipticity(),
@@ -49,7 +66,18 @@ class IdentityCorrector:
             state="frozen",
             patterns_averaged=0,
             reference_center=self.reference_center,
+            virtual=virtual,
+            detectors=self._detectors.radii if virtual is not None else None,
         )
+
+    def _look(self, frames: npt.NDArray[Any]) -> Float32:
+        if self._detectors.searching:
+            self._looked_at += len(frames)
+            mean = frames.mean(axis=0, dtype=np.float32)
+            if self._valid is not None:
+                mean[~self._valid] = np.nan
+            self._detectors.find(mean, self._looked_at)
+        return self._detectors.measure_frames(frames, self._valid)
 
     def mean(self) -> tuple[Float32, int]:
         """Return NaN (h, w): no patterns are averaged."""
@@ -76,3 +104,13 @@ class IdentityCorrector:
 
     def load(self, calibration: Calibration) -> None:
         """Ignore the calibration: nothing is corrected."""
+
+    def set_reference_center(self, center: tuple[float, float] | None) -> None:
+        """Measure centers of mass from ``(cy, cx)``; ``None``: from the middle of the frame."""
+        center = center or reference_center(self.frame_shape)
+        self.reference_center = checked_center(center, self.frame_shape)
+        self._detectors.recenter(center)
+
+    def set_detectors(self, radii: DetectorRadii | None) -> None:
+        """Look at the next frames with these virtual detectors; ``None``: find their radii."""
+        self._detectors.set(radii)

@@ -101,11 +101,14 @@ class TestCorrection:
     def test_every_array_has_its_announced_form(self):
         frames, _ = rings(5)
         batch = make().process(frames, np.arange(5))
-        for name in ("center", "center_sigma", "tracked", "tracked_sigma", "shift"):
+        for name in (
+            "center", "center_sigma", "tracked", "tracked_sigma", "shift", "shift_sigma",
+        ):  # fmt: skip
             array = getattr(batch, name)
             assert (array.shape, array.dtype) == ((5, 2), np.float32), name
         assert (batch.dose.shape, batch.dose.dtype) == ((5,), np.float32)
         assert (batch.flags.shape, batch.flags.dtype) == ((5,), np.uint8)
+        assert (batch.virtual.shape, batch.virtual.dtype) == ((5, 5), np.float32)
         np.testing.assert_array_equal(batch.indices, np.arange(5))
 
     def test_raw_counts_stay_raw(self):
@@ -289,10 +292,48 @@ class TestCarryingOver:
         )
         assert (cy, cx) == pytest.approx((40, 50), abs=0.3)
 
+    def test_the_reference_center_of_one_that_is_loaded_later_counts_too(self):
+        given = Calibration(ratio=1.0, theta=0.0, reference_center=(40.0, 50.0), frame_shape=SHAPE)
+        corrector = make()
+        run(corrector, rings(16)[0])
+        corrector.load(given)
+        assert corrector.process(rings(1)[0], np.array([16])).reference_center == (40.0, 50.0)
+        corrector.set_reference_center((41.0, 51.0))
+        corrector.load(given)
+        assert corrector.reference_center == (41.0, 51.0)
+        corrector.set_reference_center(None)
+        assert corrector.reference_center == (40.0, 50.0)
+
     def test_other_detectors_calibrations_are_refused(self):
         given = Calibration(ratio=1.1, theta=0, reference_center=(63, 63), frame_shape=(128, 128))
         with pytest.raises(CalibrationError, match="does not fit"):
             make(calibration=given)
+
+
+class TestReferenceCenter:
+    def test_patterns_move_there_and_the_ellipticity_stays(self):
+        frames, _ = rings(80)
+        corrector = make()
+        before = run(corrector, frames[:64])
+        corrector.set_reference_center((40.0, 60.0))
+        after = corrector.process(frames[64:], np.arange(64, 80))
+        assert (before.state, after.state) == ("locked", "locked")
+        assert after.ellipticity == corrector.calibration().ellipticity
+        assert after.reference_center == (40.0, 60.0)
+        cy, cx = np.average(
+            np.indices(SHAPE).reshape(2, -1),
+            axis=1,
+            weights=np.nan_to_num(after.aligned.mean(0)).ravel(),
+        )
+        assert (cy, cx) == pytest.approx((40.0, 60.0), abs=0.2)
+        assert corrector.mean()[1] == 16
+
+    def test_one_outside_of_the_frame_is_refused_and_changes_nothing(self):
+        corrector = make()
+        for center in ((-1.0, 5.0), (5.0, 112.0), (math.nan, 5.0)):
+            with pytest.raises(FrameError, match="96 × 112"):
+                corrector.set_reference_center(center)
+        assert corrector.reference_center == reference_center(SHAPE)
 
 
 class TestWeirdFrames:
@@ -441,10 +482,13 @@ def test_the_public_face():
         "CorrectedBatch",
         "Corrector",
         "CorrectorConfig",
+        "Descan",
+        "DetectorRadii",
         "Ellipticity",
         "EngineError",
         "FrameFlag",
         "IdentityCorrector",
+        "MapAccumulator",
         "PatternCorrector",
         "State",
     ]

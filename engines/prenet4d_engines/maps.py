@@ -1,0 +1,123 @@
+"""Scan maps: one figure for each probe position, filled in while the scan is running."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from prenet4d_engines.batch import CorrectedBatch, Float32, FrameFlag
+from prenet4d_engines.descan import Descan, fit_descan
+from prenet4d_engines.errors import FrameError
+from prenet4d_engines.virtual import VIRTUAL_NAMES
+
+MAP_NAMES = (*VIRTUAL_NAMES, "center_y", "center_x", "center_sigma", "flags")
+"""The virtual detectors' figures; the center in use and one sigma of it (root mean square of both
+axes), pixels; sums of ``FrameFlag``."""
+
+MAX_POSITIONS = 1 << 22
+"""Probe positions of the largest scan that maps are made for: 2048 × 2048, 220 MB."""
+
+_NOT_MEASURED = FrameFlag.BLANK | FrameFlag.OUTLIER | FrameFlag.NO_BEAM
+
+Index: TypeAlias = npt.NDArray[np.int64]
+
+
+class Region(NamedTuple):
+    """A rectangle of probe positions."""
+
+    y0: int
+    x0: int
+    height: int
+    width: int
+
+
+class MapAccumulator:
+    """The maps of one acquisition, or of that part of it which one corrector saw.
+
+    Those of different parts merge, whichever way the frames were dealt out.
+
+    Args:
+        scan_shape: ``(ny, nx)``; frame ``i`` belongs to probe position ``(i // nx, i % nx)``.
+
+    Raises:
+        FrameError: the scan has more than ``MAX_POSITIONS``.
+    """
+
+    def __init__(self, scan_shape: tuple[int, int]):
+        ny, nx = scan_shape
+        if ny * nx > MAX_POSITIONS:
+            raise FrameError(
+                f"Scan maps are made for up to {MAX_POSITIONS:,} probe positions; "
+                f"{ny} × {nx} are more."
+            )
+        self.scan_shape = (ny, nx)
+        self.values: Float32 = np.full((len(MAP_NAMES), ny, nx), np.nan, np.float32)
+        """(k, ny, nx) in the order of ``MAP_NAMES``; NaN where no frame came yet."""
+        self._filled = np.zeros((ny, nx), dtype=np.bool_)
+        # What the descan is fitted to: each frame's own center and sigma, where it has one.
+        self._centers: Float32 = np.full((4, ny, nx), np.nan, np.float32)
+        self._changed: tuple[int, int, int, int] | None = None
+
+    @property
+    def frames(self) -> int:
+        """Probe positions that are filled in."""
+        return int(np.count_nonzero(self._filled))
+
+    @property
+    def changed(self) -> Region | None:
+        """The smallest rectangle around what came since :meth:`mark`; ``None``: nothing did."""
+        if self._changed is None:
+            return None
+        top, left, bottom, right = self._changed
+        return Region(top, left, bottom - top + 1, right - left + 1)
+
+    def mark(self) -> None:
+        """What came so far is known to everybody."""
+        self._changed = None
+
+    def add(self, batch: CorrectedBatch) -> None:
+        """Enter corrected frames; those beyond the end of the scan are left out."""
+        ny, nx = self.scan_shape
+        inside = (batch.indices >= 0) & (batch.indices < ny * nx)
+        if not inside.any():
+            return
+        y, x = np.divmod(batch.indices[inside], nx)
+        center = np.asarray(batch.reference_center, np.float32) - batch.shift
+        sigma = np.sqrt((batch.shift_sigma**2).mean(axis=1, keepdims=True))
+        virtual = batch.virtual
+        if virtual is None:
+            virtual = np.full((len(batch.indices), len(VIRTUAL_NAMES)), np.nan, np.float32)
+        rows = np.concatenate((virtual, center, sigma, batch.flags[:, None]), axis=1)
+        self.values[:, y, x] = rows[inside].T
+        measured = np.concatenate((batch.center, batch.center_sigma), axis=1)
+        measured[(batch.flags & _NOT_MEASURED) != 0] = np.nan
+        self._centers[:, y, x] = measured[inside].T
+        self._filled[y, x] = True
+        self._change(int(y.min()), int(x.min()), int(y.max()), int(x.max()))
+
+    def merge(self, other: MapAccumulator) -> None:
+        """Take over what another accumulator of the same scan holds; its frames win."""
+        if other.scan_shape != self.scan_shape:
+            raise FrameError(
+                f"Maps of {other.scan_shape} probe positions cannot be merged into maps of "
+                f"{self.scan_shape}."
+            )
+        y, x = np.nonzero(other._filled)
+        if len(y):
+            self.values[:, y, x] = other.values[:, y, x]
+            self._centers[:, y, x] = other._centers[:, y, x]
+            self._filled[y, x] = True
+            self._change(int(y.min()), int(x.min()), int(y.max()), int(x.max()))
+
+    def descan(self) -> Descan | None:
+        """Fit the drift of the center; ``None`` where too little of the scan was seen."""
+        return fit_descan(self._centers[:2], self._centers[2:])
+
+    def _change(self, top: int, left: int, bottom: int, right: int) -> None:
+        if self._changed is not None:
+            before = self._changed
+            top, left = min(top, before[0]), min(left, before[1])
+            bottom, right = max(bottom, before[2]), max(right, before[3])
+        self._changed = (top, left, bottom, right)

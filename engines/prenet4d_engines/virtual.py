@@ -1,0 +1,214 @@
+"""Virtual detectors: what a disk, a ring and the whole camera would have counted in each pattern.
+
+They look at the raw counts after the geometrical correction, so that no network has touched the
+intensities. Pixels without a source, masked ones too, count nothing. All of a pattern's figures are
+sums of its counts under fixed weights: one small matrix product for a batch, on any device.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from prenet4d_engines.errors import FrameError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Float32 = npt.NDArray[np.float32]
+
+VIRTUAL_NAMES = ("bright_field", "annular_dark_field", "sum", "com_y", "com_x")
+"""What is measured: three sums of counts, and the center of mass relative to the reference center,
+in pixels, NaN where there are no counts."""
+
+BEYOND_THE_BEAM = 1.1
+"""The bright field detector's radius, found automatically, in radii of the direct beam's disk."""
+SETTLED_AFTER = 64
+"""Patterns in the running mean from which on automatic radii stay as they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class DetectorRadii:
+    """A disk and a ring around the reference center, in pixels of the corrected pattern.
+
+    Raises:
+        FrameError: a radius is not a positive number, or the ring has no width.
+    """
+
+    bright_field_radius: float
+    annular_inner: float
+    annular_outer: float
+
+    def __post_init__(self) -> None:
+        radii = (self.bright_field_radius, self.annular_inner, self.annular_outer)
+        if not (
+            all(map(math.isfinite, radii))
+            and self.bright_field_radius > 0
+            and 0 <= self.annular_inner < self.annular_outer
+        ):
+            raise FrameError(
+                "The detectors need a bright field radius above 0 and an annular ring whose inner "
+                "radius is at least 0 and below the outer one, in pixels; "
+                f"{', '.join(f'{radius:g}' for radius in radii)} are not."
+            )
+
+
+def beam_radius(mean: npt.NDArray[np.floating[Any]], reference: tuple[float, float]) -> float:
+    """Estimate the radius of the direct beam's disk in a mean pattern.
+
+    It is where the mean intensity on a circle first falls below half of the highest that there is
+    within any smaller circle. Where it never does, an eighth of the frame's smaller side stands in.
+
+    Args:
+        mean: (h, w) counts, centered on ``reference``; NaN where there is no source.
+        reference: ``(cy, cx)``, pixels.
+
+    Returns:
+        pixels.
+    """
+    counted = np.isfinite(mean)
+    rings = np.rint(_distances(mean.shape, reference)).astype(np.intp)
+    counts = np.bincount(rings.ravel(), np.where(counted, mean, 0.0).ravel())
+    pixels = np.bincount(rings.ravel(), counted.ravel())
+    on = counts / pixels.clip(min=1)
+    within = counts.cumsum() / pixels.cumsum().clip(min=1)
+    within[0] = within[1]  # a single pixel may be anything
+    half = np.maximum.accumulate(within) / 2
+    below = np.flatnonzero((on < half) & (pixels > 0))
+    if not len(below) or counts.sum() <= 0:
+        return float(min(mean.shape)) / 8
+    edge = int(below[0])
+    if edge == 0:
+        return 0.5
+    # Between the last ring above half and this one, by the straight line that joins them.
+    inner, outer = float(on[edge - 1]), float(on[edge])
+    above = inner - float(half[edge])
+    return edge - 1 + (above / (inner - outer) if above > 0 else 0.0)
+
+
+def find_radii(
+    mean: npt.NDArray[np.floating[Any]], reference: tuple[float, float]
+) -> DetectorRadii:
+    """Choose radii by a mean pattern: see :func:`beam_radius` for the arguments.
+
+    The bright field detector is a little larger than the direct beam; the annular one begins there
+    and ends with the largest circle that fits into the frame.
+    """
+    h, w = mean.shape
+    disk = BEYOND_THE_BEAM * max(beam_radius(mean, reference), 1.0)
+    cy, cx = reference
+    largest = min(cy, h - 1 - cy, cx, w - 1 - cx) + 0.5
+    return DetectorRadii(disk, disk, max(largest, disk + 1.0))
+
+
+class VirtualDetectors:
+    """The detectors of one acquisition; their radii are found, or set by the operator.
+
+    Args:
+        frame_shape: ``(h, w)``, pixels.
+        reference: ``(cy, cx)``, pixels: the detectors' center.
+    """
+
+    def __init__(self, frame_shape: tuple[int, int], reference: tuple[float, float]):
+        self._shape, self._reference = frame_shape, reference
+        self._set: DetectorRadii | None = None
+        self._found: DetectorRadii | None = None
+        self._settled = False
+        self._weights: Any = None  # of numpy or of torch, as the patterns are
+
+    @property
+    def radii(self) -> DetectorRadii | None:
+        """In use; ``None`` before the first pattern was looked at."""
+        return self._set or self._found
+
+    @property
+    def automatic(self) -> bool:
+        """Whether the radii are found from the pattern."""
+        return self._set is None
+
+    @property
+    def searching(self) -> bool:
+        """Whether :meth:`find` has something to do."""
+        return self._set is None and not self._settled
+
+    def set(self, radii: DetectorRadii | None) -> None:
+        """Use these radii from now on; ``None``: find them again."""
+        self._set = radii
+        self._settled = False
+        self._weights = None
+
+    def recenter(self, reference: tuple[float, float]) -> None:
+        """Measure around another reference center from now on."""
+        self._reference = reference
+        self._settled = False
+        self._weights = None
+
+    def find(self, mean: npt.NDArray[np.floating[Any]], patterns: int) -> None:
+        """Find the radii in the mean (h, w) of so many patterns centered on the reference."""
+        found = find_radii(mean, self._reference)
+        if found != self._found:
+            self._found, self._weights = found, None
+        self._settled = patterns >= SETTLED_AFTER
+
+    def measure(self, patterns: Tensor) -> Float32:
+        """Measure patterns (n, h, w) in counts, NaN where there is no source, on their device.
+
+        Returns:
+            (n, 5), in the order of ``VIRTUAL_NAMES``.
+        """
+        if self._weights is None:
+            self._weights = patterns.new_tensor(self._new_weights())
+        sums = patterns.nan_to_num(0.0).flatten(1) @ self._weights
+        return _with_center_of_mass(sums.cpu().numpy())
+
+    def measure_frames(
+        self, frames: npt.NDArray[Any], valid: npt.NDArray[np.bool_] | None
+    ) -> Float32:
+        """The same without torch, for frames (n, h, w) as they come.
+
+        Args:
+            frames: counts; of floats, what is negative or no number counts as zero.
+            valid: (h, w), ``False`` where a pixel is not to be trusted; ``None``: all are.
+        """
+        if self._weights is None:
+            weights = self._new_weights()
+            self._weights = weights if valid is None else weights * valid.reshape(-1, 1)
+        counts = frames.reshape(len(frames), -1).astype(np.float32)
+        if frames.dtype.kind == "f":
+            counts = np.nan_to_num(counts, nan=0.0, posinf=0.0, neginf=0.0).clip(min=0.0)
+        return _with_center_of_mass(np.asarray(counts @ self._weights))
+
+    def _new_weights(self) -> Float32:
+        """(h · w, 5): the share of each pixel in each of the sums; detectors' edges are soft."""
+        radii = self.radii
+        if radii is None:
+            raise FrameError("The virtual detectors have no radii yet: find or set them first.")
+        h, w = self._shape
+        distance = _distances(self._shape, self._reference)
+
+        def inside(radius: float) -> npt.NDArray[np.float64]:
+            return np.clip(radius + 0.5 - distance, 0.0, 1.0)
+
+        ring = inside(radii.annular_outer) - inside(radii.annular_inner)
+        y = np.broadcast_to((np.arange(h) - self._reference[0])[:, None], (h, w))
+        x = np.broadcast_to(np.arange(w) - self._reference[1], (h, w))
+        images = (inside(radii.bright_field_radius), ring, np.ones((h, w)), y, x)
+        return np.stack(images, axis=-1).reshape(h * w, len(images)).astype(np.float32)
+
+
+def _distances(shape: tuple[int, ...], reference: tuple[float, float]) -> npt.NDArray[np.float64]:
+    h, w = shape
+    distances: npt.NDArray[np.float64] = np.hypot(
+        (np.arange(h) - reference[0])[:, None], np.arange(w) - reference[1]
+    )
+    return distances
+
+
+def _with_center_of_mass(sums: Float32) -> Float32:
+    counts = sums[:, 2:3]
+    center = np.divide(sums[:, 3:], counts, out=np.full_like(sums[:, 3:], np.nan), where=counts > 0)
+    return np.concatenate((sums[:, :3], center), axis=1)
