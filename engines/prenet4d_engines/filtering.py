@@ -10,21 +10,42 @@ _MAX_LEAD = 6.0
 
 
 class Walk:
-    """Random-walk Kalman filters of several speeds on one axis, mixed by their evidence.
+    """Random-walk Kalman filters on one axis, of several speeds, mixed by their evidence.
+
+    Some of them take the centers to be better than they claim: where a grain makes the network
+    needlessly unsure, what its frames agree on is followed and not smoothed away.
 
     ``mean`` and ``variance`` are the mixture's; ``walk`` is its variance per frame.
 
     Args:
-        sigmas: how far each filter thinks that the center may walk from one frame to the next.
+        filters: of each filter, how far it thinks that the center may walk from one frame to the
+            next, and the share of the centers' claimed variances that it believes in.
         memory: how much of its past evidence a filter keeps from one frame to the next.
         level: where the center is.
         variance: of ``level``.
     """
 
-    __slots__ = ("_memory", "_scores", "_variances", "_walks", "levels", "mean", "variance", "walk")
+    __slots__ = (
+        "_beliefs",
+        "_memory",
+        "_scores",
+        "_variances",
+        "_walks",
+        "levels",
+        "mean",
+        "variance",
+        "walk",
+    )
 
-    def __init__(self, sigmas: Sequence[float], memory: float, level: float, variance: float):
-        self._walks = [sigma * sigma for sigma in sigmas]
+    def __init__(
+        self,
+        filters: Sequence[tuple[float, float]],
+        memory: float,
+        level: float,
+        variance: float,
+    ):
+        self._walks = [sigma * sigma for sigma, _ in filters]
+        self._beliefs = [share for _, share in filters]
         self._memory = memory
         self._scores = [0.0] * len(self._walks)
         self.walk = sum(self._walks) / len(self._walks)
@@ -49,14 +70,15 @@ class Walk:
     def update(self, measured: float, noise: float) -> None:
         """Take in a center of this axis with its variance."""
         for i, (level, variance) in enumerate(zip(self.levels, self._variances, strict=True)):
-            total = variance + noise
+            own = noise * self._beliefs[i]
+            total = variance + own
             gain = variance / total
             error = measured - level
             self._scores[i] = self._memory * self._scores[i] - 0.5 * (
                 error * error / total + math.log(total)
             )
             self.levels[i] = level + gain * error
-            self._variances[i] = gain * noise
+            self._variances[i] = gain * own
         # No filter may fall so far behind that it could not take over within a few frames.
         least = max(self._scores) - _MAX_LEAD
         self._scores = [max(score, least) for score in self._scores]
@@ -65,7 +87,8 @@ class Walk:
     def copy(self) -> Walk:
         """Return a twin that goes its own way."""
         twin = Walk.__new__(Walk)
-        twin._walks, twin._memory, twin._scores = self._walks, self._memory, list(self._scores)
+        twin._walks, twin._beliefs, twin._memory = self._walks, self._beliefs, self._memory
+        twin._scores = list(self._scores)
         twin.levels, twin._variances = list(self.levels), list(self._variances)
         twin.mean, twin.variance, twin.walk = self.mean, self.variance, self.walk
         return twin

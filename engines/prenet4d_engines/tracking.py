@@ -6,7 +6,8 @@ What descan drift looks like, and what is done about it:
   from one probe position to the next is predicted by the steps at the same columns of the lines
   before, learned as a *profile* of steps; the step into column 0 is the fly-back.
 * It wanders, slowly or fast. So around the profile each axis runs a few random-walk Kalman filters
-  that differ in how fast the center may walk, weighted by how well each predicted of late.
+  that differ in how fast the center may walk and in how much of the claimed sigmas they believe,
+  weighted by how well each predicted of late.
 * It jumps: at line starts, by an amount that is learned; anywhere else, rarely. And single-frame
   centers are sometimes plainly wrong. A center far off its prediction is therefore an *outlier*
   unless the next ones agree with it; where that turned out to be a jump more often than not, it is
@@ -45,14 +46,29 @@ _LATE = 256
 class TrackerConfig:
     """Constants of the filter; lengths in pixels."""
 
-    walk_sigmas: tuple[float, ...] = (0.001, 0.008, 0.06, 0.5)
-    """How far the center may walk from one frame to the next, in each of the filters."""
+    filters: tuple[tuple[float, float], ...] = (
+        (0.001, 1.0),
+        (0.01, 1.0),
+        (0.1, 1.0),
+        (0.1, 0.03),
+        (0.3, 0.003),
+    )
+    """Of each filter, how far the center may walk from one frame to the next, and the share of the
+    claimed variances that it believes in."""
     memory: float = 0.98
     """How much of its past evidence a filter keeps from one frame to the next."""
     gate: float = 25.0
     """Squared deviation of both axes in sigmas beyond which a center is an outlier."""
+    slack: float = 0.2
+    """A center is no outlier for a deviation of a few times this, however sure the track is."""
     jump_frames: int = 3
     """As many outliers in a row that agree with each other are a jump."""
+    most_outliers: int = 6
+    """After as many outliers in a row, agreeing or not, it is the track that is wrong."""
+    fly_back_prior: float = 1.0
+    """Variance in px^2 of the jump at a line's start that is expected before any was seen, ..."""
+    fly_back_fading: float = 1.5
+    """... and the power of the number of jumps seen that it fades with."""
     learning: float = 0.1
     """How fast the profile of steps follows from one line to the next."""
     min_sigma: float = 0.003
@@ -81,11 +97,13 @@ class CenterTracker:
         self._steps = [(0.0, 0.0)] * self._nx
         self._first_line: list[tuple[int, float, float]] | None = []
         # Jumps at line starts: variance of each axis, and how many were seen.
-        self._fly_back = (1.0, 1.0)
+        self._fly_back = (self._config.fly_back_prior, self._config.fly_back_prior)
         self._fly_backs = 0
         # Outliers in a row: their mean distance to the prediction, and how many.
         self._suspect = (0.0, 0.0)
         self._suspects = 0
+        # Outliers in a row, whether they agree or not.
+        self._distrusted = 0
         # What big deviations turned out to be, the recent ones counting most.
         # Where fly-back is not known, jumps must be expected.
         self._jumps, self._outliers = (0.0 if self._nx else 0.75), 0.5
@@ -156,14 +174,16 @@ class CenterTracker:
             dy, dx = y - vertical.mean, x - horizontal.mean
             if fly_back and adjacent:
                 self._learn_fly_back(dy, dx, ry, rx)
-            far = dy * dy / (vertical.variance + ry) + dx * dx / (horizontal.variance + rx)
+            slack = self._config.slack**2
+            far = dy * dy / (vertical.variance + ry + slack)
+            far += dx * dx / (horizontal.variance + rx + slack)
             if far > self._config.gate:
                 outlier = self._deviation(y, x, ry, rx)
             else:
                 vertical.update(y, ry)
                 horizontal.update(x, rx)
                 if self._suspects:
-                    self._suspects = 0
+                    self._suspects = self._distrusted = 0
                     self._jumps, self._outliers = 0.8 * self._jumps, 0.8 * self._outliers + 1
             if outlier or not adjacent or fly_back:
                 self._noise.interrupt()
@@ -179,7 +199,7 @@ class CenterTracker:
         return (vertical.mean, horizontal.mean, vy, vx), outlier
 
     def _walk(self, level: float, variance: float) -> Walk:
-        return Walk(self._config.walk_sigmas, self._config.memory, level, variance)
+        return Walk(self._config.filters, self._config.memory, level, variance)
 
     def _deviation(self, y: float, x: float, ry: float, rx: float) -> bool:
         """Decide about a center far from the prediction; return whether it is an outlier."""
@@ -205,12 +225,15 @@ class CenterTracker:
             return False
         n = self._suspects
         sy, sx = self._suspect
+        # Between two frames the center walks; where it walks far, suspects differ by that.
         spread = 1 + 1 / max(n, 1)
-        apart = (offset[0] - sy) ** 2 / (ry * spread) + (offset[1] - sx) ** 2 / (rx * spread)
+        vy, vx = ry * spread + vertical.walk, rx * spread + horizontal.walk
+        apart = (offset[0] - sy) ** 2 / vy + (offset[1] - sx) ** 2 / vx
         n = n + 1 if n and apart <= gate else 1
         sy, sx = (s + (o - s) / n if n > 1 else o for s, o in zip((sy, sx), offset, strict=True))
         self._suspect, self._suspects = (sy, sx), n
-        if n < self._config.jump_frames:
+        self._distrusted += 1
+        if n < self._config.jump_frames and self._distrusted < self._config.most_outliers:
             return True
         self._jumped(vertical.mean + sy, horizontal.mean + sx, ry / n, rx / n)
         return False
@@ -219,7 +242,7 @@ class CenterTracker:
         assert self._axes is not None
         self._axes[0].restart(y, vy)
         self._axes[1].restart(x, vx)
-        self._suspects = 0
+        self._suspects = self._distrusted = 0
         self._jumps, self._outliers = 0.8 * self._jumps + 1, 0.8 * self._outliers
 
     def _late(
@@ -289,10 +312,12 @@ class CenterTracker:
         assert self._axes is not None
         self._fly_backs += 1
         gain = max(self._config.learning, 1 / (self._fly_backs + 0.1))
+        # One small jump says little about the next one: the expectation fades, it does not vanish.
+        least = self._config.fly_back_prior * self._fly_backs**-self._config.fly_back_fading
         jumps = []
         for d, r, axis, jump in zip((dy, dx), (ry, rx), self._axes, self._fly_back, strict=True):
             expected = axis.variance - jump + r
-            jumps.append(max(jump + gain * (d * d - expected - jump), 0.0))
+            jumps.append(max(jump + gain * (d * d - expected - jump), least))
         self._fly_back = (jumps[0], jumps[1])
 
     def _remember_first_line(self, index: int) -> None:

@@ -95,6 +95,45 @@ def test_wrong_centers_are_flagged_and_do_not_pull():
     assert rms(tracked - truth) < 0.15
 
 
+def test_a_large_jump_at_a_line_start_is_followed_though_the_first_ones_were_small():
+    truth = drift("plane", 0)
+    for row, jump in ((1, 0.001), (2, 0.001), (3, 1.5), (4, -2.0)):
+        truth[row * SCAN[1] :] += jump
+    tracked, _, outlier, measured = track(truth, 0.015)
+    line = slice(3 * SCAN[1], 5 * SCAN[1])
+    assert outlier[line].sum() <= 2
+    assert rms((tracked - truth)[line]) < 3 * rms((measured - truth)[line])
+
+
+def test_wandering_fast_costs_good_centers_nothing():
+    random = np.random.default_rng(4)
+    truth = 127.5 + np.cumsum(random.normal(0, 0.3, (SCAN[0] * SCAN[1], 2)), axis=0)
+    tracked, _, outlier, measured = track(truth, 0.01)
+    assert np.abs(tracked - truth).mean() < 1.1 * np.abs(measured - truth).mean()
+    assert outlier.mean() < 0.01
+
+
+def test_a_grain_with_needlessly_large_sigmas_is_followed_all_the_same():
+    random = np.random.default_rng(6)
+    truth = drift("plane walk fly-back", 1)
+    truth += np.cumsum(random.normal(0, 0.05, truth.shape), axis=0)
+    measured = truth + random.normal(0, 0.02, truth.shape)
+    sigmas = np.full_like(truth, 0.02)
+    sigmas[np.arange(len(truth)) % 20 >= 10] = 0.5  # every other grain
+    tracked, _, _ = CenterTracker(SCAN).update(np.arange(len(truth)), measured, sigmas)
+    assert np.abs(tracked - truth).mean() < 2.5 * np.abs(measured - truth).mean()
+
+
+def test_a_track_that_nothing_agrees_with_is_given_up():
+    """Outliers that disagree with each other as well mean that the track is wrong."""
+    truth = drift("static", 0)
+    random = np.random.default_rng(7)
+    truth[400:] += 8 + np.cumsum(random.normal(0, 1.0, (len(truth) - 400, 2)), axis=0)
+    tracked, _, outlier, _ = track(truth, 0.02)
+    assert outlier[400:410].sum() <= 6
+    assert np.median(np.abs(tracked - truth)[420:]) < 0.1
+
+
 def test_sigmas_are_honest():
     truth = np.concatenate([drift("plane walk fly-back", seed) for seed in range(1)])
     tracked, sigma, _, _ = track(truth, 0.2)
