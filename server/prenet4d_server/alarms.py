@@ -20,8 +20,8 @@ from prenet4d_client.messages import Counters, Event, State
 from prenet4d_engines.batch import CorrectedBatch
 
 from prenet4d_server.config import AlarmSettings
-from prenet4d_server.metrics import AlarmStatus
 from prenet4d_server.notices import Details, Level, Started
+from prenet4d_server.status import AlarmCode, AlarmStatus
 
 LOOK_EVERY_S = 0.2
 CLEAR_SHARE = 0.7
@@ -56,7 +56,7 @@ class Facts:
 class Reading:
     """One thing that is watched, as it stands."""
 
-    code: str
+    code: AlarmCode
     value: float
     threshold: float
     message: str
@@ -101,8 +101,8 @@ class Alarms:
         self._unstable_since = 0.0
         self.active: tuple[AlarmStatus, ...] = ()
         """The alarms that stand, oldest first."""
-        self._raised: dict[tuple[str, str], AlarmStatus] = {}
-        self._cleared: dict[tuple[str, str], str] = {}
+        self._raised: dict[tuple[AlarmCode, str], AlarmStatus] = {}
+        self._cleared: dict[tuple[AlarmCode, str], str] = {}
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -171,7 +171,7 @@ class Alarms:
             self._clear(key, self._cleared[key])
         self.active = tuple(self._raised.values())
 
-    def _raise(self, key: tuple[str, str], reading: Reading) -> None:
+    def _raise(self, key: tuple[AlarmCode, str], reading: Reading) -> None:
         self._raised[key] = AlarmStatus(
             code=reading.code,
             subject=reading.subject,
@@ -183,7 +183,7 @@ class Alarms:
         self._cleared[key] = reading.cleared
         self._say("warning", reading.code, reading.message, reading)
 
-    def _clear(self, key: tuple[str, str], message: str) -> None:
+    def _clear(self, key: tuple[AlarmCode, str], message: str) -> None:
         del self._raised[key]
         self._say("info", f"{key[0]}_cleared", message, None)
 

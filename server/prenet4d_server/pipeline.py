@@ -31,7 +31,7 @@ from prenet4d_server.correctors import Correction, CorrectorMaker
 from prenet4d_server.counters import Ledger
 from prenet4d_server.errors import CommandFailed, IngestDied, ServiceError
 from prenet4d_server.inlet import Inlet
-from prenet4d_server.metrics import Meters
+from prenet4d_server.meters import Meters
 from prenet4d_server.notices import Ended, Remark, Started
 from prenet4d_server.publisher import Publisher
 from prenet4d_server.remarks import Remarks
@@ -306,6 +306,10 @@ class Pipeline:
     ) -> None:
         number, indices = self._batches, result.indices
         self._batches += 1
+
+        def enter_latency() -> None:
+            self._meters.latency("total", time.monotonic() - arrived)
+
         self._publisher.publish(
             outgoing.telemetry(
                 started,
@@ -318,7 +322,7 @@ class Pipeline:
             ),
             outgoing.patterns(messages.Corrected, started, number, indices, patterns[0]),
             outgoing.patterns(messages.Aligned, started, number, indices, patterns[1]),
-            on_sent=lambda: self._meters.latency("total", time.monotonic() - arrived),
+            on_sent=enter_latency if number else None,
         )
         before = self.view.state
         self.view = View(

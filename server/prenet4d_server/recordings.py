@@ -18,9 +18,9 @@ from pydantic import ValidationError
 
 from prenet4d_server.config import LogSettings, RecordingSettings
 from prenet4d_server.errors import CommandFailed
-from prenet4d_server.metrics import RecordingStatus
 from prenet4d_server.notices import Level
 from prenet4d_server.recorder_process import Order, Report
+from prenet4d_server.status import RecordingStatus
 
 ANSWER_S = 4.0
 """How long a command waits for the process; after that its answer says how far it is."""
@@ -91,6 +91,12 @@ class Recordings:
                 complete=report.complete,
                 reason=report.error or report.reason,
             )
+
+    @property
+    def pid(self) -> int | None:
+        """The recorder's process id, while it runs."""
+        process = self._process
+        return None if process is None else process.pid
 
     def start(self, name: str | None) -> None:
         """Start a recording; when this returns, nothing is missed from now on.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
 import threading
 import time
@@ -16,7 +17,7 @@ import zmq
 from prenet4d_engines.calibration import Calibration
 from prenet4d_engines.errors import EngineError
 
-from prenet4d_server import logs
+from prenet4d_server import logs, machine
 from prenet4d_server.alarms import Alarms, Facts
 from prenet4d_server.config import Settings
 from prenet4d_server.control import Answer, Command, Control
@@ -24,12 +25,13 @@ from prenet4d_server.correctors import load_correctors
 from prenet4d_server.errors import CommandFailed, ConfigError, ServiceError
 from prenet4d_server.http_server import HttpServer
 from prenet4d_server.inlet import Inlet
-from prenet4d_server.metrics import AcquisitionStatus, Meters, SourceStatus, Status
+from prenet4d_server.meters import Meters
 from prenet4d_server.notices import Remark
 from prenet4d_server.pipeline import Pipeline
 from prenet4d_server.publisher import Publisher
 from prenet4d_server.recordings import Recordings
 from prenet4d_server.sockets import knowing_clients, load_keys
+from prenet4d_server.status import AcquisitionStatus, SourceStatus, Status
 
 PUBLISH_TIMEOUT_S = 5.0
 WATCH_S = 0.2
@@ -132,7 +134,9 @@ class Service:
             patterns_averaged=view.patterns_averaged,
             frames_per_second=self._meters.frames_per_second,
             backlog=self._pipeline.backlog,
+            backlog_limit=started.slots if started is not None else 0,
             latency=self._meters.latencies,
+            latency_histograms=self._meters.histograms,
             counters=self._pipeline.total.snapshot(),
             acquisition=None
             if started is None or counters is None
@@ -153,6 +157,10 @@ class Service:
             receivers_behind_s=dict(self._publisher.behind_s),
             alarms=self._alarms.active,
             recording=self._recordings.status,
+            processes=machine.processes(
+                {"service": os.getpid(), "ingest": inlet.pid, "recorder": self._recordings.pid}
+            ),
+            gpu=machine.gpu(),
             recent_events=tuple(
                 f"{time.strftime('%H:%M:%S', time.localtime(event.time))} {event.message}"
                 for event in list(self._publisher.recent_events)[-EVENTS_IN_STATUS:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from prenet4d_client import LosslessReceiver
 from prenet4d_client.messages import Counters, Event
 from prenet4d_engines.batch import CorrectedBatch
-from prenet4d_engines.geometry import Ellipticity
+from prenet4d_engines.identity import IdentityCorrector
 from prenet4d_server.alarms import Alarms, Facts
 from prenet4d_server.config import AlarmSettings
 from prenet4d_server.notices import Started
@@ -52,14 +53,9 @@ class Watched:
 
 def corrected(centers: list[tuple[float, float]], flags: int = 0) -> CorrectedBatch:
     n = len(centers)
+    batch = IdentityCorrector((8, 8)).process(np.ones((n, 8, 8), np.uint16), np.arange(n))
     tracked = np.array(centers, np.float32)
-    pair, empty = np.zeros((n, 2), np.float32), np.zeros((n, 8, 8), np.float32)
-    return CorrectedBatch(
-        indices=np.arange(n), corrected=empty, aligned=empty, center=tracked, center_sigma=pair,
-        tracked=tracked, tracked_sigma=pair, shift=pair, dose=pair[:, 0],
-        flags=np.full(n, flags, np.uint8), ellipticity=Ellipticity(1.0, 0.0), ratio_sigma=None,
-        theta_sigma=None, state="locked", patterns_averaged=n, reference_center=(3.5, 3.5),
-    )  # fmt: skip
+    return dataclasses.replace(batch, tracked=tracked, flags=np.full(n, flags, np.uint8))
 
 
 def test_an_alarm_is_raised_once_and_cleared_once_well_below_its_threshold() -> None:

@@ -1,5 +1,7 @@
 """Counters that balance, latencies, and what HTTP shows of them."""
 
+import shutil
+import subprocess
 import time
 import urllib.error
 import urllib.request
@@ -8,14 +10,18 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prenet4d_client import ControlClient
+from prenet4d_server import machine
 from prenet4d_server.counters import Ledger
 from prenet4d_server.errors import BindError
 from prenet4d_server.http_server import HttpServer
-from prenet4d_server.metrics import WINDOW, LatencyWindow, Meters
+from prenet4d_server.meters import BOUNDS_S, WINDOW, LatencyWindow, Meters
+from prenet4d_server.metrics import exposition
 from prenet4d_server.service import Service
+from prenet4d_server.status import GpuStatus, RecordingStatus, Status
 from prometheus_client.parser import text_string_to_metric_families
 
-from .live import balanced, frames, listening, sender, settings
+from .live import balanced, frames, listening, sender, settings, until
 
 
 @given(
@@ -47,6 +53,19 @@ def test_latencies_are_of_the_last_frames():
     summary = window.read()
     assert summary.p50 == pytest.approx((WINDOW - 1) / 2)
     assert summary.p99 == pytest.approx(0.99 * (WINDOW - 1))
+
+
+@given(st.lists(st.floats(0, 1e5), max_size=50))
+def test_the_histogram_counts_every_frame_once(milliseconds):
+    window = LatencyWindow()
+    for part in (milliseconds[:7], milliseconds[7:]):
+        window.add(np.array(part, float))
+    histogram = window.histogram
+    edges = [-1.0, *BOUNDS_S, np.inf]
+    for low, high, count in zip(edges[:-1], edges[1:], histogram.counts, strict=True):
+        # A value at a bound belongs below it.
+        assert count == sum(low * 1e3 < value <= high * 1e3 for value in milliseconds)
+    assert histogram.sum == pytest.approx(sum(milliseconds) / 1e3)
 
 
 def test_the_rate_is_zero_when_nothing_came_lately(monkeypatch):
@@ -91,7 +110,105 @@ def test_http_tells_health_and_metrics_of_a_running_service():
         assert values == {"received": 7, "corrected": 6, "rejected": 1, "shed": 0}
         rejected = families["prenet4d_frames_rejected"].samples
         assert [(s.labels["reason"], s.value) for s in rejected] == [("index_outside_scan", 1)]
-        states = {s.labels["state"]: s.value for s in families["prenet4d_state"].samples}
+        samples = families["prenet4d_calibration_state"].samples
+        states = {sample.labels["state"]: sample.value for sample in samples}
         assert states == {"calibrating": 0, "locked": 0, "frozen": 1, "lost": 0}
         with pytest.raises(BindError, match=r"http\.address"):
             HttpServer(url.replace("http:", "tcp:"), service.status)
+
+
+def scraped(status: Status) -> dict[str, dict[tuple[str, ...], float]]:
+    """What Prometheus makes of a status: sample's name → values of its labels → value."""
+    found: dict[str, dict[tuple[str, ...], float]] = {}
+    for family in text_string_to_metric_families(exposition(lambda: status)().decode()):
+        for sample in family.samples:
+            labels = tuple(value for _, value in sorted(sample.labels.items()))
+            found.setdefault(sample.name, {})[labels] = sample.value
+    return found
+
+
+@pytest.fixture(scope="module")
+def status():
+    """Of a service that is in the middle of a scan, as it comes over the control socket."""
+    alarms = {"backlog_share": 0.001, "detector_silent_s": 0.1}
+    with (
+        Service(settings(alarms=alarms)) as service,
+        ControlClient(service.endpoints["control"], timeout=30) as client,
+        sender(service) as source,
+    ):
+        source.start(frame_shape=(16, 24), dtype="uint16", scan_shape=(4, 5))
+        source.send(frames(10))
+        until(lambda: sum(client.status()["latency_histograms"]["total"]["counts"]) == 10)
+        until(lambda: client.status()["alarms"])
+        yield Status.model_validate(client.status())
+
+
+def test_every_frame_is_in_the_latency_histograms(status):
+    found = scraped(status)
+    for stage in ("queue", "compute", "total"):
+        assert found["prenet4d_frame_latency_seconds_count"][(stage,)] == 10
+        assert found["prenet4d_frame_latency_seconds_bucket"][("+Inf", stage)] == 10
+        buckets = [
+            count
+            for (_, of), count in found["prenet4d_frame_latency_seconds_bucket"].items()
+            if of == stage
+        ]
+        assert buckets == sorted(buckets)
+    assert found["prenet4d_frame_latency_seconds_sum"][("total",)] > 0
+
+
+def test_what_stands_is_in_the_metrics(status):
+    found = scraped(status)
+    assert found["prenet4d_alarms"][("detector_silent",)] == 1
+    assert found["prenet4d_alarms"][("center_moved",)] == 0
+    assert found["prenet4d_acquisition_running"][()] == 1
+    assert found["prenet4d_acquisition_expected_frames"][()] == 20
+    assert found["prenet4d_backlog_limit_frames"][()] > 100
+    memory = found["prenet4d_process_resident_memory_bytes"]
+    assert memory.keys() == {("service",), ("ingest",)}
+    assert min(memory.values()) > 1 << 20
+    assert found["prenet4d_process_cpu_seconds_total"][("service",)] > 0
+
+
+def test_what_is_not_there_has_no_metric(status):
+    without = scraped(status.model_copy(update={"gpu": None, "recording": None}))
+    assert not any(name.startswith(("prenet4d_gpu", "prenet4d_recording")) for name in without)
+    gpu = GpuStatus(name="H100", memory_used_bytes=1, memory_bytes=2, load=None)
+    found = scraped(status.model_copy(update={"gpu": gpu}))
+    assert found["prenet4d_gpu_memory_bytes"] == {("H100",): 2}
+    assert "prenet4d_gpu_load_ratio" not in found
+    found = scraped(status.model_copy(update={"gpu": gpu.model_copy(update={"load": 0.5})}))
+    assert found["prenet4d_gpu_load_ratio"] == {("H100",): 0.5}
+
+
+@pytest.mark.gpu
+def test_a_gpu_that_is_used_tells_its_memory():
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("there is no NVIDIA GPU here")
+    block = torch.zeros(1 << 20, device="cuda")
+    found = machine.gpu()
+    assert found.name == torch.cuda.get_device_name()
+    assert block.nbytes < found.memory_used_bytes < found.memory_bytes
+
+
+@pytest.mark.skipif(not shutil.which("promtool"), reason="promtool (Debian: prometheus) is missing")
+def test_prometheus_own_tool_finds_nothing_wrong(status):
+    recording = RecordingStatus(
+        state="recording", directory="/data", free_bytes=1, name="a", files=("a.h5",), patterns=1,
+        started=0.0, complete=True, reason="",
+    )  # fmt: skip
+    gpu = GpuStatus(name="H100", memory_used_bytes=1, memory_bytes=2, load=0.5)
+    full = status.model_copy(
+        update={
+            "gpu": gpu,
+            "recording": recording,
+            "receivers": ("a",),
+            "receivers_behind_s": {"a": 1.0},
+        }
+    )
+    text = exposition(lambda: full)()
+    checked = subprocess.run(
+        ["promtool", "check", "metrics"], input=text, capture_output=True, check=False
+    )
+    assert (checked.returncode, checked.stdout, checked.stderr) == (0, b"", b"")
