@@ -8,7 +8,6 @@ stands in the service's status, in words that follow the value.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections import deque
@@ -29,7 +28,6 @@ SHARE_OVER_S = 5.0
 """Shares of flagged and of rejected frames are taken over the last seconds …"""
 SHARE_OF_FRAMES = 64
 """… and only where so many frames came in them."""
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)

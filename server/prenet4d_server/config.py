@@ -241,7 +241,7 @@ class LogSettings(_Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
     """The least important messages to write."""
     format: Literal["text", "json"] = "text"
-    """json: one object a line, with the acquisition's id."""
+    """json: one object a line, with the acquisition's id; deploy/README.md lists its fields."""
 
 
 class Settings(BaseSettings):

@@ -219,18 +219,19 @@ class Ingest:
                 "warning",
                 "frames_shed",
                 "The ring is full: frames are dropped.",
-                self._acquisition_id,
+                self.acquisition_id,
                 shed=len(numbers),
             )
         )
 
     @property
-    def _acquisition_id(self) -> str:
+    def acquisition_id(self) -> str:
+        """Of the acquisition that is running; empty between acquisitions."""
         return self._intake.running.id if self._intake.running else ""
 
     def _remark(self, error: ServiceError, rejected: int = 0) -> None:
         self._remarks.add(
-            Remark("warning", error.code, str(error), self._acquisition_id, rejected=rejected)
+            Remark("warning", error.code, str(error), self.acquisition_id, rejected=rejected)
         )
 
     def _tell(self, notice: Notice) -> None:
@@ -308,7 +309,7 @@ def main(open_source: Callable[[SourceSettings, KeyPair | None], Source] = make_
     pipe = Connection(int(sys.argv[1]))
     told = json.loads(pipe.recv_bytes())
     settings = Settings(**told["settings"])
-    logs.configure(settings.log)
+    logs.configure(settings.log, "ingest")
     try:
         source = open_source(settings.source, load_keys(settings.security.secret_key_file))
     except ServiceError as error:
@@ -321,7 +322,9 @@ def main(open_source: Callable[[SourceSettings, KeyPair | None], Source] = make_
     gc.freeze()  # what was imported stays: frames should not wait while it is searched for garbage
     try:
         pipe.send_bytes(pack(Ready(source.address)))
-        Ingest(source, ring, pipe, settings).run()
+        ingest = Ingest(source, ring, pipe, settings)
+        logs.belongs_to(lambda: ingest.acquisition_id)
+        ingest.run()
     except (MainProcessGone, BrokenPipeError):
         return 1
     finally:

@@ -222,5 +222,9 @@ class Publisher:
         log.log(
             getattr(logging, event.level.upper()),
             "%s", event.message,
-            extra={"code": event.code, "acquisition_id": event.acquisition_id},
+            extra={
+                "code": event.code,
+                "acquisition_id": event.acquisition_id,
+                "details": event.details,
+            },
         )  # fmt: skip

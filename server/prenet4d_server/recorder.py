@@ -111,6 +111,11 @@ class Recorder:
         self._flushed = time.monotonic()
         self._check_place()
 
+    @property
+    def acquisition_id(self) -> str:
+        """Of the acquisition that is being recorded; empty between acquisitions."""
+        return self._recording.acquisition.id if self._recording is not None else ""
+
     def write(self, message: Message) -> None:
         """Record one message.
 

@@ -108,6 +108,7 @@ def _run(order: Order, orders: FileIO, stop: threading.Event) -> Report:
         _say(Report())
         conversation = threading.Thread(target=_converse, args=(orders, recorder, stop, done))
         conversation.start()
+        logs.belongs_to(lambda: recorder.acquisition_id)
         try:
             record(receiver, recorder, stop)
         except (ServiceError, OSError) as error:
@@ -122,7 +123,7 @@ def main() -> int:
     """Record as the order on standard input says; returns the process's exit status."""
     orders = FileIO(0, closefd=False)  # with no buffer, so that select sees all that has come
     order = Order.model_validate_json(orders.readline())
-    logs.configure(order.log)
+    logs.configure(order.log, "recorder")
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())

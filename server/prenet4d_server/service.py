@@ -109,6 +109,12 @@ class Service:
             lambda: correction.load(document), "calibration_loaded", "A calibration was loaded."
         )
 
+    @property
+    def acquisition_id(self) -> str:
+        """Of the acquisition that is running; empty between acquisitions."""
+        started = self._pipeline.view.started
+        return started.acquisition_id if started is not None else ""
+
     def status(self) -> Status:
         """What the service is doing now."""
         view, inlet = self._pipeline.view, self._inlet
@@ -354,8 +360,9 @@ def serve(settings: Settings, calibration: Calibration | None = None) -> int:
         ConfigError, BindError, FileError: it cannot start; nothing is left running.
         IngestDied, ServiceError: a part of it died.
     """
-    logs.configure(settings.log)
+    logs.configure(settings.log, "service")
     with stopped_by_signals() as stop, Service(settings) as service:
+        logs.belongs_to(lambda: service.acquisition_id)
         if calibration is not None:
             service.load_calibration(calibration)
         service.run(stop)
