@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-import onnx
+if TYPE_CHECKING:
+    import onnx
 
-_SIZES: Final = {onnx.TensorProto.FLOAT: 4, onnx.TensorProto.FLOAT16: 2}
 # What is computed by kernels of its own; everything else is fused into these or only renames data.
 _KERNELS: Final = {"Conv", "Gemm", "MatMul", "ReduceMean", "Resize", "Softmax"}
 
@@ -31,15 +31,18 @@ class Cost:
 
 def cost(model: bytes) -> Cost:
     """Count the cost of an ONNX model with known shapes, its first dimension being the batch."""
+    import onnx
+
+    types = {onnx.TensorProto.FLOAT: 4, onnx.TensorProto.FLOAT16: 2}
     graph = onnx.shape_inference.infer_shapes(onnx.load_model_from_string(model)).graph
     weights = {each.name: each for each in graph.initializer}
     shapes = {name: tuple(each.dims) for name, each in weights.items()}
-    sizes = {name: _SIZES.get(each.data_type, 0) for name, each in weights.items()}
+    sizes = {name: types.get(each.data_type, 0) for name, each in weights.items()}
     for value in (*graph.value_info, *graph.input, *graph.output):
         kind = value.type.tensor_type
         # the batch has a name instead of a number
         shapes[value.name] = tuple(dim.dim_value or 1 for dim in kind.shape.dim)
-        sizes[value.name] = _SIZES.get(kind.elem_type, 0)
+        sizes[value.name] = types.get(kind.elem_type, 0)
 
     flop = activation_bytes = 0
     for node in graph.node:

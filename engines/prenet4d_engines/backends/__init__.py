@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from prenet4d_engines.backends.base import Backend
@@ -12,23 +13,40 @@ __all__ = ["Backend", "Precision", "TorchBackend", "select"]
 
 
 def select(
-    name: Literal["auto", "torch"] = "auto",
+    name: Literal["auto", "tensorrt", "torch"] = "auto",
     *,
     precision: Precision = "auto",
     threads: int | None = None,
+    engines: Path | None = None,
 ) -> Backend:
     """Make the backend that was asked for; ``auto`` takes the first that works here.
 
-    Its ``description`` says which it is and why.
+    That is TensorRT with engines that were built here, torch on the GPU, torch on the CPU. The
+    backend's ``description`` says which it is and why.
 
     Args:
-        name: ``torch``, or ``auto``.
-        precision: arithmetic of the networks; ``auto``: the fastest that agrees with float32.
+        name: ``tensorrt``, ``torch``, or ``auto``.
+        precision: arithmetic of the networks in torch; ``auto``: the fastest that agrees with
+            float32. Where another than float16 is asked for, ``auto`` does not take TensorRT.
         threads: CPU threads, set for the whole process; ``None``: all cores but one.
+        engines: folder of the built engines; ``None``: the user's cache folder.
 
     Raises:
         BackendError: there is no such backend, or it does not run here.
     """
-    if name not in ("auto", "torch"):
-        raise BackendError(f"There is no backend {name!r}; choose auto or torch.")
-    return TorchBackend(precision, threads=threads)
+    if name == "torch":
+        return TorchBackend(precision, threads=threads)
+    if name not in ("auto", "tensorrt"):
+        raise BackendError(f"There is no backend {name!r}; choose auto, tensorrt or torch.")
+    from prenet4d_engines.backends.tensorrt.backend import TensorRTBackend
+
+    if name == "auto" and precision not in ("auto", "float16"):
+        return TorchBackend(precision, threads=threads)
+    try:
+        return TensorRTBackend(cache=engines)
+    except BackendError as reason:
+        if name == "tensorrt":
+            raise
+        backend = TorchBackend(precision, threads=threads)
+        backend.description += f" TensorRT is not used: {reason}"
+        return backend
