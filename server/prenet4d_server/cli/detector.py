@@ -69,6 +69,9 @@ def simulate_detector(
             help="What goes wrong now and then; may be given several times.",
         ),
     ] = None,
+    frames_per_message: Annotated[
+        int, typer.Option(min=1, help="Of native frames: more are cheaper, and come later.")
+    ] = 1,
     repeat: Annotated[int, typer.Option(min=0, help="How many scans; 0: until Ctrl-C.")] = 1,
     cycle: Annotated[
         int, typer.Option(min=0, help="Encode only so many frames, and send them in turn: faster.")
@@ -95,7 +98,11 @@ def simulate_detector(
         drift=drift,
         seed=seed,
     )
-    options: dict[str, Any] = {} if kind == "native" else {"compression": compression}
+    options: dict[str, Any] = (
+        {"frames_per_message": frames_per_message}
+        if kind == "native"
+        else {"compression": compression}
+    )
     simulate: Any = {
         "native": simulators.simulate_native,
         "dectris1": simulators.simulate_dectris_v1,

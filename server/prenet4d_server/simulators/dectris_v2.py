@@ -73,8 +73,8 @@ class _DectrisV2:
         self._ticks = round(frame_time_s * _CLOCK_HZ)
         self._began = datetime.now(UTC)
         self._life = uuid.uuid4().hex[:12].upper()
-        self._same_fields = b""
-        """How every image message of the running series begins."""
+        self._same_fields: dict[int, bytes] = {}
+        """Series → how all its image messages begin."""
 
     def start(self, series: int) -> Iterator[Parts]:
         same = {
@@ -85,7 +85,7 @@ class _DectrisV2:
             "series_unique_id": self._unique(series),
         }
         # Nine fields in all, with the four that change.
-        self._same_fields = bytes([_MAP + 9]) + cbor2.dumps(same)[1:]
+        self._same_fields = {series: bytes([_MAP + 9]) + cbor2.dumps(same)[1:]}
         height, width = self._feed.frame_shape
         dtype = self._feed.dtype
         frame_time = self._ticks / _CLOCK_HZ
@@ -135,7 +135,7 @@ class _DectrisV2:
             "start_time": [begin, _CLOCK_HZ],
             "stop_time": [begin + self._ticks, _CLOCK_HZ],
         }
-        return [self._same_fields + cbor2.dumps(fields)[1:] + encoded]
+        return [self._same_fields[series] + cbor2.dumps(fields)[1:] + encoded]
 
     def end(self, series: int) -> Iterator[Parts]:
         fields = {"series_id": series, "series_unique_id": self._unique(series)}

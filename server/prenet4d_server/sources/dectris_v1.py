@@ -16,6 +16,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from pydantic_core import from_json
 
 from prenet4d_server.errors import BadMessage, BadStart, CorruptFrame, ServiceError
 from prenet4d_server.sources.compression import Buffer, Codec
@@ -125,12 +126,19 @@ def _fields(part: Buffer) -> dict[str, Any]:
         BadMessage: it is none.
     """
     try:
-        fields = json.loads(bytes(part))
+        fields = _parse(bytes(part))
     except (ValueError, RecursionError) as error:
         raise BadMessage(f"A Stream V1 header is not readable as JSON: {error}.") from None
     if not isinstance(fields, dict):
         raise BadMessage("A Stream V1 header is no JSON object.")
     return fields
+
+
+def _parse(part: bytes) -> Any:
+    try:
+        return from_json(part)  # in a fifth of the time that json takes, twice a frame
+    except ValueError:
+        return json.loads(part)  # takes text with halves of characters, too
 
 
 def _series(fields: Mapping[str, Any]) -> str:
