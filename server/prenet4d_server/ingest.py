@@ -25,6 +25,7 @@ from prenet4d_server.config import Settings, SourceSettings
 from prenet4d_server.decoder import Decoder, Decoding
 from prenet4d_server.errors import BadStart, SequenceError, ServiceError
 from prenet4d_server.intake import Closed, Intake
+from prenet4d_server.memory import keep_freed_memory
 from prenet4d_server.notices import Ended, Failed, Notice, Ready, Remark, Started, pack
 from prenet4d_server.remarks import Remarks
 from prenet4d_server.ring import Layout, RingHandle, RingWriter, Slots, wait_readable
@@ -306,6 +307,7 @@ def main(open_source: Callable[[SourceSettings, KeyPair | None], Source] = make_
     """Run the ingest process; the number of its pipe's descriptor is the only argument."""
     for number in (signal.SIGINT, signal.SIGTERM):  # the main process decides, and says it here
         signal.signal(number, signal.SIG_IGN)
+    keep_freed_memory()
     pipe = Connection(int(sys.argv[1]))
     told = json.loads(pipe.recv_bytes())
     settings = Settings(**told["settings"])

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import socket
 import subprocess
 import sys
@@ -27,9 +26,6 @@ from prenet4d_server.ring import RingReader, wait_readable
 
 START_TIMEOUT_S = 60.0
 RESTART_PAUSE_S = 2.0
-_KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(256 << 20), "MALLOC_TRIM_THRESHOLD_": str(512 << 20)}
-"""Has glibc reuse the memory of messages. It would give each large one's back to the kernel, and
-take a page fault for every 4 KiB of the next."""
 log = logging.getLogger(__name__)
 
 
@@ -135,7 +131,6 @@ class Inlet:
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "prenet4d_server.ingest", str(theirs.fileno())],
-                env=_KEEP_MEMORY | os.environ,
                 stdin=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(), handle.memory, handle.committed, handle.freed),
                 process_group=0,  # Ctrl-C is for the main process, which then says stop

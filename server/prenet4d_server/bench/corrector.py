@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from prenet4d_server.memory import keep_freed_memory
+
 _WARM_UP = 3
 
 
@@ -51,6 +53,7 @@ def batch_seconds(frames: np.ndarray, backend: str, batch: int, seconds: float) 
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     times = batch_seconds(np.load(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4]))
     rate = int(sys.argv[3]) * len(times) / sum(times)
     Path(sys.argv[5]).write_text(json.dumps(rate))

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from prenet4d_server.cli import checks, control, detector, record, science, service, watch
+from prenet4d_server.memory import keep_freed_memory
 
 app = typer.Typer(
     name="prenet4d",
@@ -54,6 +55,7 @@ def run() -> int:
 
     What goes wrong is one sentence on stderr, a bug too; ``--traceback`` shows where.
     """
+    keep_freed_memory()
     if "--traceback" in sys.argv[1:2]:
         return _exit_status()
     try:
