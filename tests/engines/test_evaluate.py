@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from prenet4d_engines.backends import TorchBackend
 from prenet4d_engines.errors import SimulationError
-from prenet4d_engines.evaluate import evaluate, metrics
+from prenet4d_engines.evaluate import evaluate, metrics, strain
 from prenet4d_engines.evaluate.classical import (
     CENTER_METHODS,
     DENOISE_METHODS,
@@ -23,11 +23,14 @@ from prenet4d_engines.evaluate.classical import (
 from prenet4d_engines.evaluate.classical.center import disk_correlation_center
 from prenet4d_engines.evaluate.classical.denoise import anscombe, inverse_anscombe
 from prenet4d_engines.evaluate.datasets import (
+    difficult_patterns,
     held_out_patterns,
     measured_patterns,
     mixed_kinds,
+    patterns_without_beam,
 )
 from prenet4d_engines.evaluate.ellipse import evaluate_ellipses
+from prenet4d_engines.evaluate.hallucination import invented_peaks
 from prenet4d_engines.evaluate.networks import Networks
 from prenet4d_engines.evaluate.report import Check, Part, Report, Table
 from prenet4d_engines.evaluate.run import Run
@@ -309,7 +312,46 @@ def test_a_tiny_evaluation_runs_and_repeats_by_its_seed(backend) -> None:
         assert method.installed != any(method.name in missing for missing in one.missing)
     assert json.loads(one.to_json())["about"]["seed"] == 0
     # 2 measures at 2 doses against 2 rivals; 0.3 px and 4 forms of center of mass.
-    assert len(one.checks) == 8 + 5
+    # and 2 about what the denoiser invents.
+    assert len(one.checks) == 8 + 2 + 5
+    for share in one.table("center.usable").rows:
+        assert all(value is not None and 0 <= value <= 100 for value in share[1])
+    claimed = one.table("center.calibration").row("claimed sigma, median")
+    assert list(claimed) == sorted(claimed)
+
+
+def test_an_invented_peak_is_counted_and_noise_is_not() -> None:
+    rng = np.random.default_rng(0)
+    truth = np.full((64, 64), 0.2)
+    assert invented_peaks(rng.poisson(truth).astype(np.float64), truth) == 0
+    found = truth.copy()
+    found[20:23, 30:33] += 3.0
+    found[45:47, 10:12] += 6.0
+    assert invented_peaks(found, truth) == 2
+
+
+def test_strain_is_found_and_its_scatter_falls_with_dose() -> None:
+    (crystal,) = strain._crystals("spots", 1, 0)
+    assert abs(strain.fitted_strain(crystal.expected, crystal)).max() < 2e-3
+    stretched = replace(crystal, places=crystal.places / [1.01, 1.0])
+    yy, xx = strain.fitted_strain(crystal.expected, stretched)
+    assert yy == pytest.approx(0.01, abs=3e-3)
+    assert abs(xx) < 3e-3
+    rng = np.random.default_rng(1)
+    low, high = (
+        strain.strain_scatter(rng.poisson(d * crystal.expected, (12, 128, 128)) * 1.0, crystal)
+        for d in (1e3, 1e6)
+    )
+    assert high < 0.5 * low
+
+
+def test_difficult_patterns_and_patterns_without_a_beam_are_drawn() -> None:
+    patterns = difficult_patterns("d", "d", (64, 64), 12, seed=0)
+    assert len(patterns) == 12
+    assert any(d.transmission is not None for d in patterns.detectors)
+    assert np.abs(patterns.centers / 63 - 0.5).max() < 0.47
+    empty = patterns_without_beam((64, 64), 5, seed=0)
+    assert empty.expose(1e3).frames.sum((1, 2)) == pytest.approx(1e3, rel=0.3)
 
 
 def test_scans_are_evaluated(backend) -> None:
@@ -339,7 +381,7 @@ def test_scans_are_evaluated(backend) -> None:
     assert rival < 2.0
 
 
-def test_measured_patterns_make_a_set_with_shifts_known_up_to_a_constant(backend, tmp_path) -> None:
+def test_measured_patterns_make_a_set_with_shifts_known_up_to_a_constant(backend) -> None:
     measured = np.stack([1e6 * drawn(), 1e6 * drawn(center=(50.0, 50.0))])
     patterns = measured_patterns(measured.astype(np.float32), 30, seed=0)
     assert patterns.groups is not None
@@ -348,10 +390,9 @@ def test_measured_patterns_make_a_set_with_shifts_known_up_to_a_constant(backend
     # The second pattern lies 12 px from where a middle was assumed; only its constant is wrong.
     assert np.median(metrics.lengths(patterns.deviations(np.array(found)))) < 0.05
 
-    path = tmp_path / "measured.npy"
-    np.save(path, measured)
-    report = evaluate(("center",), quick=True, patterns=6, data=path, backend=backend)
-    assert report.table("center.median.measured").row("disk correlation")[1] < 0.5
+    data = {"disks": measured}
+    report = evaluate(("center",), quick=True, patterns=6, data=data, backend=backend)
+    assert report.table("center.median.disks").row("disk correlation")[1] < 0.5
 
 
 def test_a_plane_fit_takes_out_noise_and_outliers() -> None:
@@ -369,9 +410,8 @@ def test_a_plane_fit_takes_out_noise_and_outliers() -> None:
         ({"what": ("taste",)}, ValueError, "taste"),
         ({"what": ()}, ValueError, "denoise, center"),
         ({"patterns": 3}, ValueError, "at least 6"),
-        ({"data": "nowhere.npy"}, SimulationError, "nowhere.npy"),
-        ({"data": np.zeros(5)}, SimulationError, "(k, h, w)"),
-        ({"data": np.zeros((2, 32, 32))}, SimulationError, "positive"),
+        ({"data": {"line": np.zeros(5)}}, SimulationError, "(k, h, w)"),
+        ({"data": {"dark": np.zeros((2, 32, 32))}}, SimulationError, "positive"),
     ],
 )
 def test_what_cannot_be_evaluated_is_said(arguments, error, words, backend) -> None:

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from prenet4d_engines.evaluate.classical import CENTER_METHODS
 from prenet4d_engines.evaluate.classical.center import CENTERS_OF_MASS
-from prenet4d_engines.evaluate.datasets import PatternSet
+from prenet4d_engines.evaluate.datasets import PatternSet, patterns_without_beam
 from prenet4d_engines.evaluate.denoise import time_table
 from prenet4d_engines.evaluate.metrics import lengths, within_sigma
 from prenet4d_engines.evaluate.report import OURS, Check, Part, Table
-from prenet4d_engines.evaluate.run import Run, Stopwatch, dose_label
+from prenet4d_engines.evaluate.run import USABLE, Run, Stopwatch, dose_label
 
 Array = NDArray[np.float64]
 
@@ -23,6 +23,7 @@ _STATISTICS: Final[dict[str, tuple[str, Callable[[Array], Array]]]] = {
     "mean": ("mean error, px", lambda e: np.asarray(np.mean(e, axis=-1))),
     "p95": ("error that 5 % exceed, px", lambda e: np.asarray(np.quantile(e, 0.95, axis=-1))),
 }
+_CLAIMS: Final = 6
 _GOAL_DOSE: Final = 10_000
 
 
@@ -30,6 +31,8 @@ def evaluate_centers(run: Run, sets: list[PatternSet]) -> Part:
     """Compare at every dose on every set; goals are judged on the first."""
     tables: list[Table] = []
     watches: dict[str, Stopwatch] = {}
+    claims: list[tuple[Array, Array]] = []
+    usable: dict[str, list[float]] = {}
     for number, patterns in enumerate(sets):
         watch = watches[patterns.name] = Stopwatch()
         errors: dict[str, list[Array]] = {}
@@ -43,8 +46,11 @@ def evaluate_centers(run: Run, sets: list[PatternSet]) -> Part:
             for name, found in _classical(patterns, frames, watch).items():
                 errors.setdefault(name, []).append(found)
             with watch.timing(OURS, len(patterns)):
-                centers, sigmas, _ = run.networks.centers(frames, patterns.masks)
+                centers, sigmas, beam = run.networks.centers(frames, patterns.masks)
             deviations = patterns.deviations(centers)
+            usable.setdefault(patterns.title, []).append(100 * float((beam >= USABLE).mean()))
+            if patterns.groups is None:
+                claims.append((sigmas.ravel(), np.abs(deviations).ravel()))
             errors.setdefault(OURS, []).append(lengths(deviations)[None])
             for factor, shares in within.items():
                 shares.append(100 * within_sigma(deviations, sigmas, factor))
@@ -63,6 +69,7 @@ def evaluate_centers(run: Run, sets: list[PatternSet]) -> Part:
         )
         if _GOAL_DOSE in run.doses:
             tables.append(_kinds_table(patterns, errors, run.doses.index(_GOAL_DOSE)))
+    tables += [_calibration_table(claims), _usable_table(run, usable)]
     tables.append(time_table("center", sets, watches, (*(m.name for m in CENTER_METHODS), OURS)))
     return Part(tuple(tables), _checks(run, tables))
 
@@ -103,6 +110,47 @@ def _error_tables(run: Run, patterns: PatternSet, errors: dict[str, list[Array]]
         )
         for statistic, (title, reduce) in _STATISTICS.items()
     ]
+
+
+def _calibration_table(claims: list[tuple[Array, Array]]) -> Table:
+    """Claimed sigma against what the errors really are, in equally many components each."""
+    sigma, error = (np.concatenate(column) for column in zip(*claims, strict=True))
+    groups = np.array_split(np.argsort(sigma), _CLAIMS)
+    return Table(
+        name="center.calibration",
+        title="Center, all simulated sets and doses: claimed sigma against true error, px",
+        heading=f"components in order of claimed sigma, {_CLAIMS} equal groups",
+        columns=tuple(str(i + 1) for i in range(_CLAIMS)),
+        rows=(
+            ("claimed sigma, median", tuple(float(np.median(sigma[g])) for g in groups)),
+            (
+                "error that 68.3 % stay below",
+                tuple(float(np.quantile(error[g], 0.683)) for g in groups),
+            ),
+        ),
+    )
+
+
+def _usable_table(run: Run, seen: dict[str, list[float]]) -> Table:
+    """How often a frame is said to show a beam, with and without one."""
+    empty = patterns_without_beam((128, 128), max(12, run.patterns // 2), seed=run.seed)
+    without = []
+    for dose in run.doses:
+        _, _, beam = run.networks.centers(empty.expose(dose).frames, empty.masks)
+        without.append(100 * float((beam >= USABLE).mean()))
+    return Table(
+        name="center.usable",
+        title="Center: frames said to show a usable beam, %",
+        heading="frames",
+        columns=tuple(dose_label(dose) for dose in run.doses),
+        rows=(
+            *((title, tuple(shares)) for title, shares in seen.items()),
+            (
+                "without a beam: even, stray light, beam outside (wanted: 0)",
+                tuple(without),
+            ),
+        ),
+    )
 
 
 def _kinds_table(patterns: PatternSet, errors: dict[str, list[Array]], dose: int) -> Table:

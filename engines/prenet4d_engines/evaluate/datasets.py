@@ -21,17 +21,21 @@ from prenet4d_engines.simulate import (
     Detector,
     Drift,
     Kind,
+    Pattern,
     Scan,
     draw_detector,
+    draw_difficult,
     draw_ellipticity,
     draw_optics,
     draw_pattern,
     draw_scan,
+    draw_without_beam,
     expose,
     ideal_detector,
     render,
     simulate_scan,
 )
+from prenet4d_engines.simulate.pattern import RADIUS
 
 FIRST_SEED: Final = 10_000_000
 """Seeds from here up belong to the evaluation."""
@@ -171,6 +175,56 @@ def held_out_patterns(
     )
 
 
+def difficult_patterns(
+    name: str, title: str, frame_shape: tuple[int, int], n: int, *, seed: int
+) -> PatternSet:
+    """Draw n frames of held-out materials whose direct beam is stopped, cut, outshone or far off.
+
+    Args:
+        name: Name of the set.
+        title: Its title.
+        frame_shape: (h, w).
+        n: Number of patterns.
+        seed: Counts from `FIRST_SEED`; 0 is the standard evaluation.
+    """
+    rng = np.random.default_rng([FIRST_SEED + seed, *frame_shape, 2])
+    materials = list(HELD_OUT.values())
+    patterns: list[Pattern] = []
+    detectors: list[Detector] = []
+    while len(patterns) < n:
+        material = materials[rng.integers(len(materials))]
+        pattern, detector = draw_difficult(rng, frame_shape, material=material)
+        if pattern.has_beam:
+            patterns.append(pattern)
+            detectors.append(detector)
+    return PatternSet(
+        name=name,
+        title=title,
+        expected=render(patterns, frame_shape).numpy(),
+        centers=np.array([pattern.center for pattern in patterns], np.float64),
+        radii=np.array([pattern.disks[0, RADIUS] for pattern in patterns], np.float64),
+        kinds=tuple(pattern.kind for pattern in patterns),
+        detectors=tuple(detectors),
+        seed=FIRST_SEED + seed,
+    )
+
+
+def patterns_without_beam(frame_shape: tuple[int, int], n: int, *, seed: int) -> PatternSet:
+    """Draw n frames that do not tell where the beam is: even or stray light, or a beam outside."""
+    rng = np.random.default_rng([FIRST_SEED + seed, *frame_shape, 3])
+    patterns = [draw_without_beam(rng, frame_shape) for _ in range(n)]
+    return PatternSet(
+        name="no beam",
+        title="frames without a beam",
+        expected=render(patterns, frame_shape).numpy(),
+        centers=np.full((n, 2), np.nan),
+        radii=np.full(n, np.nan),
+        kinds=("blank",) * n,
+        detectors=(ideal_detector(frame_shape),) * n,
+        seed=FIRST_SEED + seed,
+    )
+
+
 def held_out_scan(
     scan_shape: tuple[int, int],
     frame_shape: tuple[int, int],
@@ -208,7 +262,12 @@ def beam_radius(vacuum: NDArray[np.float32]) -> float:
 
 
 def measured_patterns(
-    measured: NDArray[np.float32], n: int, *, seed: int, title: str = "measured content"
+    measured: NDArray[np.float32],
+    n: int,
+    *,
+    seed: int,
+    name: str = "measured",
+    title: str = "measured content",
 ) -> PatternSet:
     """Draw a semi-real set: measured patterns as the expectation, shifted by known amounts.
 
@@ -219,7 +278,8 @@ def measured_patterns(
         measured: (k, h, w) patterns of many counts.
         n: Number of patterns to draw.
         seed: Counts from `FIRST_SEED`.
-        title: Title of the set.
+        name: Name of the set.
+        title: Its title.
 
     Raises:
         SimulationError: The patterns cannot serve as an expectation.
@@ -235,7 +295,7 @@ def measured_patterns(
     )
     expected = np.stack([scan.expectation(i) for i in range(n)])
     return PatternSet(
-        name="measured",
+        name=name,
         title=title,
         expected=expected / expected.sum((1, 2), keepdims=True),
         centers=scan.centers[:n],

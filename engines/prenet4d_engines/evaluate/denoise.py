@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from prenet4d_engines.evaluate.classical import DENOISE_METHODS
 from prenet4d_engines.evaluate.datasets import Exposure, PatternSet
+from prenet4d_engines.evaluate.hallucination import evaluate_hallucination
 from prenet4d_engines.evaluate.metrics import counts_error, squared_error, squared_root_error
 from prenet4d_engines.evaluate.report import OURS, Check, Part, Table
 from prenet4d_engines.evaluate.run import Run, Stopwatch, dose_label
@@ -70,7 +71,8 @@ def evaluate_denoising(run: Run, sets: list[PatternSet]) -> Part:
             )
         )
     tables.append(time_table("denoise", sets, watches, (*(m.name for m in DENOISE_METHODS), OURS)))
-    return Part(tuple(tables), _checks(run, tables[:2]))
+    invented = evaluate_hallucination(run)
+    return Part((*tables, *invented.tables), (*_checks(run, tables[:2]), *invented.checks))
 
 
 def _at_dose(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
@@ -26,6 +26,7 @@ from prenet4d_engines.evaluate.classical import (
 )
 from prenet4d_engines.evaluate.datasets import (
     PatternSet,
+    difficult_patterns,
     held_out_patterns,
     measured_patterns,
     mixed_kinds,
@@ -35,9 +36,10 @@ from prenet4d_engines.evaluate.ellipse import evaluate_ellipses
 from prenet4d_engines.evaluate.networks import Networks
 from prenet4d_engines.evaluate.report import Part, Report
 from prenet4d_engines.evaluate.run import Progress, Run
+from prenet4d_engines.evaluate.strain import evaluate_strain
 from prenet4d_engines.evaluate.tracking import evaluate_tracking
 
-Subject = Literal["denoise", "center", "ellipse", "tracking"]
+Subject = Literal["denoise", "center", "ellipse", "tracking", "strain"]
 SUBJECTS: Final[tuple[Subject, ...]] = get_args(Subject)
 
 
@@ -47,7 +49,7 @@ def evaluate(
     quick: bool = False,
     patterns: int | None = None,
     seed: int = 0,
-    data: NDArray[np.generic] | str | Path | None = None,
+    data: Mapping[str, NDArray[np.generic]] | None = None,
     backend: Backend | None = None,
     on_progress: Progress | None = None,
 ) -> Report:
@@ -62,8 +64,7 @@ def evaluate(
         patterns: Patterns per set and dose at 128²; 256² frames get a third. Unset: 96, or 24
             when quick.
         seed: 0 is the standard evaluation, whose figures are quoted.
-        data: Measured patterns (k, h, w) of many counts, or the path of such a ``.npy``, to draw a
-            semi-real set from.
+        data: Measured patterns (k, h, w) of many counts by name, to draw semi-real sets from.
         backend: Runs the networks; None takes the best that works here.
         on_progress: Told the share done (0 to 1) and what is being done.
 
@@ -94,7 +95,8 @@ def evaluate(
         scan_shape=(12, 16) if quick else (16, 24),
         on_progress=tell,
     )
-    sets = _sets(run, None if data is None else _measured(data), parts)
+    measured = {name: _checked(patterns) for name, patterns in (data or {}).items()}
+    sets = _sets(run, measured, parts)
     done: dict[str, Part] = {}
     with _one_thread():
         for number, subject in enumerate(parts):
@@ -128,6 +130,7 @@ _EVALUATE: Final[dict[Subject, Callable[[Run, list[PatternSet]], Part]]] = {
     "center": evaluate_centers,
     "ellipse": lambda run, _sets: evaluate_ellipses(run),
     "tracking": lambda run, _sets: evaluate_tracking(run),
+    "strain": lambda run, _sets: evaluate_strain(run),
 }
 
 
@@ -148,7 +151,9 @@ def _within(run: Run, start: float, share: float) -> Run:
     return replace(run, on_progress=lambda done, what: tell(start + share * done, what))
 
 
-def _sets(run: Run, measured: NDArray[np.float32] | None, parts: list[Subject]) -> list[PatternSet]:
+def _sets(
+    run: Run, measured: Mapping[str, NDArray[np.float32]], parts: list[Subject]
+) -> list[PatternSet]:
     """Draw the sets of single patterns, if any part needs them; the first one has the goals."""
     if not {"denoise", "center"} & set(parts):
         return []
@@ -172,22 +177,25 @@ def _sets(run: Run, measured: NDArray[np.float32] | None, parts: list[Subject]) 
             faulty=True,
         )
     )
-    if measured is not None:
+    sets.append(
+        difficult_patterns(
+            "difficult",
+            "128² frames with the beam stopped, cut, outshone or far off",
+            (128, 128),
+            max(6, run.patterns // 2),
+            seed=run.seed,
+        )
+    )
+    for name, patterns in measured.items():
         # As many pixels as a set of 128² frames has, at most.
-        area = measured.shape[1] * measured.shape[2]
+        area = patterns.shape[1] * patterns.shape[2]
         count = int(np.clip(run.patterns * 128**2 / area, min(24, run.patterns), run.patterns))
-        sets.append(measured_patterns(measured, count, seed=run.seed))
+        title = f"measured content ({name})"
+        sets.append(measured_patterns(patterns, count, seed=run.seed, name=name, title=title))
     return sets
 
 
-def _measured(data: NDArray[np.generic] | str | Path) -> NDArray[np.float32]:
-    if isinstance(data, (str, Path)):
-        try:
-            data = np.load(data, allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise SimulationError(
-                f"{data} cannot be read as a .npy file of patterns: {error}."
-            ) from error
+def _checked(data: NDArray[np.generic]) -> NDArray[np.float32]:
     patterns = np.asarray(data)
     if patterns.ndim < 2 or patterns.dtype.kind not in "uif":
         raise SimulationError(

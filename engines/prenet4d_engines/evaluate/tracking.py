@@ -11,7 +11,7 @@ from prenet4d_engines.evaluate.classical.center import blurred_maximum_center
 from prenet4d_engines.evaluate.datasets import held_out_scan
 from prenet4d_engines.evaluate.metrics import lengths, within_sigma
 from prenet4d_engines.evaluate.report import OURS, Check, Part, Table
-from prenet4d_engines.evaluate.run import Run, dose_label
+from prenet4d_engines.evaluate.run import USABLE, Run, dose_label
 from prenet4d_engines.simulate import Drift, Kind
 from prenet4d_engines.tracking import CenterTracker
 
@@ -27,7 +27,6 @@ TRACKED: Final = f"{OURS}, tracked"
 CLASSICAL: Final = "blurred argmax + CoM"
 PLANE: Final = "blurred argmax + CoM, plane fit afterwards"
 _BEAM_SCALE: Final = 1.2
-_USABLE: Final = 0.5
 
 
 def evaluate_tracking(run: Run) -> Part:
@@ -62,7 +61,7 @@ def evaluate_tracking(run: Run) -> Part:
                     frames, np.ones(frames.shape, np.bool_)
                 )
                 tracked, tracked_sigma, _ = CenterTracker(scan_shape).update(
-                    np.arange(len(frames)), single, sigma, usable >= _USABLE
+                    np.arange(len(frames)), single, sigma, usable >= USABLE
                 )
                 # As the corrector does before it has seen a beam.
                 tracked = np.where(np.isfinite(tracked), tracked, (size - 1) / 2)

@@ -12,7 +12,7 @@ from prenet4d_engines.simulate.detector import (
     expose,
     ideal_detector,
 )
-from prenet4d_engines.simulate.difficult import draw_difficult
+from prenet4d_engines.simulate.difficult import draw_difficult, draw_without_beam
 from prenet4d_engines.simulate.draw import (
     draw_center,
     draw_ellipticity,
@@ -46,6 +46,7 @@ __all__ = [
     "draw_orientation",
     "draw_pattern",
     "draw_scan",
+    "draw_without_beam",
     "expose",
     "ideal_detector",
     "render",

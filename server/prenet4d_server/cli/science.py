@@ -20,6 +20,7 @@ class Part(StrEnum):
     CENTER = "center"
     ELLIPSE = "ellipse"
     TRACKING = "tracking"
+    STRAIN = "strain"
 
 
 def train(
@@ -82,8 +83,8 @@ def evaluate(
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer patterns: about a minute.")] = False,
     data: Annotated[
-        Path | None,
-        typer.Option(exists=True, dir_okay=False, help="Measured patterns (.npy) to use as well."),
+        list[Path] | None,
+        typer.Option(exists=True, help="Measured patterns to use as well; may be repeated."),
     ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", dir_okay=False, help="Write all figures there.")
@@ -100,13 +101,14 @@ def evaluate(
     from rich.console import Console
 
     from prenet4d_server.cli.progress import bar
+    from prenet4d_server.feeds import read_expectations
 
     with bar("evaluating") as advance:
         report = run(
             [part.value for part in what or Part],
             quick=quick,
             seed=seed,
-            data=data,
+            data={path.stem: read_expectations(path) for path in data or ()},
             on_progress=advance,
         )
     console = Console()

@@ -1,0 +1,182 @@
+"""What users do with the patterns: how precisely the lattice can be measured on them.
+
+One unstrained crystal is exposed over and over. In every exposure each strong reflection is found
+by correlating its disk near where it must be, and a lattice is fitted to them. How much the fitted
+strain scatters is the precision: what an unstrained region of a strain map would show as noise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.signal import fftconvolve
+
+from prenet4d_engines.evaluate.classical import DENOISE_METHODS
+from prenet4d_engines.evaluate.datasets import FIRST_SEED
+from prenet4d_engines.evaluate.report import OURS, Part, Table
+from prenet4d_engines.evaluate.run import Run, dose_label
+from prenet4d_engines.simulate import HELD_OUT, Kind, draw_optics, draw_pattern, render
+from prenet4d_engines.simulate.pattern import RADIUS, X, Y
+
+Array = NDArray[np.float64]
+
+RAW: Final = "raw"
+_SHAPE: Final = (128, 128)
+_KINDS: Final[tuple[Kind, ...]] = ("spots", "cbed")
+_LEAST, _MOST = 5, 12
+"""Reflections that a lattice is fitted to."""
+_REACH: Final = 3
+"""A reflection is looked for within so many pixels of its true place."""
+
+
+@dataclass(frozen=True)
+class Crystal:
+    """One crystal's expectation (h, w) with sum 1, its reflections' places (k, 2), its disk."""
+
+    expected: Array
+    places: Array
+    template: Array
+
+
+def evaluate_strain(run: Run) -> Part:
+    """Measure the scatter of the fitted strain, raw, with the classical filters, and with ours."""
+    crystals = [
+        crystal
+        for kind in _KINDS
+        for crystal in _crystals(kind, 1 if run.scans == 1 else 2, run.seed)
+    ]
+    exposures = max(6, run.patterns // 4)
+    scatter: dict[str, list[list[float]]] = {}
+    steps = len(crystals) * len(run.scan_doses)
+    for number, crystal in enumerate(crystals):
+        for column, dose in enumerate(run.scan_doses):
+            run.on_progress(
+                (number * len(run.scan_doses) + column) / steps,
+                f"strain, crystal {number + 1} of {len(crystals)}, {dose:.0f} electrons",
+            )
+            rng = np.random.default_rng([FIRST_SEED + run.seed, 7, number, round(dose)])
+            frames = rng.poisson(dose * crystal.expected, (exposures, *_SHAPE)).astype(np.float64)
+            ours = run.networks.denoise(frames.astype(np.float32), np.ones(frames.shape, np.bool_))
+            results = {RAW: [strain_scatter(frames, crystal)]}
+            for method in DENOISE_METHODS:
+                if method.installed:
+                    results[method.name] = [
+                        strain_scatter(
+                            np.stack([method.run(frame, *setting) for frame in frames]), crystal
+                        )
+                        for setting in method.settings
+                    ]
+            results[OURS] = [strain_scatter(ours.astype(np.float64), crystal)]
+            for name, found in results.items():
+                columns = scatter.setdefault(name, [[] for _ in run.scan_doses])
+                columns[column].append(min(found))
+    rows = tuple(
+        (name, tuple(float(np.exp(np.mean(np.log(c)))) for c in columns))
+        for name, columns in scatter.items()
+    )
+    table = Table(
+        name="strain.precision",
+        title="Strain of an unstrained crystal: scatter over its exposures, %",
+        heading="frames",
+        columns=tuple(dose_label(dose) for dose in run.scan_doses),
+        rows=rows,
+        doses=run.scan_doses,
+        note=f"{len(crystals)} crystals of held-out materials, {exposures} exposures each,"
+        " geometric mean; classical filters with the best of their settings for each.",
+    )
+    return Part((table,))
+
+
+def strain_scatter(frames: Array, crystal: Crystal) -> float:
+    """Return the scatter in % of the strain's normal components over frames (n, h, w).
+
+    The scatter is half the width of the middle 68.3 % of each component, averaged over both: a few
+    failed fits do not decide it.
+    """
+    strains = np.array([fitted_strain(frame, crystal) for frame in frames])
+    low, high = np.quantile(strains, (0.1585, 0.8415), axis=0)
+    return float(100 * np.mean(high - low) / 2)
+
+
+def fitted_strain(frame: Array, crystal: Crystal) -> Array:
+    """Return the normal strains (2,), [yy, xx], of the lattice found in a frame (h, w)."""
+    correlation = fftconvolve(frame, crystal.template, mode="same")
+    found = np.array([_peak(correlation, place) for place in crystal.places])
+    middle = crystal.places.mean(0)
+    design = np.column_stack([np.ones(len(found)), crystal.places - middle])
+    lattice = np.linalg.lstsq(design, found, rcond=None)[0][1:]
+    return np.asarray(np.diag(lattice) - 1.0, np.float64)
+
+
+def _peak(image: Array, place: Array) -> Array:
+    """Return the highest place near another one, to a fraction of a pixel by parabolas."""
+    y, x = np.round(place).astype(int)
+    near = image[y - _REACH : y + _REACH + 1, x - _REACH : x + _REACH + 1]
+    dy, dx = np.unravel_index(int(near.argmax()), near.shape)
+    y, x = y - _REACH + int(dy), x - _REACH + int(dx)
+
+    def vertex(before: float, top: float, after: float) -> float:
+        curvature = before - 2 * top + after
+        return float(np.clip(0.5 * (before - after) / curvature, -0.5, 0.5)) if curvature else 0.0
+
+    return np.array(
+        [
+            y + vertex(image[y - 1, x], image[y, x], image[y + 1, x]),
+            x + vertex(image[y, x - 1], image[y, x], image[y, x + 1]),
+        ]
+    )
+
+
+def _crystals(kind: Kind, n: int, seed: int) -> list[Crystal]:
+    """Draw crystals with enough separate reflections to fit a lattice to."""
+    rng = np.random.default_rng([FIRST_SEED + seed, *_SHAPE, 6, len(kind)])
+    materials = list(HELD_OUT.values())
+    chosen: list[Crystal] = []
+    while len(chosen) < n:
+        material = materials[rng.integers(len(materials))]
+        center = ((_SHAPE[0] - 1) / 2, (_SHAPE[1] - 1) / 2)
+        pattern = draw_pattern(
+            rng,
+            _SHAPE,
+            kind=kind,
+            material=material,
+            center=center,
+            ellipticity=(1.0, 0.0),
+            optics=draw_optics(rng, kind, material, _SHAPE),
+        )
+        radius = float(pattern.disks[0, RADIUS])
+        expected = render([pattern], _SHAPE)[0].double().numpy()
+        places = _separate(pattern.disks[:, [Y, X]] + center, expected, radius)
+        if len(places) >= _LEAST and np.linalg.cond((places - places.mean(0)).T) < 5:
+            chosen.append(Crystal(expected, places, _disk(radius)))
+    return chosen
+
+
+def _separate(places: Array, expected: Array, radius: float) -> Array:
+    """Return the brightest reflections that lie inside the frame and do not touch another."""
+    places = np.unique(np.round(places, 3), axis=0)
+    border = radius + _REACH + 2
+    inside = np.minimum(places, np.array(_SHAPE) - 1 - places).min(1) > border
+    power = fftconvolve(expected, _disk(radius), mode="same")
+    bright = [
+        float(power[tuple(np.round(place).astype(int))]) if ok else 0.0
+        for place, ok in zip(places, inside, strict=True)
+    ]
+    kept: list[Array] = []
+    for i in np.argsort(bright)[::-1]:
+        if bright[i] < 0.01 * max(bright) or len(kept) == _MOST:
+            break
+        if all(np.hypot(*(places[i] - other)) > 2 * radius + 2 * _REACH for other in kept):
+            kept.append(places[i])
+    return np.array(kept).reshape(-1, 2)
+
+
+def _disk(radius: float) -> Array:
+    """Return a soft disk on an odd square: what reflections are correlated with."""
+    half = int(np.ceil(radius)) + 2
+    y, x = np.mgrid[-half : half + 1, -half : half + 1]
+    disk = 1 / (1 + np.exp((np.hypot(y, x) - radius) / 0.5))
+    return np.asarray(disk, np.float64)
