@@ -126,6 +126,9 @@ class AcquisitionStart(Header):
     """Where the frames come from, for people to read."""
     metadata: dict[str, str | int | float | bool | None] = Field(default_factory=dict)
     """Whatever else is to be kept with the acquisition, under names of the sender's choice."""
+    provenance: dict[str, Any] = Field(default_factory=dict)
+    """What corrects it; the service fills it in: ``versions`` of programs, ``engine``, ``weights``
+    (network → SHA-256), ``machine``, ``configuration``, and the ``calibration`` it began with."""
 
 
 class Frames(Header):

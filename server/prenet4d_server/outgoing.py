@@ -22,7 +22,7 @@ whoever comes later sees the gap, and not sent.
 """
 
 
-def acquisition_start(started: Started) -> Outgoing:
+def acquisition_start(started: Started, provenance: Mapping[str, Any]) -> Outgoing:
     """An acquisition begins."""
     start = messages.AcquisitionStart(
         acquisition_id=started.acquisition_id,
@@ -34,6 +34,7 @@ def acquisition_start(started: Started) -> Outgoing:
         gain=started.gain,
         detector=started.detector,
         metadata={"series": started.series, **started.metadata},
+        provenance=dict(provenance),
     )
     mask = started.pixel_mask
     return start, {} if mask is None else {"pixel_mask": mask}

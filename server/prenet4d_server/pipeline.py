@@ -12,7 +12,7 @@ import queue
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -66,6 +66,7 @@ class Pipeline:
         make_corrector: CorrectorMaker,
         meters: Meters,
         on_corrected: Callable[[str, CorrectedBatch], None],
+        provenance: Mapping[str, Any],
     ) -> None:
         self._settings = settings
         self._inlet = inlet
@@ -74,6 +75,7 @@ class Pipeline:
         self.correction = Correction(make_corrector)
         self._meters = meters
         self._on_corrected = on_corrected
+        self._provenance = provenance
         self._came = self._looked = time.monotonic()
         self._remarks = Remarks(self.on_remark)
         self.view = View()
@@ -230,7 +232,7 @@ class Pipeline:
                 f"This acquisition cannot be corrected: {error}",
                 started.acquisition_id,
             )
-        self._publisher.publish(outgoing.acquisition_start(started))
+        self._publisher.publish(outgoing.acquisition_start(started, self._known_of_it()))
         h, w = started.frame_shape
         scan = "an unknown number of" if started.scan_shape is None else "{} × {}".format(
             *started.scan_shape
@@ -242,6 +244,14 @@ class Pipeline:
             f"{scan} frames of {h} × {w} {started.dtype}.",
             started.acquisition_id,
         )
+
+    def _known_of_it(self) -> dict[str, Any]:
+        """The provenance of the acquisition that begins."""
+        try:
+            calibration = self.correction.calibration().model_dump(mode="json")
+        except (CommandFailed, EngineError):
+            calibration = None
+        return {**self._provenance, "calibration": calibration}
 
     def _end(self, ended: Ended) -> None:
         self._remarks.flush(everything=True)

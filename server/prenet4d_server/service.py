@@ -28,6 +28,7 @@ from prenet4d_server.inlet import Inlet
 from prenet4d_server.meters import Meters
 from prenet4d_server.notices import Remark
 from prenet4d_server.pipeline import Pipeline
+from prenet4d_server.provenance import provenance
 from prenet4d_server.publisher import Publisher
 from prenet4d_server.recordings import Recordings
 from prenet4d_server.sockets import knowing_clients, load_keys
@@ -218,6 +219,7 @@ class Service:
             make_corrector,
             self._meters,
             self._alarms.see,
+            provenance(settings, self._engine),
         )
         self._inlet.open()
         worker = ThreadPoolExecutor(1, "pipeline")

@@ -1,0 +1,43 @@
+"""What a recording tells of where its patterns come from."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+from prenet4d_client import ControlClient
+from prenet4d_engines import weights
+from prenet4d_server.config import load_settings
+from prenet4d_server.provenance import provenance
+from prenet4d_server.service import Service
+
+from .live import listening, sender, settings
+
+
+def test_versions_weights_and_configuration_are_told() -> None:
+    chosen = load_settings(batch={"size": 7}, security={"insecure": True})
+    told = provenance(chosen, "torch on a CPU")
+    assert told["versions"]["prenet4d"] == version("prenet4d")
+    assert told["weights"].keys() == {"denoise", "center", "ellipse"}
+    assert told["weights"]["center"] == weights.card("center")["sha256"]
+    assert told["configuration"]["batch"]["size"] == 7
+    assert "security" not in told["configuration"]
+    assert provenance(settings(), "identity")["weights"] == {}
+
+
+def test_every_acquisition_is_announced_with_it_and_with_its_calibration() -> None:
+    calibration = {
+        "ratio": 1.05, "theta": 0.3, "frame_shape": [16, 24], "reference_center": [7.5, 11.5],
+    }  # fmt: skip
+    with (
+        Service(settings()) as service,
+        ControlClient(service.endpoints["control"], timeout=20) as client,
+        listening(service) as listener,
+        sender(service) as source,
+    ):
+        client.load_calibration(calibration)
+        source.start(frame_shape=(16, 24), dtype="uint16", scan_shape=(2, 3))
+        told = listener.wait_for("acquisition_start").provenance
+        source.end()
+    assert told["engine"] == service.status().engine
+    assert told["configuration"]["corrector"]["backend"] == "identity"
+    assert told["calibration"]["reference_center"] == [7.5, 11.5]
