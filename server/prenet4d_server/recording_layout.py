@@ -253,7 +253,9 @@ def _create_acquisition(group: h5py.Group, acquisition: Acquisition) -> None:
     start = acquisition.start
     if start is None:
         return
-    known = start.model_dump(exclude={"arrays", "protocol", "version", "type", "metadata"})
+    known = start.model_dump(
+        exclude={"arrays", "protocol", "version", "type", "metadata", "provenance"}
+    )
     for holder, pairs in ((group, known), (metadata, start.metadata)):
         for name, value in pairs.items():
             if name and value is not None:
