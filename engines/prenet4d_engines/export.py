@@ -110,7 +110,11 @@ def export(name: Name, frame_shape: tuple[int, int]) -> Graph:
         FrameError: There are no frames of such a shape.
         WeightsError: The weights are missing or damaged.
     """
-    shape = input_shape(name, frame_shape)
+    return _export(name, input_shape(name, frame_shape))
+
+
+@lru_cache(maxsize=16)
+def _export(name: Name, shape: tuple[int, int, int]) -> Graph:
     # Two items: with one, the exporter takes the batch for a constant.
     example = torch.zeros((2, *shape), dtype=torch.float16)
     batch = torch.export.Dim("batch", min=1, max=LARGEST_BATCH)

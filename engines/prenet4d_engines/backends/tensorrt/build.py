@@ -35,7 +35,7 @@ class Plan:
         data: What the flavor's runtime loads, on the GPU that it was built on.
         input: Of the network as the flavor's parser understood it.
         output: Likewise.
-        timing: The timing cache after the build.
+        timing: The timing cache after the build; empty for TensorRT for RTX.
         seconds: How long the build took.
     """
 
@@ -99,7 +99,10 @@ def build(
     shape = (batch, *graph.input_shape)
     profile.set_shape(INPUT, shape, shape, shape)
     config.add_optimization_profile(profile)
-    _use_timing(config, timing)
+    # TensorRT for RTX times nothing when it builds, and has no such cache
+    timed = toolkit.flavor == "tensorrt"
+    if timed:
+        _use_timing(config, timing)
     monitor = make_monitor(module, on_progress or (lambda _: None))
     config.progress_monitor = monitor
 
@@ -112,7 +115,7 @@ def build(
             f"{toolkit} could not build the engine of {graph.name}: "
             f"{_last(errors, 'it does not say why')}."
         )
-    kept = config.get_timing_cache()
+    kept = config.get_timing_cache() if timed else None
     return Plan(
         data=bytes(plan),
         input=ends[0],

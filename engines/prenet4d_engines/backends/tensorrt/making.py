@@ -16,7 +16,7 @@ from prenet4d_engines.backends.parity import Deviation, Network
 from prenet4d_engines.backends.tensorrt import build
 from prenet4d_engines.backends.tensorrt.cache import EngineCache, Recipe, Sidecar, now
 from prenet4d_engines.backends.tensorrt.engine import Engine
-from prenet4d_engines.backends.tensorrt.flavors import Gpu, Toolkit, cuda_fault, gpu
+from prenet4d_engines.backends.tensorrt.flavors import Toolkit, cuda_fault, gpu
 from prenet4d_engines.errors import BackendError
 from prenet4d_engines.export import Graph, export, source_sha256
 from prenet4d_engines.graph_cost import cost
@@ -76,8 +76,7 @@ def make(
         FrameError: there are no frames of such a shape.
     """
     tell = on_progress or (lambda _: None)
-    device = gpu()
-    if toolkit.flavor == "tensorrt" and not device:
+    if toolkit.flavor == "tensorrt" and not gpu():
         raise BackendError(f"TensorRT builds engines on the GPU they are for. {cuda_fault()}")
     wanted = sorted(set(batches))
     jobs = [
@@ -85,33 +84,29 @@ def make(
         for name in weights.NAMES
         for batch in (wanted if name != "ellipse" else ELLIPSE_BATCHES)
     ]
-    graphs: dict[weights.Name, Graph] = {}
     for number, (name, batch) in enumerate(jobs):
 
         def step(share: float, doing: str, number: int = number) -> None:
             tell(Progress((number + share) / len(jobs), doing))
 
-        if name not in graphs:
-            step(0.0, f"exporting {name}")
-            graphs[name] = export(name, frame_shape)
-        yield _make_one(
-            *(graphs[name], batch, frame_shape, device, toolkit, cache),
-            force=force,
-            tell=step,
-        )
+        step(0.0, f"exporting {name}")
+        graph = export(name, frame_shape)
+        yield make_one(graph, batch, frame_shape, toolkit, cache, force=force, on_progress=step)
 
 
-def _make_one(
+def make_one(
     graph: Graph,
     batch: int,
     frame_shape: tuple[int, int],
-    device: Gpu,
     toolkit: Toolkit,
     cache: EngineCache,
     *,
-    force: bool,
-    tell: Callable[[float, str], None],
+    force: bool = False,
+    on_progress: Callable[[float, str], None] | None = None,
 ) -> Made:
+    """Make one engine, or find it made; see `make`."""
+    tell = on_progress or (lambda *_: None)
+    device = gpu()
     recipe = Recipe(
         network=graph.name,
         input_shape=graph.input_shape,
