@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -35,8 +36,10 @@ class CorrectorConfig(BaseModel):
     """Sigma of ln(ratio), and change between two readings, below which the calibration locks."""
     lost_after: Annotated[int, Field(ge=1)] = 3
     """Windows in a row that must contradict a locked calibration, or show no beam, to lose it."""
-    backend: Literal["auto", "torch"] = "auto"
+    backend: Literal["auto", "tensorrt", "torch"] = "auto"
     """What runs the networks; ``auto`` takes the best that works here and says why."""
+    engines: Path | None = None
+    """Folder of the TensorRT engines; unset: ``prenet4d/engines`` in the user's cache folder."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Arithmetic inside the networks; ``auto``: the fastest that agrees with float32 here."""
     threads: Annotated[int, Field(ge=1)] | None = None

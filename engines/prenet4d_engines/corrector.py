@@ -78,7 +78,10 @@ class Corrector:
         if not (np.isfinite(gain) and gain > 0):
             raise FrameError(f"The gain is a positive number of counts per electron, not {gain}.")
         self.backend = backend or select(
-            self.config.backend, precision=self.config.precision, threads=self.config.threads
+            self.config.backend,
+            precision=self.config.precision,
+            threads=self.config.threads,
+            engines=self.config.engines,
         )
         self.reference_center = self.config.reference_center or reference_center(self.frame_shape)
         self._chosen_center: tuple[float, float] | None = None

@@ -124,7 +124,7 @@ class CorrectorSettings(CorrectorConfig):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    backend: Literal["auto", "torch", "identity"] = "auto"  # type: ignore[assignment]  # one more
+    backend: Literal["auto", "tensorrt", "torch", "identity"] = "auto"  # type: ignore[assignment]  # one more
     """auto: the fastest that works here. identity: correct nothing, to measure all but the
     correction."""
 

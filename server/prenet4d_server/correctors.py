@@ -41,7 +41,12 @@ def load_correctors(settings: CorrectorSettings) -> tuple[str, CorrectorMaker]:
     from prenet4d_engines.backends import select
     from prenet4d_engines.corrector import Corrector
 
-    backend = select(settings.backend, precision=settings.precision, threads=settings.threads)
+    backend = select(
+        settings.backend,
+        precision=settings.precision,
+        threads=settings.threads,
+        engines=settings.engines,
+    )
     config = CorrectorConfig(**settings.model_dump())
 
     def correct(start: Started) -> PatternCorrector:

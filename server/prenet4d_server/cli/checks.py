@@ -142,7 +142,7 @@ def bench_stream(
     ] = 100_000,
     frame: FrameOption = None,
     backend: Annotated[
-        Literal["auto", "torch"], typer.Option(help="What runs the networks.")
+        Literal["auto", "tensorrt", "torch"], typer.Option(help="What runs the networks.")
     ] = "auto",
     batch: Annotated[int, typer.Option(min=1, help="Frames in a batch.")] = 32,
     peer_python: Annotated[

@@ -43,7 +43,7 @@ def serve(
     data: DataOption = None,
     rate: Annotated[float | None, typer.Option(min=1e-3, help="replay: frames per second.")] = None,
     backend: Annotated[
-        Literal["auto", "torch", "identity"] | None,
+        Literal["auto", "tensorrt", "torch", "identity"] | None,
         typer.Option(help="What runs the networks; identity corrects nothing."),
     ] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Frames in a full batch.")] = None,
