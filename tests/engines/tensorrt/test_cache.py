@@ -35,6 +35,7 @@ def document(**changes):
         plan=f"{recipe.key}.plan",
         plan_sha256=hashlib.sha256(PLAN).hexdigest(),
         plan_bytes=len(PLAN),
+        frame_shape=(128, 128),
         flop=1,
         activation_bytes=1,
         parity=Deviation("center", 0.001, 0.0002),

@@ -67,6 +67,8 @@ class Sidecar(_Document):
     """The plan's file name."""
     plan_sha256: str
     plan_bytes: int
+    frame_shape: tuple[int, int]
+    """Of the patterns that it was compared on."""
     flop: int
     """Per item."""
     activation_bytes: int

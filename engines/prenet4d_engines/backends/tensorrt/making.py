@@ -146,6 +146,7 @@ def make_one(
             plan=f"{recipe.key}-{digest[:8]}.plan",
             plan_sha256=digest,
             plan_bytes=len(plan.data),
+            frame_shape=frame_shape,
             flop=counted.flop,
             activation_bytes=counted.activation_bytes,
             parity=deviation,
@@ -153,6 +154,17 @@ def make_one(
             seconds=plan.seconds,
         )
         return Made(cache.store(sidecar, plan.data), kept=False)
+
+
+def check_again(sidecar: Sidecar, toolkit: Toolkit, cache: EngineCache) -> Deviation:
+    """Load an engine from the cache and compare it with float32 once more.
+
+    Raises:
+        BackendError: it does not load or run here, or disagrees with float32.
+    """
+    recipe = sidecar.recipe
+    engine = Engine(toolkit, recipe, cache.load(sidecar), torch.device("cuda"))
+    return check(recipe.network, engine, recipe.batch, sidecar.frame_shape, engine.device)
 
 
 def check(
