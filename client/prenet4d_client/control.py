@@ -85,9 +85,13 @@ class ControlClient:
         """Forget the running mean and the ellipticity, and find them anew."""
         self._result("recalibrate")
 
-    def save_calibration(self) -> dict[str, Any]:
-        """Return the present calibration, to be kept in a file and loaded for a later scan."""
-        return self._result("save_calibration")
+    def save_calibration(self, *, descan: bool = False) -> dict[str, Any]:
+        """Return the present calibration, to be kept in a file and loaded for a later scan.
+
+        Args:
+            descan: with the fit of the running or the last scan's descan.
+        """
+        return self._result("save_calibration", **({"descan": True} if descan else {}))
 
     def load_calibration(self, calibration: Mapping[str, Any]) -> None:
         """Use a calibration that :meth:`save_calibration` returned."""

@@ -463,7 +463,8 @@ class ControlRequest(Header):
     ``load_calibration``, ``set_reference_center``, ``clear_reference_center``, ``set_detectors``,
     ``clear_detectors``, ``maps``, ``snapshot``, ``start_recording`` or ``stop_recording``."""
     arguments: dict[str, Any] = Field(default_factory=dict)
-    """``load_calibration`` takes ``calibration``, a map as ``save_calibration`` returned it;
+    """``save_calibration`` may take ``descan``, true: with the fit of the descan;
+    ``load_calibration`` takes ``calibration``, a map as ``save_calibration`` returned it;
     ``set_reference_center`` takes ``center``, ``[cy, cx]`` in pixels; ``set_detectors`` takes
     ``bright_field_radius``, ``annular_inner`` and ``annular_outer``, in pixels; ``maps`` may take
     ``newer_than``, the publisher and the sequence number of the answer before, and then answers

@@ -117,7 +117,7 @@ class PatternCorrector(Protocol):
         ...
 
     def set_reference_center(self, center: tuple[float, float] | None) -> None:
-        """Move centers to ``(cy, cx)``, pixels, from now on; ``None``: where they belong by itself.
+        """Move centers to ``(cy, cx)``, pixels, from now on; ``None``: to where they were at first.
 
         Raises:
             FrameError: it lies outside of the frame.

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from prenet4d_engines.descan import Descan
 from prenet4d_engines.errors import CalibrationError
 from prenet4d_engines.geometry import Ellipticity
 
@@ -47,6 +48,8 @@ class Calibration(BaseModel):
     """How many patterns were averaged for it."""
     how: str = "prenet4d"
     """How it was found, in words."""
+    descan: Descan | None = None
+    """How the center drifted over the scan that it was made on; kept on request."""
 
     @property
     def ellipticity(self) -> Ellipticity:

@@ -83,9 +83,11 @@ class Corrector:
             threads=self.config.threads,
             engines=self.config.engines,
         )
-        self.reference_center = self.config.reference_center or reference_center(self.frame_shape)
-        self._chosen_center: tuple[float, float] | None = None
-        self._known_center: tuple[float, float] | None = None
+        self.reference_center = self._own_center = (
+            self.config.reference_center
+            or (calibration.reference_center if calibration else None)
+            or reference_center(self.frame_shape)
+        )
         self._gain, self._saturation, self._detector = gain, saturation_value, detector
         self._mask, self._valid = self._checked_mask(pixel_mask)
         self._tracker = CenterTracker(scan_shape)
@@ -203,8 +205,7 @@ class Corrector:
         """Take over a calibration made earlier; the running mean starts over.
 
         It counts as locked, and holds until this scan has averaged enough patterns of its own or
-        contradicts it. Its reference center is taken over where neither the configuration nor
-        :meth:`set_reference_center` says another.
+        contradicts it. The reference center stays as it is.
 
         Raises:
             CalibrationError: it was made on frames of another shape.
@@ -215,37 +216,26 @@ class Corrector:
                 f"not fit frames of {self.frame_shape}; calibrate on this detector."
             )
         sigma = (calibration.ratio_sigma or 0.0) / calibration.ratio
-        self._known_center = calibration.reference_center
-        self._recenter()
         self._calibrator.load(Reading(calibration.ellipticity, sigma))
 
     def set_reference_center(self, center: tuple[float, float] | None) -> None:
         """Move centers to ``(cy, cx)``, pixels, from the next frames on.
 
-        The running mean starts over; the ellipticity stays. ``None``: where the configuration or
-        the calibration says, or to the middle of the frame.
+        The running mean starts over; the ellipticity stays. ``None``: to where they were moved at
+        first.
 
         Raises:
             FrameError: it lies outside of the frame.
         """
-        self._chosen_center = center and checked_center(center, self.frame_shape)
-        self._recenter()
-
-    def set_detectors(self, radii: DetectorRadii | None) -> None:
-        """Measure the next frames with these virtual detectors; ``None``: find their radii."""
-        self._detectors.set(radii)
-
-    def _recenter(self) -> None:
-        center = (
-            self._chosen_center
-            or self.config.reference_center
-            or self._known_center
-            or reference_center(self.frame_shape)
-        )
+        center = checked_center(center or self._own_center, self.frame_shape)
         if center != self.reference_center:
             self.reference_center = center
             self._calibrator.recenter(center)
             self._detectors.recenter(center)
+
+    def set_detectors(self, radii: DetectorRadii | None) -> None:
+        """Measure the next frames with these virtual detectors; ``None``: find their radii."""
+        self._detectors.set(radii)
 
     def _denoise(self, electrons: Tensor, blank: Tensor) -> Tensor:
         x, context = denoiser.stabilise(electrons, self._mask)

@@ -139,6 +139,8 @@ class StreamSettings(_Section):
     message holds a whole batch."""
     mean_every_s: _Positive = 1.0
     """The running mean pattern is published no more often than this."""
+    maps_every_s: _Positive = 0.5
+    """What has changed in the scan maps is published no more often than this."""
     preview_every_s: _Positive = 0.4
     """A frame and what became of it are published for people to look at no more often than this."""
     preview_pixels: Annotated[int, Field(ge=16)] = 256

@@ -12,6 +12,7 @@ from prenet4d_engines.batch import Float32, PatternCorrector, State
 from prenet4d_engines.calibration import Calibration
 from prenet4d_engines.config import CorrectorConfig
 from prenet4d_engines.errors import EngineError
+from prenet4d_engines.virtual import DetectorRadii
 
 from prenet4d_server.config import CorrectorSettings
 from prenet4d_server.errors import CommandFailed
@@ -20,8 +21,15 @@ from prenet4d_server.notices import Started
 CorrectorMaker: TypeAlias = Callable[[Started], PatternCorrector]
 
 
-def load_correctors(settings: CorrectorSettings) -> tuple[str, CorrectorMaker]:
+def load_correctors(
+    settings: CorrectorSettings, wants_virtual: Callable[[], bool] = lambda: True
+) -> tuple[str, CorrectorMaker]:
     """Load what corrects patterns.
+
+    Args:
+        settings: which, and how.
+        wants_virtual: whether anybody looks at the scan maps: virtual detectors cost nothing beside
+            the networks, but as much as all the rest where nothing is corrected.
 
     Returns:
         What it is and where it runs, in a sentence, and a function that makes the corrector for an
@@ -34,7 +42,9 @@ def load_correctors(settings: CorrectorSettings) -> tuple[str, CorrectorMaker]:
         from prenet4d_engines.identity import IdentityCorrector
 
         def pass_on(start: Started) -> PatternCorrector:
-            return IdentityCorrector(start.frame_shape)
+            return IdentityCorrector(
+                start.frame_shape, pixel_mask=start.pixel_mask, wants_virtual=wants_virtual
+            )
 
         return "Nothing is corrected (identity): this measures all but the correction.", pass_on
 
@@ -68,11 +78,23 @@ class Correction:
     """The corrector of the running acquisition, and the operator's say in it.
 
     Lens distortion outlives a scan: each acquisition goes on from the last calibration that was
-    made on frames of its shape. Used on the pipeline's thread alone.
+    made on frames of its shape. So do the reference center and the detectors that the operator
+    chose. Used on the pipeline's thread alone.
     """
 
-    def __init__(self, make: CorrectorMaker) -> None:
+    def __init__(self, make: CorrectorMaker, *, center_is_configured: bool = False) -> None:
+        """Nothing runs yet.
+
+        Args:
+            make: makes the corrector for an acquisition.
+            center_is_configured: a calibration that is loaded does not change the reference center.
+        """
         self._make = make
+        self._center_is_configured = center_is_configured
+        self._frame_shape = (0, 0)
+        self._center: tuple[tuple[int, int], tuple[float, float]] | None = None  # frames' shape too
+        self.detectors: DetectorRadii | None = None
+        """Those that the operator chose; ``None``: they are found from the pattern."""
         self._corrector: PatternCorrector | None = None
         self._running = False
         self._calibration: Calibration | None = None
@@ -97,12 +119,16 @@ class Correction:
         """
         self._running = True
         self._corrector = None
+        self._frame_shape = started.frame_shape
         corrector = self._make(started)
         known = self._calibration
         if known is not None and known.frame_shape == started.frame_shape:
             corrector.load(known)
             if self._frozen:
                 corrector.freeze()
+        if self._center is not None and self._center[0] == started.frame_shape:
+            corrector.set_reference_center(self._center[1])
+        corrector.set_detectors(self.detectors)
         self._corrector = corrector
 
     def end(self, state: State | None) -> None:
@@ -135,6 +161,21 @@ class Correction:
         self._calibration = None
         self._frozen = False
 
+    def set_reference_center(self, center: tuple[float, float] | None) -> None:
+        """Move centers there in this acquisition and the next ones; ``None``: where they were.
+
+        Raises:
+            EngineError: it does not lie on the frame.
+        """
+        self._existing().set_reference_center(center)
+        self._center = None if center is None else (self._frame_shape, center)
+
+    def set_detectors(self, radii: DetectorRadii | None) -> None:
+        """Use these virtual detectors now and in the next acquisitions; ``None``: find them."""
+        if self._corrector is not None:
+            self._corrector.set_detectors(radii)
+        self.detectors = radii
+
     def calibration(self) -> Calibration:
         """The calibration in use, or to be used in the next acquisition."""
         if self._calibration is not None and not self._running:
@@ -144,13 +185,19 @@ class Correction:
     def load(self, document: object) -> None:
         """Take over a calibration, now and for the acquisitions to come.
 
+        Its reference center comes along, unless the configuration says another.
+
         Raises:
             CalibrationError: it is none, or does not fit the frames that are coming in.
         """
         calibration = Calibration.from_document(document)
         if self._corrector is not None and self._running:
             self._corrector.load(calibration)
+            if not self._center_is_configured:
+                self._corrector.set_reference_center(calibration.reference_center)
         self._calibration = calibration
+        if not self._center_is_configured:
+            self._center = (calibration.frame_shape, calibration.reference_center)
 
     def _existing(self) -> PatternCorrector:
         if self._corrector is None:

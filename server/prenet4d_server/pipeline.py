@@ -31,6 +31,7 @@ from prenet4d_server.correctors import Correction, CorrectorMaker
 from prenet4d_server.counters import Ledger
 from prenet4d_server.errors import CommandFailed, IngestDied, ServiceError
 from prenet4d_server.inlet import Inlet
+from prenet4d_server.mapping import Mapper
 from prenet4d_server.meters import Meters
 from prenet4d_server.notices import Ended, Remark, Started
 from prenet4d_server.publisher import Publisher
@@ -72,7 +73,11 @@ class Pipeline:
         self._inlet = inlet
         self._batcher = Batcher(inlet, settings.batch)
         self._publisher = publisher
-        self.correction = Correction(make_corrector)
+        self.correction = Correction(
+            make_corrector,
+            center_is_configured=settings.corrector.reference_center is not None,
+        )
+        self.maps = Mapper(publisher, settings.stream.maps_every_s)
         self._meters = meters
         self._on_corrected = on_corrected
         self._provenance = provenance
@@ -169,6 +174,7 @@ class Pipeline:
         """Do the next thing; returns whether there was one."""
         self._carry_out_commands()
         self._remarks.flush()
+        self.maps.publish_if_due()
         came = self._batcher.next(timeout_s, (self._wake,), hurry=hurry)
         self._count_received()
         self._looked = time.monotonic()
@@ -223,6 +229,7 @@ class Pipeline:
 
     def _begin(self, started: Started) -> None:
         self.view = View(started)
+        self.maps.begin(started)
         try:
             self.correction.begin(started)
         except CORRECTION_ERRORS as error:
@@ -257,6 +264,7 @@ class Pipeline:
         self._remarks.flush(everything=True)
         self.correction.end(self.view.state)
         self._publish_mean(ended.acquisition_id)
+        self.maps.end()
         counters = self._ledgers.pop(ended.acquisition_id, Ledger()).snapshot()
         self._publisher.publish(outgoing.acquisition_end(ended, counters))
         how = f"was aborted: {ended.reason}" if ended.aborted else "ended"
@@ -348,6 +356,7 @@ class Pipeline:
         if time.monotonic() >= self._next_mean:
             self._next_mean = time.monotonic() + self._settings.stream.mean_every_s
             self._publish_mean(started.acquisition_id)
+        self.maps.add(result, automatic=self.correction.detectors is None)
 
     def _patterns(
         self, result: CorrectedBatch, batch: Batch

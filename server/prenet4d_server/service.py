@@ -18,12 +18,12 @@ from prenet4d_engines.calibration import Calibration
 from prenet4d_engines.errors import EngineError
 
 from prenet4d_server import logs, machine
+from prenet4d_engines.virtual import DetectorRadii
 from prenet4d_server.alarms import Alarms, Facts
 from prenet4d_server.config import Settings
-from prenet4d_server.control import Answer, Command, Control
+from prenet4d_server.control import Answer, Command, Control, numbers
 from prenet4d_server.correctors import load_correctors
 from prenet4d_server.errors import CommandFailed, ConfigError, ServiceError
-from prenet4d_server.http_server import HttpServer
 from prenet4d_server.inlet import Inlet
 from prenet4d_server.meters import Meters
 from prenet4d_server.notices import Remark
@@ -167,6 +167,7 @@ class Service:
             processes=machine.processes(
                 {"service": os.getpid(), "ingest": inlet.pid, "recorder": self._recordings.pid}
             ),
+            maps=self._pipeline.maps.status,
             gpu=machine.gpu(),
             recent_events=tuple(
                 f"{time.strftime('%H:%M:%S', time.localtime(event.time))} {event.message}"
@@ -178,7 +179,9 @@ class Service:
         settings = self.settings
         keys = load_keys(settings.security.secret_key_file)
         try:
-            self._engine, make_corrector = load_correctors(settings.corrector)
+            self._engine, make_corrector = load_correctors(
+                settings.corrector, lambda: self._publisher.wants("maps")
+            )
         except EngineError as error:
             raise ConfigError(str(error)) from None
 
@@ -237,7 +240,6 @@ class Service:
             "stream": self._publisher.stream_address,
             "lossless": self._publisher.lossless_address,
             "control": self._control.address,
-            "http": http.address,
         }
         # Bound early, answering once there is something to tell, and until all is drained.
         self._control.start(self._commands())
@@ -294,8 +296,9 @@ class Service:
             pipeline.command(correction.recalibrate, "recalibrating", said)
             return {}, {}
 
-        def save_calibration(_: dict[str, Any]) -> Answer:
-            return pipeline.call(correction.calibration).model_dump(mode="json"), {}
+        def save_calibration(arguments: dict[str, Any]) -> Answer:
+            with_descan = arguments.get("descan") is True
+            return pipeline.call(lambda: self._calibration(with_descan)), {}
 
         def load_calibration(arguments: dict[str, Any]) -> Answer:
             self._load_calibration(arguments.get("calibration"))
@@ -307,6 +310,18 @@ class Service:
                 raise CommandFailed("The name of a recording is a text.")
             self._recordings.start(name)
             return self._recording(), {}
+    def _calibration(self, with_descan: bool) -> dict[str, Any]:
+        """The calibration in use, on the pipeline's thread."""
+        calibration = self._pipeline.correction.calibration()
+        if with_descan:
+            if (fit := self._pipeline.maps.latest_descan()) is None:
+                raise CommandFailed(
+                    "There is no fit of the descan yet: too little of a scan was seen. "
+                    "Save the calibration without it, or wait."
+                )
+            calibration = calibration.model_copy(update={"descan": fit})
+        return calibration.model_dump(mode="json")
+
 
         def stop_recording(_: dict[str, Any]) -> Answer:
             self._recordings.stop()
@@ -350,6 +365,44 @@ def stopped_by_signals() -> Iterator[threading.Event]:
 
 def serve(settings: Settings, calibration: Calibration | None = None) -> int:
     """Run the service until Ctrl-C or SIGTERM, in the main thread.
+        def set_reference_center(arguments: dict[str, Any]) -> Answer:
+            cy, cx = numbers(arguments.get("center"), 2, "center: [cy, cx] in pixels")
+            said = f"The operator moved the reference center to ({cy:g}, {cx:g}) px."
+            pipeline.command(
+                lambda: correction.set_reference_center((cy, cx)), "reference_center_set", said
+            )
+            return {}, {}
+
+        def clear_reference_center(_: dict[str, Any]) -> Answer:
+            said = "The operator moved the reference center back to where it was."
+            pipeline.command(
+                lambda: correction.set_reference_center(None), "reference_center_cleared", said
+            )
+            return {}, {}
+
+        def set_detectors(arguments: dict[str, Any]) -> Answer:
+            names = ("bright_field_radius", "annular_inner", "annular_outer")
+            given = [arguments.get(name) for name in names]
+            bright, inner, outer = numbers(given, 3, f"{', '.join(names)}, in pixels")
+            said = (
+                f"The operator set the virtual detectors: bright field up to {bright:g} px, "
+                f"annular dark field from {inner:g} to {outer:g} px."
+            )
+            pipeline.command(
+                lambda: correction.set_detectors(DetectorRadii(bright, inner, outer)),
+                "detectors_set",
+                said,
+            )
+            return {}, {}
+
+        def clear_detectors(_: dict[str, Any]) -> Answer:
+            said = "The operator lets the virtual detectors be found from the pattern."
+            pipeline.command(lambda: correction.set_detectors(None), "detectors_cleared", said)
+            return {}, {}
+
+        def maps(arguments: dict[str, Any]) -> Answer:
+            return pipeline.call(lambda: pipeline.maps.whole(arguments.get("newer_than")))
+
 
     Args:
         settings: what :func:`~prenet4d_server.config.load_settings` returns.
@@ -357,6 +410,7 @@ def serve(settings: Settings, calibration: Calibration | None = None) -> int:
 
     Returns:
         The process's exit status: 0 after a stop that was asked for.
+            set_reference_center, clear_reference_center, set_detectors, clear_detectors, maps,
 
     Raises:
         ConfigError, BindError, FileError: it cannot start; nothing is left running.

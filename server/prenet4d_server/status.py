@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from prenet4d_client.messages import Counters, Ellipticity, Latencies, State
+from prenet4d_client.messages import Counters, DetectorRadii, Ellipticity, Latencies, State
 from pydantic import BaseModel, ConfigDict
 
 Stage = Literal["queue", "compute", "total"]
@@ -60,6 +60,20 @@ class AlarmStatus(_Part):
     value: float
     threshold: float
     """Of the value; the alarm is cleared well below it."""
+
+
+class MapsStatus(_Part):
+    """The scan maps of the running acquisition, or of the last one."""
+
+    available: bool
+    why_not: str
+    """In a sentence; empty where there are maps."""
+    positions: int
+    """Probe positions that are filled in."""
+    detectors: DetectorRadii | None
+    """The virtual detectors in use; ``None`` before anything was measured with them."""
+    descan_px: float | None
+    """How far the center drifts over the scan, by the latest fit; ``None`` before the first."""
 
 
 class RecordingStatus(_Part):
@@ -153,6 +167,7 @@ class Status(_Part):
     """Receiver → how old the oldest message is that waits for its credit, in seconds."""
     alarms: tuple[AlarmStatus, ...]
     """Those that stand, oldest first."""
+    maps: MapsStatus
     recording: RecordingStatus | None
     """``None`` where ``recording.directory`` is not configured."""
     processes: tuple[ProcessStatus, ...]

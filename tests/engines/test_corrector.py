@@ -292,18 +292,6 @@ class TestCarryingOver:
         )
         assert (cy, cx) == pytest.approx((40, 50), abs=0.3)
 
-    def test_the_reference_center_of_one_that_is_loaded_later_counts_too(self):
-        given = Calibration(ratio=1.0, theta=0.0, reference_center=(40.0, 50.0), frame_shape=SHAPE)
-        corrector = make()
-        run(corrector, rings(16)[0])
-        corrector.load(given)
-        assert corrector.process(rings(1)[0], np.array([16])).reference_center == (40.0, 50.0)
-        corrector.set_reference_center((41.0, 51.0))
-        corrector.load(given)
-        assert corrector.reference_center == (41.0, 51.0)
-        corrector.set_reference_center(None)
-        assert corrector.reference_center == (40.0, 50.0)
-
     def test_other_detectors_calibrations_are_refused(self):
         given = Calibration(ratio=1.1, theta=0, reference_center=(63, 63), frame_shape=(128, 128))
         with pytest.raises(CalibrationError, match="does not fit"):
@@ -327,6 +315,8 @@ class TestReferenceCenter:
         )
         assert (cy, cx) == pytest.approx((40.0, 60.0), abs=0.2)
         assert corrector.mean()[1] == 16
+        corrector.set_reference_center(None)
+        assert corrector.reference_center == reference_center(SHAPE)
 
     def test_one_outside_of_the_frame_is_refused_and_changes_nothing(self):
         corrector = make()
