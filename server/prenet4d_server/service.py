@@ -24,6 +24,7 @@ from prenet4d_server.config import Settings
 from prenet4d_server.control import Answer, Command, Control, numbers
 from prenet4d_server.correctors import load_correctors
 from prenet4d_server.errors import CommandFailed, ConfigError, ServiceError
+from prenet4d_server.http_server import HttpServer
 from prenet4d_server.inlet import Inlet
 from prenet4d_server.meters import Meters
 from prenet4d_server.notices import Remark
@@ -240,6 +241,7 @@ class Service:
             "stream": self._publisher.stream_address,
             "lossless": self._publisher.lossless_address,
             "control": self._control.address,
+            "http": http.address,
         }
         # Bound early, answering once there is something to tell, and until all is drained.
         self._control.start(self._commands())
