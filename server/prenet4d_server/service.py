@@ -16,9 +16,9 @@ from typing import Any, Self
 import zmq
 from prenet4d_engines.calibration import Calibration
 from prenet4d_engines.errors import EngineError
+from prenet4d_engines.virtual import DetectorRadii
 
 from prenet4d_server import logs, machine
-from prenet4d_engines.virtual import DetectorRadii
 from prenet4d_server.alarms import Alarms, Facts
 from prenet4d_server.config import Settings
 from prenet4d_server.control import Answer, Command, Control, numbers
@@ -164,11 +164,11 @@ class Service:
             receivers=self._publisher.receivers,
             receivers_behind_s=dict(self._publisher.behind_s),
             alarms=self._alarms.active,
+            maps=self._pipeline.maps.status,
             recording=self._recordings.status,
             processes=machine.processes(
                 {"service": os.getpid(), "ingest": inlet.pid, "recorder": self._recordings.pid}
             ),
-            maps=self._pipeline.maps.status,
             gpu=machine.gpu(),
             recent_events=tuple(
                 f"{time.strftime('%H:%M:%S', time.localtime(event.time))} {event.message}"
@@ -273,6 +273,18 @@ class Service:
     def _addresses(self) -> str:
         return ", ".join(f"{name} {address}" for name, address in self.endpoints.items())
 
+    def _calibration(self, with_descan: bool) -> dict[str, Any]:
+        """The calibration in use, on the pipeline's thread."""
+        calibration = self._pipeline.correction.calibration()
+        if with_descan:
+            if (fit := self._pipeline.maps.latest_descan()) is None:
+                raise CommandFailed(
+                    "There is no fit of the descan yet: too little of a scan was seen. "
+                    "Save the calibration without it, or wait."
+                )
+            calibration = calibration.model_copy(update={"descan": fit})
+        return calibration.model_dump(mode="json")
+
     # --- commands, on the control thread ---------------------------------------------------------
 
     def _commands(self) -> dict[str, Command]:
@@ -312,61 +324,11 @@ class Service:
                 raise CommandFailed("The name of a recording is a text.")
             self._recordings.start(name)
             return self._recording(), {}
-    def _calibration(self, with_descan: bool) -> dict[str, Any]:
-        """The calibration in use, on the pipeline's thread."""
-        calibration = self._pipeline.correction.calibration()
-        if with_descan:
-            if (fit := self._pipeline.maps.latest_descan()) is None:
-                raise CommandFailed(
-                    "There is no fit of the descan yet: too little of a scan was seen. "
-                    "Save the calibration without it, or wait."
-                )
-            calibration = calibration.model_copy(update={"descan": fit})
-        return calibration.model_dump(mode="json")
-
 
         def stop_recording(_: dict[str, Any]) -> Answer:
             self._recordings.stop()
             return self._recording(), {}
 
-        def snapshot(_: dict[str, Any]) -> Answer:
-            mean = pipeline.call(correction.mean)
-            arrays = {} if mean is None else {"mean": mean[0]}
-            return self.status().model_dump(mode="json"), arrays
-
-        commands = (
-            status, config, freeze, unfreeze, recalibrate, save_calibration, load_calibration,
-            snapshot, start_recording, stop_recording,
-        )  # fmt: skip
-        return {command.__name__: command for command in commands}
-
-
-def _log_failure(work: Future[None]) -> None:
-    if (error := work.exception()) is not None:
-        log.error("The pipeline has died.", exc_info=error)
-
-
-@contextlib.contextmanager
-def stopped_by_signals() -> Iterator[threading.Event]:
-    """An event that Ctrl-C and SIGTERM set; a second Ctrl-C interrupts. In the main thread only."""
-    stop = threading.Event()
-    before: dict[signal.Signals, Any] = {}
-
-    def on_signal(_number: int, _frame: object) -> None:
-        stop.set()
-        signal.signal(signal.SIGINT, before[signal.SIGINT])
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        before[number] = signal.signal(number, on_signal)
-    try:
-        yield stop
-    finally:
-        for restored, handler in before.items():
-            signal.signal(restored, handler)
-
-
-def serve(settings: Settings, calibration: Calibration | None = None) -> int:
-    """Run the service until Ctrl-C or SIGTERM, in the main thread.
         def set_reference_center(arguments: dict[str, Any]) -> Answer:
             cy, cx = numbers(arguments.get("center"), 2, "center: [cy, cx] in pixels")
             said = f"The operator moved the reference center to ({cy:g}, {cx:g}) px."
@@ -405,6 +367,45 @@ def serve(settings: Settings, calibration: Calibration | None = None) -> int:
         def maps(arguments: dict[str, Any]) -> Answer:
             return pipeline.call(lambda: pipeline.maps.whole(arguments.get("newer_than")))
 
+        def snapshot(_: dict[str, Any]) -> Answer:
+            mean = pipeline.call(correction.mean)
+            arrays = {} if mean is None else {"mean": mean[0]}
+            return self.status().model_dump(mode="json"), arrays
+
+        commands = (
+            status, config, freeze, unfreeze, recalibrate, save_calibration, load_calibration,
+            set_reference_center, clear_reference_center, set_detectors, clear_detectors, maps,
+            snapshot, start_recording, stop_recording,
+        )  # fmt: skip
+        return {command.__name__: command for command in commands}
+
+
+def _log_failure(work: Future[None]) -> None:
+    if (error := work.exception()) is not None:
+        log.error("The pipeline has died.", exc_info=error)
+
+
+@contextlib.contextmanager
+def stopped_by_signals() -> Iterator[threading.Event]:
+    """An event that Ctrl-C and SIGTERM set; a second Ctrl-C interrupts. In the main thread only."""
+    stop = threading.Event()
+    before: dict[signal.Signals, Any] = {}
+
+    def on_signal(_number: int, _frame: object) -> None:
+        stop.set()
+        signal.signal(signal.SIGINT, before[signal.SIGINT])
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before[number] = signal.signal(number, on_signal)
+    try:
+        yield stop
+    finally:
+        for restored, handler in before.items():
+            signal.signal(restored, handler)
+
+
+def serve(settings: Settings, calibration: Calibration | None = None) -> int:
+    """Run the service until Ctrl-C or SIGTERM, in the main thread.
 
     Args:
         settings: what :func:`~prenet4d_server.config.load_settings` returns.
@@ -412,7 +413,6 @@ def serve(settings: Settings, calibration: Calibration | None = None) -> int:
 
     Returns:
         The process's exit status: 0 after a stop that was asked for.
-            set_reference_center, clear_reference_center, set_detectors, clear_detectors, maps,
 
     Raises:
         ConfigError, BindError, FileError: it cannot start; nothing is left running.
