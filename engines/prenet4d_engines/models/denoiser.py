@@ -20,6 +20,14 @@ from torch.nn import functional
 from prenet4d_engines.models.layers import box_sum
 
 IN_CHANNELS: Final = 4
+WINDOW: Final = 5
+"""Side in px of the windows whose counts the network may not contradict."""
+_CONSISTENT: Final = 1.5
+"""Largest difference of the square roots of counts: three standard deviations."""
+_MANY: Final = 500.0
+"""Counts of a window, its middle pixel's left out, from which on it also has a lower bound."""
+_EVEN: Final = 0.2
+"""... and the share of the window's mean that the middle pixel must reach for that."""
 MULTIPLE: Final = 16
 """Sides of the network's input are multiples of this."""
 
@@ -41,11 +49,15 @@ class Stabilised:
         baseline: (n, h, w) float32, 2 sqrt(rate) that the residual is added to.
         valid: (n, h, w) float32, 1 where the pixel is valid, else 0.
         electrons: (n,) float32, counts in the valid pixels.
+        least: (n, h, w) float32, fewest counts that the window around each pixel may end up with.
+        most: (n, h, w) float32, the same for the highest number.
     """
 
     baseline: Tensor
     valid: Tensor
     electrons: Tensor
+    least: Tensor
+    most: Tensor
 
 
 class Block(nn.Module):
@@ -129,10 +141,22 @@ class Denoiser(nn.Module):
         return functional.pixel_shuffle(self.head(functional.relu(x)), 2)  # (n, 1, h, w)
 
 
-def _mean_around(counts: Tensor, valid: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Mean of the valid pixels in a size x size window, and the share of them."""
-    number = box_sum(valid, size)
-    return box_sum(counts, size) / number.clamp_min(1e-6), number / size**2
+def _sum_around(counts: Tensor, valid: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum and mean of the valid pixels in a size x size window, and the share of them."""
+    number, total = box_sum(valid, size), box_sum(counts, size)
+    return total, total / number.clamp_min(1e-6), number / size**2
+
+
+def _bounds(counts: Tensor, around: Tensor) -> tuple[Tensor, Tensor]:
+    """Fewest and most counts that are consistent with what was counted around each pixel.
+
+    Twice the square root of counts has a standard deviation of one. There is no lower bound where a
+    window's counts are few, or in one pixel alone (a hot one), or not in its middle.
+    """
+    spread = 2.0 * _CONSISTENT * around.sqrt()
+    many = (around - counts > _MANY) & (counts > _EVEN / WINDOW**2 * around)
+    least = torch.where(many, around - spread + _CONSISTENT**2, 0.0)
+    return least, around + spread + _CONSISTENT**2
 
 
 def stabilise(frames: Tensor, mask: Tensor) -> tuple[Tensor, Stabilised]:
@@ -153,8 +177,8 @@ def stabilise(frames: Tensor, mask: Tensor) -> tuple[Tensor, Stabilised]:
     # (n, 1, h, w), or (1, 1, h, w) where one mask serves all frames
     valid = mask.to(frames.dtype).reshape(-1, 1, h, w)
     counts = frames[:, None] * valid
-    near, near_share = _mean_around(counts, valid, 5)
-    wide, wide_share = _mean_around(counts, valid, 11)
+    around, near, near_share = _sum_around(counts, valid, WINDOW)
+    _, wide, wide_share = _sum_around(counts, valid, 11)
     overall = counts.sum((2, 3), keepdim=True) / valid.sum((2, 3), keepdim=True).clamp_min(1.0)
     wide = torch.where(wide_share > 1e-6, wide, overall)
     near = torch.where(near_share > 1e-6, near, wide)
@@ -172,7 +196,11 @@ def stabilise(frames: Tensor, mask: Tensor) -> tuple[Tensor, Stabilised]:
     x = functional.pad(
         torch.cat(channels, 1), (0, -w % MULTIPLE, 0, -h % MULTIPLE), mode="replicate"
     )
-    return x, Stabilised(baseline[:, 0], valid[:, 0], counts.sum((1, 2, 3)))
+    least, most = _bounds(counts, around)
+    context = Stabilised(
+        baseline[:, 0], valid[:, 0], counts.sum((1, 2, 3)), least[:, 0], most[:, 0]
+    )
+    return x, context
 
 
 def restore(y: Tensor, context: Stabilised) -> Tensor:
@@ -180,7 +208,9 @@ def restore(y: Tensor, context: Stabilised) -> Tensor:
 
     Each frame is scaled to hold as many electrons in its valid pixels as were counted there: the
     network moves electrons, it does not make them. The factor is bounded to [1/2, 2], so a frame
-    without a count keeps a finite rate.
+    without a count keeps a finite rate. Then, where the window around a pixel holds three standard
+    deviations of Poisson noise more or less than was counted in it, the pixel is scaled as the
+    window would have to be: what the network put there beyond that, it has made up.
     """
     h, w = context.baseline.shape[1:]
     value = context.baseline + y[:, 0, :h, :w].float()
@@ -189,4 +219,6 @@ def restore(y: Tensor, context: Stabilised) -> Tensor:
     rate = 0.25 * positive * positive
     found = (rate * context.valid).sum((1, 2))
     factor = (context.electrons / found.clamp_min(1e-12)).clamp(0.5, 2.0)
-    return rate * factor[:, None, None]
+    rate = rate * factor[:, None, None]
+    around = box_sum((rate * context.valid)[:, None], WINDOW)[:, 0].clamp_min(1e-12)
+    return rate * (around.clamp_min(context.least).minimum(context.most) / around)
