@@ -200,12 +200,12 @@ class RecordingSettings(_Section):
     directory: Path | None = None
     """Takes all of them; unset: nobody can start one. No name that a client chooses leads out of
     it."""
-    format: Literal["h5"] = "h5"
-    """h5: HDF5 with NeXus, HyperSpy and EMD attributes."""
+    format: Literal["h5", "zarr"] = "h5"
+    """h5: HDF5 with NeXus, HyperSpy and EMD attributes. zarr: a Zarr v3 store (the extra zarr)."""
     content: Literal["corrected", "aligned", "both"] = "corrected"
     """Denoised patterns, raw counts recentered and undistorted, or both."""
     compression: Literal["none", "bslz4", "gzip"] = "bslz4"
-    """bslz4 needs hdf5plugin where it is read; gzip is slow; none is fastest."""
+    """bslz4 needs hdf5plugin where HDF5 is read; gzip is slow; none is fastest."""
     keep_free: ByteSize = Field(default=ByteSize(1 << 30), ge=64 << 20)
     """A recording does not start, or is closed, when the disk has less than this left."""
 

@@ -1,4 +1,4 @@
-"""The recorder: a lossless receiver's messages into HDF5, one file for each acquisition."""
+"""The recorder: a lossless receiver's messages into files, one for each acquisition."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from prenet4d_client.messages import (
 from prenet4d_client.wire import Message
 
 from prenet4d_server.errors import FileError
-from prenet4d_server.recording import Recording
+from prenet4d_server.recording import ZARR, Recording
 from prenet4d_server.recording_layout import Acquisition, Compression, Fill
 
 __all__ = ["Recorder", "Summary", "record"]
@@ -61,12 +61,13 @@ class Summary:
 
 
 class Recorder:
-    """Writes what a :class:`LosslessReceiver` delivers to HDF5; used as a context manager.
+    """Writes what a :class:`LosslessReceiver` delivers; used as a context manager.
 
-    One file for each acquisition (``recording.py`` shows its layout). ``path`` names the first; the
+    One file for each acquisition: a Zarr store where its name ends in ``.zarr``, else HDF5
+    (``recording_hdf5`` and ``recording_zarr`` show what is where). ``path`` names the first; the
     next ones get ``_002``, ``_003``, … before their suffix. A ``{n}`` in its name, as in
     ``scan_{n:03d}.h5``, numbers all of them, from 0 and past those that exist. Nothing is
-    overwritten unless asked for. While a file is being written, other programs read it with
+    overwritten unless asked for. While a file is being written, other programs read it, HDF5 with
     ``h5py.File(path, swmr=True)``; they see everything up to the last second.
 
     Args:
@@ -74,8 +75,8 @@ class Recorder:
         overwrite: replace existing files.
         content: which patterns: ``corrected`` (denoised), ``aligned`` (raw counts) or both.
         compression: ``none`` opens everywhere at once, and is fastest; ``bslz4`` is nearly as fast
-            and needs the package hdf5plugin where it is read; ``gzip`` opens everywhere and is
-            slow.
+            and needs the package hdf5plugin where HDF5 is read, and nothing more where Zarr is;
+            ``gzip`` opens everywhere and is slow.
         fill: what pixels without a source become: ``zero``, beside which the dataset ``coverage``
             tells where that is so, or ``nan``.
         keep_free: stop recording when the disk has fewer bytes than this left.
@@ -254,7 +255,10 @@ class Recorder:
             ) from None
         if not self._path.parent.is_dir():
             raise FileError(f"There is no folder {self._path.parent}. Make it first.")
-        if self._path.is_dir():
+        if self._path.suffix == ZARR:
+            if self._path.exists() and not (self._path / "zarr.json").is_file():
+                raise FileError(f"{self._path} exists and is no Zarr store. Choose another name.")
+        elif self._path.is_dir():
             raise FileError(f"{self._path} is a folder. Name a file in it.")
         if not numbered and self._path.exists() and not self._overwrite:
             raise FileError(

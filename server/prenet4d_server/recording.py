@@ -1,35 +1,44 @@
-"""One acquisition's HDF5 file while it is being written; ``recording_layout`` says what is in it.
+"""One acquisition being recorded: what goes where, and what is told of it in the end.
 
-It is written in HDF5's SWMR mode: a reader that opens it with ``swmr=True`` follows it, and all up
-to the last flush survives the writer's death. Until it is closed it opens in no other way; what a
-killed writer leaves opens as usual after ``h5clear -s FILE`` (HDF5's own tool). Nothing can be
-created in that mode, so everything is there from the start, and what changes is overwritten.
+What is found at each probe position is gathered in memory, and written once for many batches.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-import h5py
 import numpy as np
 import numpy.typing as npt
 from prenet4d_client.messages import Counters, Event, Telemetry
 
 from prenet4d_server import recording_layout as layout
-from prenet4d_server.recording_layout import Acquisition, Array, Compression, Fill
+from prenet4d_server.errors import FileError
+from prenet4d_server.recording_hdf5 import Hdf5Store
+from prenet4d_server.recording_layout import (
+    Acquisition,
+    Array,
+    Compression,
+    Fill,
+    Indices,
+    Store,
+    StoreOptions,
+    Table,
+)
 
-Indices: TypeAlias = npt.NDArray[np.int64]
+ZARR = ".zarr"
+"""The suffix of a recording that is a Zarr store; any other is HDF5."""
 
 
 class Recording:
     """The file of one acquisition. Any of its methods raises OSError when the disk fails it.
 
     Args:
-        path: the file; it must not exist, unless ``overwrite`` is set.
+        path: the file, or the folder of a Zarr store (``.zarr``); it must not exist, unless
+            ``overwrite`` is set.
         acquisition: what is known of it.
         content: which patterns: ``corrected``, ``aligned`` or both; the first is the one that
             viewers show first.
@@ -58,20 +67,14 @@ class Recording:
         self._fill = fill
         scan = acquisition.scan_shape
         self._nx = scan[1] if scan else None
-        # What is found is gathered here, and written once for many batches.
         self._capacity = scan[0] * scan[1] if scan else 0
         self._length = self._capacity
         self._maps = {name: map_.array(self._capacity) for name, map_ in layout.MAPS.items()}
         self._changed = (0, 0)
         self._covered = np.zeros(acquisition.frame_shape, np.int64)
-        self._rows: dict[str, list[tuple[Any, ...]]] = {"batches": [], "events": []}
-
-        # The oldest form of file that has SWMR, so that most programs know it.
-        self._file = h5py.File(path, "w" if overwrite else "x", libver=("v110", "v110"))
-        layout.create(self._file, acquisition, content=content, compression=compression, fill=fill)
-        self._ours = self._file["prenet4d"]
-        self._data = {name: self._file[f"Experiments/{name}/data"] for name in content}
-        self._file.swmr_mode = True
+        self._rows: dict[Table, list[tuple[Any, ...]]] = {"batches": [], "events": []}
+        options = StoreOptions(content, compression, fill, overwrite)
+        self._store = _make_store(path, acquisition, options)
 
     def write_patterns(self, name: str, indices: Indices, patterns: Array) -> int:
         """Write (n, h, w) patterns of the kind ``name`` at their probe positions.
@@ -87,11 +90,7 @@ class Recording:
         missing = np.isnan(patterns)
         if self._fill == "zero":
             patterns = np.where(missing, np.float32(0), patterns)
-        data = self._data[name]
-        if data.shape[0] < self._length and self._nx is None:
-            data.resize(self._length, axis=0)
-        for place, first, last in _runs(indices, self._nx):
-            data[place] = patterns[first:last]
+        self._store.write_patterns(name, indices, patterns)
         if name != self._content[0]:
             return 0
         new = int(np.count_nonzero(~self._maps["received"][indices]))
@@ -132,23 +131,16 @@ class Recording:
 
     def write_event(self, header: Event) -> None:
         """Write one event."""
-        texts = (header.level, header.code, header.message)
-        sizes = (layout.EVENT[name].itemsize for name in ("level", "code", "message"))
-        self._rows["events"].append(
-            (header.time, *(_fixed(text, size) for text, size in zip(texts, sizes, strict=True)))
-        )
+        self._rows["events"].append((header.time, header.level, header.code, header.message))
 
     def flush(self) -> None:
         """Let readers see what has been written so far."""
         self._write_maps()
-        for name, rows in self._rows.items():
+        for table, rows in self._rows.items():
             if rows:
-                table = self._ours[name]
-                have = len(table)
-                table.resize(have + len(rows), axis=0)
-                table[have:] = np.array(rows, table.dtype)
+                self._store.append(table, rows)
                 rows.clear()
-        self._file.flush()
+        self._store.flush()
 
     def close(self, *, complete: bool, reason: str = "", counters: Counters | None = None) -> None:
         """Write the last of it and close the file.
@@ -158,20 +150,18 @@ class Recording:
             reason: why not.
             counters: what became of the acquisition's frames, where the service said so.
         """
+        ending: dict[str, Any] = {
+            "complete": complete,
+            "reason": reason,
+            "end_time": datetime.now(UTC).isoformat(),
+        }
+        if counters is not None:
+            ending |= {f"frames_{name}": getattr(counters, name) for name in layout.COUNTERS}
+            ending["frames_rejected_by_reason"] = json.dumps(counters.rejected_by_reason)
         try:
             self.flush()
-            attrs = self._ours.attrs
-            attrs.modify("complete", complete)
-            attrs.modify("reason", np.bytes_(_fixed(reason, layout.REASON_BYTES)))
-            if counters is not None:
-                for name in layout.COUNTERS:
-                    attrs.modify(f"frames_{name}", getattr(counters, name))
-                reasons = json.dumps(counters.rejected_by_reason)
-                attrs.modify(
-                    "frames_rejected_by_reason", np.bytes_(_fixed(reasons, layout.REASON_BYTES))
-                )
         finally:
-            self._file.close()
+            self._store.close(ending)
 
     def _make_room(self, indices: Indices) -> npt.NDArray[np.bool_]:
         """Which of these positions the file has, after growing to hold them if it can."""
@@ -187,6 +177,7 @@ class Recording:
                 for name, map_ in layout.MAPS.items():
                     self._maps[name] = np.concatenate((self._maps[name], map_.array(more)))
                 self._capacity += more
+            self._store.grow(needed)
         return inside
 
     def _mark(self, indices: Indices) -> None:
@@ -201,35 +192,18 @@ class Recording:
         if not stop:
             return
         for name, values in self._maps.items():
-            data = self._ours[name]
-            if self._nx is None:
-                data.resize(self._length, axis=0)
-                data[start:stop] = values[start:stop]
-            else:
-                lines = slice(start // self._nx, (stop - 1) // self._nx + 1)
-                data[lines] = values.reshape(data.shape)[lines]
-        if self._nx is None:
-            for name in self._content:
-                self._file[f"Experiments/{name}/axis-0"].attrs.modify("size", self._length)
-        self._ours["coverage"][:] = self._covered / max(1, self.patterns)
+            self._store.write_map(name, values, start, stop)
+        self._store.write_coverage(self._covered / max(1, self.patterns))
 
 
-def _runs(indices: Indices, nx: int | None) -> Iterator[tuple[Any, int, int]]:
-    """Cut a batch where its indices jump or a scan line ends: (place in the dataset, from, to)."""
-    if not len(indices):
-        return
-    cut = np.diff(indices) != 1
-    if nx is not None:
-        cut |= indices[1:] % nx == 0
-    for first, last in itertools.pairwise([0, *(np.flatnonzero(cut) + 1).tolist(), len(indices)]):
-        start, n = int(indices[first]), last - first
-        if nx is None:
-            yield slice(start, start + n), first, last
-        else:
-            y, x = divmod(start, nx)
-            yield (y, slice(x, x + n)), first, last
-
-
-def _fixed(text: str, size: int) -> bytes:
-    """Cut a text to ``size`` bytes without cutting a character."""
-    return text.encode()[:size].decode(errors="ignore").encode()
+def _make_store(path: Path, acquisition: Acquisition, options: StoreOptions) -> Store:
+    if path.suffix != ZARR:
+        return Hdf5Store(path, acquisition, options)
+    try:
+        from prenet4d_server.recording_zarr import ZarrStore
+    except ModuleNotFoundError as missing:
+        raise FileError(
+            f"{path.name} would be a Zarr store, and the package {missing.name!r} is missing: "
+            "pip install 'prenet4d[zarr]'."
+        ) from None
+    return ZarrStore(path, acquisition, options)

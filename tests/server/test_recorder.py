@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -178,6 +179,62 @@ def test_a_whole_scan(tmp_path: Path, compression: Any) -> None:
         assert (acquisition["acquisition_id"], acquisition["detector"]) == ("a", "sim")
         found = dict(ours["acquisition/metadata"].attrs)
         assert found == {"voltage_kV": 200, "operator": "a b"}
+
+
+@pytest.mark.parametrize("scan", [SCAN, None])
+def test_nexus_programs_find_the_default_plot_and_its_axes(tmp_path: Path, scan: Any) -> None:
+    provenance = {"weights": {"center": "abc"}}
+    write(tmp_path / "scan.nxs", whole_scan(patterns_of(20), scan=scan, provenance=provenance))
+    with h5py.File(tmp_path / "scan.nxs") as file:
+        assert file.attrs["NX_class"] == "NXroot"
+        entry = file[file.attrs["default"]]
+        assert entry.attrs["NX_class"] == "NXentry"
+        plot = entry[entry.attrs["default"]]
+        assert plot.attrs["NX_class"] == "NXdata"
+        data = plot[plot.attrs["signal"]]
+        axes = [plot[name] for name in plot.attrs["axes"]]
+        assert [len(axis) for axis in axes] == list(data.shape)
+        assert all((np.diff(axis[:]) == 1).all() for axis in axes)
+        assert [plot.attrs[f"dim{axis}_indices"] for axis in range(data.ndim)] == list(
+            range(data.ndim)
+        )
+        for name in ("title", "start_time", "end_time", "entry_identifier", "program_name"):
+            assert entry[name][()]
+        assert entry["end_time"][()] > entry["start_time"][()]
+        classes = {
+            child.attrs.get("NX_class") for child in entry.values() if isinstance(child, h5py.Group)
+        }
+        assert classes == {"NXdata", "NXinstrument", "NXprocess"}
+        note = json.loads(entry["process/provenance/data"][()])
+        assert note == provenance == json.loads(file["prenet4d/provenance"][()])
+
+
+@pytest.mark.filterwarnings("default")
+def test_nexusformat_opens_a_recording(tmp_path: Path) -> None:
+    nexus = pytest.importorskip("nexusformat.nexus", reason="nexusformat is not installed here")
+    patterns = patterns_of(20)
+    write(tmp_path / "scan.nxs", whole_scan(patterns))
+    root = nexus.nxload(str(tmp_path / "scan.nxs"))
+    plot = root.get_default()
+    assert plot.nxsignal.shape == (*SCAN, H, W)
+    np.testing.assert_array_equal(plot.nxsignal.nxvalue.reshape(20, H, W), np.nan_to_num(patterns))
+    assert [len(axis) for axis in plot.nxaxes] == [*SCAN, H, W]
+
+
+def test_chunks_hold_parts_of_a_few_neighbouring_patterns(tmp_path: Path) -> None:
+    from prenet4d_server.recording import Recording
+    from prenet4d_server.recording_layout import Acquisition
+
+    for shape in ((256, 256), (96, 128), (514, 1030)):
+        path = tmp_path / f"{shape[0]}.h5"
+        recording = Recording(path, Acquisition("a", shape, (8, 8)), content=("corrected",))
+        recording.close(complete=True)
+        with h5py.File(path) as file:
+            _, positions, *part = data_of(file).chunks
+        assert positions == 4
+        for side, pixels in zip(shape, part, strict=True):
+            assert pixels <= 96
+            assert -(-side // pixels) % 2  # the direct beam lies in the middle one
 
 
 def test_a_recording_can_be_replayed(tmp_path: Path) -> None:

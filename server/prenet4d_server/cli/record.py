@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 
 def record(
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="scan.h5, or scan_{n:03d}.h5 to number them.")
+        Path,
+        typer.Argument(
+            metavar="FILE",
+            help="scan.h5, or scan.zarr for a Zarr store; scan_{n:03d}.h5 to number them.",
+        ),
     ],
     lossless: LosslessOption = "tcp://127.0.0.1:5562",
     content: Annotated[
@@ -27,7 +31,7 @@ def record(
     ] = None,
     compression: Annotated[
         Literal["none", "bslz4", "gzip"],
-        typer.Option(help="bslz4 needs hdf5plugin where it is read; gzip is slow."),
+        typer.Option(help="bslz4 needs hdf5plugin where HDF5 is read; gzip is slow."),
     ] = "none",
     fill: Annotated[
         Literal["zero", "nan"], typer.Option(help="What pixels without a source become.")
@@ -36,7 +40,7 @@ def record(
     name: Annotated[str, typer.Option(help="What the service calls this receiver.")] = "recorder",
     server_key: ServerKeyOption = None,
 ) -> None:
-    """Record scans to HDF5 that opens in HyperSpy, py4DSTEM and LiberTEM, while it is written."""
+    """Record scans to HDF5 that opens in HyperSpy, py4DSTEM and LiberTEM, or to Zarr, live."""
     from prenet4d_client import LosslessReceiver
 
     from prenet4d_server.cli.progress import counter
