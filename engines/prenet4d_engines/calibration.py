@@ -1,20 +1,21 @@
 """The calibration: an ellipticity that was found once and can be used again.
 
 Lens distortion outlives a scan, so a calibration made on one acquisition serves the next ones with
-the same camera length and detector. It is one small JSON document that a person can read.
+the same camera length and detector. It is one small document that a person can read; in a file
+(``prenet4d_engines.calibration_file``) it is TOML or JSON.
 """
 
 from __future__ import annotations
 
 import math
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from prenet4d_engines.descan import Descan
-from prenet4d_engines.errors import CalibrationError
-from prenet4d_engines.geometry import Ellipticity
+from prenet4d_engines.errors import CalibrationError, FrameError
+from prenet4d_engines.geometry import Ellipticity, checked_center
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Sigma = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -42,7 +43,7 @@ class Calibration(BaseModel):
     """``(h, w)`` of the frames it was made on, pixels."""
     detector: str = "unknown"
     """The detector it was made on."""
-    date: datetime = Field(default_factory=lambda: datetime.now(UTC))
+    date: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
     """When it was made."""
     patterns: Annotated[int, Field(ge=0)] = 0
     """How many patterns were averaged for it."""
@@ -50,6 +51,14 @@ class Calibration(BaseModel):
     """How it was found, in words."""
     descan: Descan | None = None
     """How the center drifted over the scan that it was made on; kept on request."""
+
+    @model_validator(mode="after")
+    def _center_lies_on_the_frame(self) -> Self:
+        try:
+            checked_center(self.reference_center, self.frame_shape)
+        except FrameError as error:
+            raise ValueError(str(error)) from None
+        return self
 
     @property
     def ellipticity(self) -> Ellipticity:
@@ -86,7 +95,13 @@ class Calibration(BaseModel):
 
 
 def _explained(error: ValidationError) -> CalibrationError:
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    first = error.errors(include_url=False, include_context=False)[0]
     where = ".".join(str(key) for key in first["loc"])
+    if where == "version" and isinstance(first["input"], int):
+        return CalibrationError(
+            f"This is a calibration of version {first['input']}; this prenet4d reads version 1. "
+            "Use the prenet4d that made it, or calibrate anew."
+        )
     what = f"its {where} is wrong" if where else "it cannot be read"
-    return CalibrationError(f"This is not a calibration that can be used: {what}: {first['msg']}.")
+    message = first["msg"].removeprefix("Value error, ").rstrip(".")
+    return CalibrationError(f"This is not a calibration that can be used: {what}: {message}.")

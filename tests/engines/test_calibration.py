@@ -2,26 +2,42 @@
 
 import json
 import math
+from datetime import datetime, timedelta, timezone
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prenet4d_engines.calibration import Calibration
+from prenet4d_engines.descan import Descan
 from prenet4d_engines.errors import CalibrationError
 from prenet4d_engines.geometry import Ellipticity
 
-finite = st.floats(-1e4, 1e4)
+axes = st.lists(st.floats(-5, 5), min_size=6, max_size=6).map(tuple)
+sigmas = st.lists(st.floats(0, 1e-3), min_size=6, max_size=6).map(tuple)
+fits = st.builds(
+    Descan,
+    coefficients_y=axes,
+    coefficients_x=axes,
+    sigma_y=sigmas,
+    sigma_x=sigmas,
+    residual=st.tuples(st.floats(0, 1), st.floats(0, 1)),
+    outliers=st.floats(0, 1),
+)
 calibrations = st.builds(
     Calibration,
     ratio=st.floats(1, 2),
     theta=st.floats(0, math.pi, exclude_max=True),
     ratio_sigma=st.none() | st.floats(0, 1),
     theta_sigma=st.none() | st.floats(0, 1),
-    reference_center=st.tuples(finite, finite),
-    frame_shape=st.tuples(st.integers(1, 8192), st.integers(1, 8192)),
+    reference_center=st.tuples(st.floats(-0.5, 63.5), st.floats(-0.5, 63.5)),
+    frame_shape=st.tuples(st.integers(64, 8192), st.integers(64, 8192)),
     detector=st.text(max_size=20),
     patterns=st.integers(0, 10**9),
     how=st.text(max_size=40),
+    date=st.datetimes(
+        datetime(1900, 1, 1), timezones=st.timezones() | st.just(timezone(timedelta(hours=5)))
+    ),
+    descan=st.none() | fits,
 )
 
 
@@ -55,7 +71,12 @@ GOOD = {"ratio": 1.02, "theta": 0.3, "reference_center": [3, 4], "frame_shape": 
         ({"reference_center": [1, math.inf]}, "reference_center"),
         ({"reference_center": [1]}, "reference_center"),
         ({"frame_shape": [0, 8]}, "frame_shape"),
-        ({"version": 2}, "version"),
+        ({"reference_center": [8, 4]}, "frame of 8 × 9 pixels"),
+        ({"reference_center": [-1, 4]}, "frame of 8 × 9 pixels"),
+        ({"version": 2}, "version 2; this prenet4d reads version 1"),
+        ({"version": "new"}, "its version is wrong"),
+        ({"date": "2026-01-01T00:00:00"}, "date"),
+        ({"descan": {"residual": [0, 0]}}, "descan.coefficients_y"),
         ({"rotation": 3}, "rotation"),
         ({"date": "yesterday"}, "date"),
     ],

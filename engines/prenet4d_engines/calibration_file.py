@@ -1,0 +1,129 @@
+"""Calibrations as files that a person can read: TOML with comments, or JSON; the suffix decides."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+import tomllib
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from prenet4d_engines.calibration import Calibration
+from prenet4d_engines.errors import CalibrationError
+
+_HEAD = "# A calibration of prenet4d: the ellipticity that it takes out of every pattern."
+
+
+def write_calibration(
+    calibration: Calibration, path: Path | str, *, overwrite: bool = False
+) -> None:
+    """Write a calibration to a file, at once or not at all.
+
+    Args:
+        calibration: what to write.
+        path: ends in ``.toml`` or ``.json``.
+        overwrite: replace a file that is there.
+
+    Raises:
+        CalibrationError: the path has another suffix, or there is a file already.
+        OSError: the file cannot be written.
+    """
+    path = Path(path)
+    text = to_toml(calibration) if _suffix(path) == ".toml" else calibration.to_json()
+    if path.exists() and not overwrite:
+        raise CalibrationError(
+            f"There is a file {path} already: choose another name, or overwrite it (--overwrite)."
+        )
+    handle, written = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with open(handle, "w", encoding="utf-8", newline="\n") as out:  # noqa: PTH123 - a handle
+            out.write(text)
+        Path(written).chmod(0o666 & ~_umask())
+        Path(written).replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            Path(written).unlink()
+        raise
+
+
+def read_calibration(path: Path | str) -> Calibration:
+    """Read what :func:`write_calibration`, or a person, wrote.
+
+    Raises:
+        CalibrationError: the file cannot be read, or is no calibration; the message names the file
+            and what is wrong with it.
+    """
+    path = Path(path)
+    toml = _suffix(path) == ".toml"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise CalibrationError(f"{path} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise CalibrationError(f"{path} is not a calibration: it holds no text.") from None
+    try:
+        document = tomllib.loads(text) if toml else json.loads(text)
+    except (ValueError, RecursionError) as error:  # both parsers' errors are ValueErrors
+        kind = "TOML" if toml else "JSON"
+        raise CalibrationError(
+            f"{path} is not valid {kind}; perhaps it was not written to its end: {error}."
+        ) from None
+    try:
+        return Calibration.from_document(document)
+    except CalibrationError as error:
+        raise CalibrationError(f"{path}: {error}") from None
+
+
+def to_toml(calibration: Calibration) -> str:
+    """Write a calibration as TOML text, each value under the explanation of it.
+
+    What is ``None`` is left out.
+    """
+    lines = [_HEAD, ""]
+    lines += _assignments(calibration)
+    if calibration.descan is not None:
+        lines += [*_comment(type(calibration).model_fields["descan"].description), "[descan]"]
+        lines += _assignments(calibration.descan)
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _assignments(model: BaseModel) -> Iterator[str]:
+    for name, field in type(model).model_fields.items():
+        value = getattr(model, name)
+        if value is not None and not isinstance(value, BaseModel):
+            yield from _comment(field.description)
+            yield f"{name} = {_value(value)}"
+            yield ""
+
+
+def _comment(text: str | None) -> Iterator[str]:
+    for line in (text or "").splitlines():
+        yield f"# {line.strip()}".replace("``", "")
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat()
+    # JSON's numbers, strings and flat lists are TOML's too, but for one character.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _suffix(path: Path) -> str:
+    suffix = path.suffix.lower()
+    if suffix not in (".toml", ".json"):
+        raise CalibrationError(
+            f"A calibration is kept in a .toml or a .json file; {path.name!r} is neither."
+        )
+    return suffix
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
