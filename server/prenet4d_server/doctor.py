@@ -113,26 +113,106 @@ def _gpu() -> Iterator[Finding]:
     if importlib.util.find_spec("torch") is None:
         return
     import torch
+    from prenet4d_engines.backends.tensorrt.flavors import cuda_fault
 
-    if torch.cuda.is_available():
+    fault = cuda_fault()
+    listed = _nvidia_smi()
+    if fault is None:
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-        yield Finding("gpu", "ok", f"{', '.join(names)} (CUDA {torch.version.cuda})")
-    elif shutil.which("nvidia-smi"):
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-        found = listed.stdout.strip() or "nvidia-smi is here but answers nothing"
-        advice = f"torch {torch.__version__} cannot use it: install a CUDA build of torch."
-        yield Finding("gpu", "missing", found, advice)
+        found = listed or ", ".join(names)
+        yield Finding(
+            "gpu", "ok", f"{found} (torch {torch.__version__}, CUDA {torch.version.cuda})"
+        )
+    elif listed:
+        advice = (
+            f"{fault} Install a newer driver, or a torch with CUDA."
+            if torch.version.cuda
+            else "Install a torch with CUDA: deploy/GPU.md."
+        )
+        yield Finding("gpu", "missing", listed, advice)
     else:
         advice = "The networks run on the CPU, which suits a few hundred frames a second."
-        yield Finding("gpu", "missing", "no NVIDIA GPU", advice)
+        yield Finding("gpu", "missing", fault.rstrip("."), advice)
+
+
+def _nvidia_smi() -> str:
+    """Names of the NVIDIA GPUs and their driver, as the driver's own program tells them."""
+    if shutil.which("nvidia-smi") is None:
+        return ""
+    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, check=False, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return "nvidia-smi is here but does not answer"
+    if done.returncode != 0:
+        return "nvidia-smi is here but finds no driver"
+    lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
+    return "; ".join(line.replace(", ", ", driver ") for line in lines)
 
 
 def _tensorrt() -> Iterator[Finding]:
-    for name in ("tensorrt", "tensorrt_rtx"):
-        if importlib.util.find_spec(name) is not None:
-            yield Finding("tensorrt", "ok", f"{name} {_version(name.replace('_', '-')) or ''}")
-            return
-    yield Finding("tensorrt", "missing", "not installed", "Of use beside an NVIDIA GPU alone.")
+    if importlib.util.find_spec("torch") is None:
+        return
+    from prenet4d_engines.backends.tensorrt.flavors import (
+        HOW_TO_INSTALL,
+        cuda_fault,
+        installed,
+        load,
+    )
+    from prenet4d_engines.errors import BackendError
+
+    has_gpu = cuda_fault() is None
+    if not installed():
+        advice = (
+            f"Networks compiled for this GPU: {HOW_TO_INSTALL['tensorrt']}"
+            if has_gpu
+            else "Of use beside an NVIDIA GPU alone."
+        )
+        yield Finding("tensorrt", "missing", "not installed", advice)
+    for flavor in installed():
+        try:
+            toolkit = load(flavor)
+        except BackendError as error:
+            yield Finding("tensorrt", "note", f"{flavor}", str(error))
+            continue
+        advice = "" if has_gpu else "It can only build engines here, not run them: there is no GPU."
+        yield Finding("tensorrt", "ok" if has_gpu else "note", str(toolkit), advice)
+    if has_gpu and installed():
+        yield from _engines()
+
+
+def _engines() -> Iterator[Finding]:
+    """What `prenet4d engines` made in the user's cache folder, as far as it can be used."""
+    from prenet4d_engines.backends.tensorrt.cache import EngineCache
+    from prenet4d_engines.backends.tensorrt.flavors import gpu, installed, load
+    from prenet4d_engines.errors import BackendError
+    from prenet4d_engines.export import source_sha256
+
+    build = "prenet4d engines build --shape 256x256, with your detector's shape."
+    try:
+        cache = EngineCache()
+        toolkits = [load(flavor) for flavor in installed()]
+    except BackendError as error:
+        yield Finding("engines", "note", "cannot be used", str(error))
+        return
+    usable = [
+        sidecar
+        for toolkit in toolkits
+        for sidecar in cache.usable(toolkit.flavor, toolkit.version, gpu(), source_sha256())
+    ]
+    if usable:
+        shapes = {
+            f"{each.recipe.input_shape[1]}×{each.recipe.input_shape[2]}"
+            for each in usable
+            if each.recipe.network == "denoise"
+        }
+        yield Finding(
+            "engines", "ok", f"{len(usable)} ready, for {', '.join(sorted(shapes))} pixels"
+        )
+    else:
+        others = len(cache.entries())
+        found = f"none that fits, {others} that do not" if others else "none yet"
+        yield Finding("engines", "note", f"{found} in {cache.folder}", build)
 
 
 def _backend() -> Iterator[Finding]:

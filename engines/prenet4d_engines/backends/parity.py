@@ -63,13 +63,15 @@ class Deviation:
         """Say whether both figures keep the bounds; one that is no number does not."""
         return self.physical <= bounds.physical[self.network] and self.relative <= bounds.relative
 
+    def brief(self, bounds: Bounds) -> str:
+        """Say the physical figure, and what is allowed."""
+        allowed = f"{bounds.physical[self.network]:g} allowed"
+        return f"{self.physical:.2g} {_UNITS[self.network]} ({allowed})"
+
     def told(self, bounds: Bounds) -> str:
         """Say both figures, and what is allowed."""
-        return (
-            f"{self.network}: {self.physical:.2g} {_UNITS[self.network]} "
-            f"({bounds.physical[self.network]:g} allowed), {self.relative:.2g} of the output "
-            f"({bounds.relative:g} allowed)"
-        )
+        relative = f"{self.relative:.2g} of the output ({bounds.relative:g} allowed)"
+        return f"{self.network}: {self.brief(bounds)}, {relative}"
 
 
 def measure(

@@ -107,8 +107,8 @@ class TorchBackend:
             deviation = parity.measure(name, network, exact[name], device=self.device)
             if deviation.within(parity.TORCH):
                 self._networks[name] = network
-            found.append(deviation.told(parity.TORCH))
-        return f"{_SHORT[dtype]} against float32: {'; '.join(found)}"
+            found.append(deviation.brief(parity.TORCH))
+        return f"{_SHORT[dtype]} differs from float32 by {' and '.join(found)}"
 
 
 class _Cast:

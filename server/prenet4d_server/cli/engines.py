@@ -187,10 +187,16 @@ def _show(folder: EngineCache, states: list[tuple[Entry, str]], as_json: bool) -
     if not states:
         console.print(f"There are no engines in {folder.folder}: prenet4d engines build")
         return
-    console.print(_table([(e.sidecar, state) for e, state in states if e.sidecar], "state"))
+    rows = [(entry.sidecar, state) for entry, state in states if entry.sidecar is not None]
+    rows.sort(key=lambda row: _place(row[0]))
+    console.print(_table(rows, "state"))
     for entry, state in states:
         if entry.sidecar is None:
             console.print(f"{entry.path.name}: {state}", style="red")
+
+
+def _place(sidecar: Sidecar) -> tuple[str, tuple[int, ...], int]:
+    return sidecar.recipe.network, sidecar.recipe.input_shape, sidecar.recipe.batch
 
 
 def _plain(sidecar: Sidecar) -> dict[str, Any]:

@@ -41,7 +41,7 @@ class TensorRTBackend:
     def __init__(self, flavor: Flavor | None = None, cache: Path | None = None):
         fault = cuda_fault()
         if fault is not None:
-            raise BackendError(f"TensorRT engines need an NVIDIA GPU. {fault}")
+            raise BackendError(fault)
         self.device = torch.device("cuda", torch.cuda.current_device())
         self._cache = EngineCache(cache)
         here = gpu(self.device)

@@ -144,4 +144,8 @@ def make_logger(module: Module) -> tuple[Logger, list[str]]:
 
 
 def _module_name(flavor: Flavor) -> str | None:
-    return next((name for name in _MODULES[flavor] if importlib.util.find_spec(name)), None)
+    for name in _MODULES[flavor]:
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.origin is not None:  # not just a folder of that name
+            return name
+    return None

@@ -132,3 +132,10 @@ def test_what_is_not_installed_is_told_with_the_way_to_get_it(monkeypatch):
     assert "prenet4d[rtx]" in str(none.value)
     with pytest.raises(flavors.BackendError, match=r"for RTX is not installed.*prenet4d\[rtx\]"):
         flavors.load("tensorrt_rtx")
+
+
+def test_a_folder_of_that_name_is_no_tensorrt(monkeypatch, tmp_path):
+    (tmp_path / "tensorrt_folder").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(flavors._MODULES, "tensorrt", ("tensorrt_folder",))
+    assert "tensorrt" not in flavors.installed()
