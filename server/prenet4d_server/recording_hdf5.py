@@ -258,7 +258,7 @@ def _create_signal(
         (*(scan or (0,)), h, w),
         np.float32,
         maxshape=(*(scan or (None,)), h, w),
-        chunks=(*(1 for _ in navigation[1:]), *layout.chunk(POSITIONS, (h, w))),
+        chunks=_chunk(scan, (h, w)),
         fillvalue=0 if fill == "zero" else np.nan,
         **filters,
     )
@@ -302,6 +302,12 @@ def _create_signal(
     group.create_group("metadata/Signal").attrs["signal_type"] = ""
     group.create_group("original_metadata")
     group.create_group("learning_results")
+
+
+def _chunk(scan: tuple[int, int] | None, frame_shape: tuple[int, int]) -> tuple[int, ...]:
+    if scan is None:
+        return layout.chunk(POSITIONS, frame_shape)
+    return (1, *layout.chunk(min(POSITIONS, scan[1]), frame_shape))
 
 
 def _create_maps(group: h5py.Group, acquisition: Acquisition) -> None:

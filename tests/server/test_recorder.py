@@ -237,6 +237,22 @@ def test_chunks_hold_parts_of_a_few_neighbouring_patterns(tmp_path: Path) -> Non
             assert -(-side // pixels) % 2  # the direct beam lies in the middle one
 
 
+@pytest.mark.parametrize("scan", [(10, 2), (20, 1), (1, 20)])
+@pytest.mark.parametrize("suffix", ["h5", "zarr"])
+def test_a_narrow_scan(tmp_path: Path, scan: tuple[int, int], suffix: str) -> None:
+    patterns = patterns_of(20)
+    path = tmp_path / f"scan.{suffix}"
+    if suffix == "zarr":
+        zarr = pytest.importorskip("zarr", minversion="3", reason="zarr ≥ 3 is not installed here")
+    assert write(path, whole_scan(patterns, scan=scan)).complete
+    stored = (
+        zarr.open_group(path, mode="r")["corrected"][:]
+        if suffix == "zarr"
+        else data_of(h5py.File(path))[:]
+    )
+    np.testing.assert_array_equal(stored.reshape(20, H, W), np.nan_to_num(patterns))
+
+
 def test_a_recording_can_be_replayed(tmp_path: Path) -> None:
     patterns = patterns_of(20)
     content = ("corrected", "aligned")
