@@ -10,6 +10,7 @@ Fourier transform, in FP32 and on any device.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Final
 
 import torch
@@ -24,9 +25,28 @@ _STEP: Final = 0.25
 """Step in bins at which the correlation is evaluated; a parabola gives the rest."""
 _BLUR: Final = 1.0
 """Sigma in bins of the Gaussian that single electrons are smoothed with."""
-# Fitted on training materials (10^2-10^6 electrons, half the cameras faulty): the power law
-# sigma = exp(a) counting^b network^c asymmetry^d that makes the errors' likelihood largest.
+# The power law sigma = exp(a) counting^b network^c asymmetry^d, fitted on training materials by
+# `prenet4d_engines.train.sigmas.fit_refined`: again whenever the center network's weights change.
 _SIGMA: Final = (0.973, 0.202, 0.886, 0.280)
+
+
+@dataclass(frozen=True)
+class Inversion:
+    """What the inversion symmetry of n frames says, in bins.
+
+    Attributes:
+        factor: Pixels a side of a bin.
+        center: (n, 2) float32, in frame pixels.
+        inside: (n,) bool, whether a maximum lies within reach.
+        counting: (n, 2) float32, sigma that Poisson noise alone would leave.
+        asymmetry: (n,) float32, 0 for perfect symmetry, at most 1.
+    """
+
+    factor: int
+    center: Tensor
+    inside: Tensor
+    counting: Tensor
+    asymmetry: Tensor
 
 
 def refine(frames: Tensor, mask: Tensor, found: CenterEstimate) -> CenterEstimate:
@@ -41,16 +61,40 @@ def refine(frames: Tensor, mask: Tensor, found: CenterEstimate) -> CenterEstimat
         The same estimate with better centers and their sigmas. Where the symmetry has no maximum
         within reach, center and sigma stay as they were.
     """
-    n, h, w = frames.shape
-    if n == 0:
+    if len(frames) == 0:
         return found
+    seen = inversion(frames, mask, found.center)
+    a, b, c, d = _SIGMA
+    sigma = seen.factor * torch.exp(
+        a
+        + b * torch.log(seen.counting)
+        + c * torch.log(found.sigma / seen.factor)
+        + d * torch.log(seen.asymmetry)[:, None]
+    )
+    kept = seen.inside[:, None]
+    return CenterEstimate(
+        center=torch.where(kept, seen.center, found.center),
+        sigma=torch.where(kept, sigma, found.sigma),
+        usable=found.usable,
+    )
+
+
+def inversion(frames: Tensor, mask: Tensor, guess: Tensor) -> Inversion:
+    """Look for the center of inversion near a guess.
+
+    Args:
+        frames: (n, h, w) float32 counts, n > 0.
+        mask: (h, w) or (n, h, w) bool, True where a pixel is valid; others count as 0.
+        guess: (n, 2) float32, (cy, cx) in frame pixels.
+    """
+    n, h, w = frames.shape
     factor = bin_factor((h, w))
     counts = frames * mask
     if factor > 1:
         counts = functional.pad(counts, (0, -w % factor, 0, -h % factor))
         counts = functional.avg_pool2d(counts[:, None], factor)[:, 0] * factor**2
     smooth = _blurred(counts)
-    middle = (found.center - 0.5 * (factor - 1)) / factor  # bin k lies at f k + (f - 1) / 2
+    middle = (guess - 0.5 * (factor - 1)) / factor  # bin k lies at f k + (f - 1) / 2
 
     steps = torch.arange(-round(2 * REACH / _STEP), round(2 * REACH / _STEP) + 1)
     places = 2 * middle[:, :, None] + steps.to(middle) * _STEP  # (n, 2, k): s along y and x
@@ -69,18 +113,12 @@ def refine(frames: Tensor, mask: Tensor, found: CenterEstimate) -> CenterEstimat
     center = factor * torch.stack([y, x], 1) / 2 + 0.5 * (factor - 1)
 
     asymmetry = 1 - map_[each, row, column] / smooth.square().sum((1, 2)).clamp_min(1e-12)
-    a, b, c, d = _SIGMA
-    sigma = factor * torch.exp(
-        a
-        + b * torch.log(_counting_sigma(smooth))
-        + c * torch.log(found.sigma / factor)
-        + d * torch.log(asymmetry.clamp(1e-6, 1.0))[:, None]
-    )
-    kept = inside[:, None]
-    return CenterEstimate(
-        center=torch.where(kept, center, found.center),
-        sigma=torch.where(kept, sigma, found.sigma),
-        usable=found.usable,
+    return Inversion(
+        factor=factor,
+        center=center,
+        inside=inside,
+        counting=_counting_sigma(smooth),
+        asymmetry=asymmetry.clamp(1e-6, 1.0),
     )
 
 

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 from prenet4d_engines.errors import TrainingError
+from prenet4d_engines.models import CenterNet
 from prenet4d_engines.simulate import TRAINING
 from prenet4d_engines.train import Progress, train
 from prenet4d_engines.train.loop import NETWORKS
 from prenet4d_engines.train.losses import LOSSES
 from prenet4d_engines.train.samples import BATCHES, Samples, Task, _Seen, turned
+from prenet4d_engines.train.sigmas import fit_refined
 from safetensors.torch import load_file
 
 TASKS: tuple[Task, ...] = ("denoise", "center", "ellipse")
@@ -156,3 +158,10 @@ def test_symmetries_carry_the_center_along(flip_y: bool, flip_x: bool, swap: boo
     moved = turned(seen, flip_y=flip_y, flip_x=flip_x, swap=swap)
     row, column = divmod(int(moved.frame.argmax()), 9)
     assert (row, column) == moved.center
+
+
+def test_a_refined_sigma_is_fitted_from_training_materials_alone() -> None:
+    network = CenterNet().eval()
+    one, again = (fit_refined(network, samples=64) for _ in range(2))
+    assert one == again
+    assert all(np.isfinite(one))

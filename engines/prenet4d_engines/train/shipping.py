@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from prenet4d_engines.models import CenterNet, EllipseNet, center, denoiser, ellipse
+from prenet4d_engines.models import center, denoiser, ellipse
 from prenet4d_engines.simulate import (
     HELD_OUT,
     TRAINING,
@@ -32,14 +32,11 @@ from prenet4d_engines.simulate import (
     render,
 )
 from prenet4d_engines.train.loop import NETWORKS
-from prenet4d_engines.train.samples import BATCHES, VALIDATION_SEED, Task, draw_mean
+from prenet4d_engines.train.samples import Task, draw_mean
+from prenet4d_engines.train.sigmas import ONE_SIGMA_RADIUS, calibrate
 from prenet4d_engines.weights import FOLDER
 
-_CALIBRATION_SEED: Final = VALIDATION_SEED + 1
 _FIGURES_SEED: Final = 10_000_001
-_ONE_SIGMA: Final = math.erf(math.sqrt(0.5))
-_ONE_SIGMA_RADIUS: Final = math.sqrt(-2 * math.log(1 - _ONE_SIGMA))
-"""68.3 % of a two-dimensional normal distribution lies within this many sigma."""
 DOSES: Final = (1e2, 1e3, 1e4, 1e5)
 
 
@@ -87,38 +84,6 @@ def ship(
     }
     (folder / f"{task}.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
     return card
-
-
-@torch.no_grad()
-def calibrate(task: Task, network: nn.Module, *, samples: int) -> float:
-    """Scale a network's sigmas so that 68.3 % of errors lie within one; return the factor.
-
-    The factor is folded into the last layer's bias: nothing downstream has to know of it.
-    """
-    rng = np.random.default_rng(_CALIBRATION_SEED)
-    scaled = []
-    for _ in range(max(1, samples // 32)):
-        sample = BATCHES[task](rng, 32, tuple(TRAINING.values()))
-        if isinstance(network, CenterNet):
-            x, grid = center.prepare(sample["frame"], sample["mask"])
-            found = center.decode(network(x), grid)
-            shown = sample["usable"] > 0.5
-            error = (found.center - sample["center"]).abs() / found.sigma
-            scaled.append(error[shown].flatten())
-        else:
-            votes = network(ellipse.prepare(sample["mean"], sample["valid"]))
-            answer = ellipse.decode(votes)
-            scaled.append((answer.vector - sample["vector"]).norm(dim=1) / answer.sigma)
-    factor = float(torch.cat(scaled).quantile(_ONE_SIGMA))
-    if isinstance(network, CenterNet):
-        bias = network.head[-1].bias
-        assert isinstance(bias, Tensor)
-        bias[center.LOG_SIGMA_Y : center.LOG_SIGMA_X + 1] += math.log(factor)
-    elif isinstance(network, EllipseNet):
-        factor /= _ONE_SIGMA_RADIUS
-        assert network.head.bias is not None
-        network.head.bias[2:] -= 2 * math.log(factor)
-    return factor
 
 
 def figures(
@@ -230,7 +195,7 @@ def _ellipse_figures(
                 truth = math.log(ratio) * torch.tensor([math.cos(2 * theta), math.sin(2 * theta)])
                 error = (found.vector[0] - truth).norm()
                 errors.append(error)
-                covered.append(error < _ONE_SIGMA_RADIUS * found.sigma[0])
+                covered.append(error < ONE_SIGMA_RADIUS * found.sigma[0])
             table[f"dose_{dose:.0e}_ratio_to_{largest}"] = {
                 "median_percent": _round(100 * torch.stack(errors).median()),
                 "p90_percent": _round(100 * torch.stack(errors).quantile(0.9)),
