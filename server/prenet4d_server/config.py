@@ -178,6 +178,8 @@ class HttpSettings(_Section):
     operator_token: SecretStr | None = None
     """Who opens the page with it may command; others may only look. By default one is made at every
     start, and the log tells the page's address with it."""
+    updates_per_second: Annotated[float, Field(gt=0, le=20)] = 2.0
+    """How often a page in a browser is brought up to date."""
 
 
 class SecuritySettings(_Section):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import secrets
 import signal
 import threading
 import time
@@ -14,6 +15,7 @@ from importlib.metadata import version
 from typing import Any, Self
 
 import zmq
+from prenet4d_client.messages import Event
 from prenet4d_engines.calibration import Calibration
 from prenet4d_engines.errors import EngineError
 from prenet4d_engines.virtual import DetectorRadii
@@ -24,15 +26,16 @@ from prenet4d_server.config import Settings
 from prenet4d_server.control import Answer, Command, Control, numbers
 from prenet4d_server.correctors import load_correctors
 from prenet4d_server.errors import CommandFailed, ConfigError, ServiceError
-from prenet4d_server.http_server import HttpServer
 from prenet4d_server.inlet import Inlet
 from prenet4d_server.meters import Meters
 from prenet4d_server.notices import Remark
+from prenet4d_server.page.settings import PageSettings, ServiceAddress
+from prenet4d_server.page_process import PageProcess, listen
 from prenet4d_server.pipeline import Pipeline
 from prenet4d_server.provenance import provenance
 from prenet4d_server.publisher import Publisher
 from prenet4d_server.recordings import Recordings
-from prenet4d_server.sockets import knowing_clients, load_keys
+from prenet4d_server.sockets import KeyPair, knowing_clients, load_keys, within_reach
 from prenet4d_server.status import AcquisitionStatus, SourceStatus, Status
 
 PUBLISH_TIMEOUT_S = 5.0
@@ -188,9 +191,12 @@ class Service:
 
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         undo.callback(context.term)
-        operators = settings.security.operator_keys
+        operators, page_keys = settings.security.operator_keys, None
         if operators:
             undo.enter_context(knowing_clients(context))
+            # The page commands for who has shown it the token.
+            page_keys = zmq.curve_keypair()
+            operators = (*operators, page_keys[0].decode())
         self._publisher = Publisher(settings.stream, settings.lossless, context=context, keys=keys)
         self._recordings = Recordings(
             settings.recording,
@@ -233,18 +239,48 @@ class Service:
         undo.callback(self._stop_pipeline)
         self._alarms.start(self._facts)
         undo.callback(self._alarms.close)
-        # The page shows the pipeline's state, so it opens last and closes before it.
-        http = HttpServer(settings.http.address, self.status)
-        undo.callback(http.close)
         self.endpoints = {
             "ingest": self._inlet.address,
             "stream": self._publisher.stream_address,
             "lossless": self._publisher.lossless_address,
             "control": self._control.address,
-            "http": http.address,
         }
+        if settings.http.enabled:
+            self._start_page(undo, keys, page_keys)
         # Bound early, answering once there is something to tell, and until all is drained.
         self._control.start(self._commands())
+
+    def _start_page(
+        self, undo: contextlib.ExitStack, keys: KeyPair | None, page_keys: KeyPair | None
+    ) -> None:
+        http = self.settings.http
+        token = http.operator_token
+        secret = secrets.token_urlsafe(16) if token is None else token.get_secret_value()
+        listening, self.endpoints["http"] = listen(http.address)
+        self._page = PageProcess(listening, self._on_page_death)
+        undo.callback(self._page.close)
+        service = ServiceAddress(
+            stream=within_reach(self.endpoints["stream"]),
+            control=within_reach(self.endpoints["control"]),
+            server_key=keys[0].decode() if keys else None,
+            client_keys=(page_keys[0].decode(), page_keys[1].decode()) if page_keys else None,
+        )
+        self._page.start(
+            PageSettings(
+                service=service, operator_token=secret, updates_per_second=http.updates_per_second
+            )
+        )
+        log.info("Operators open the page with %s/?token=%s", self.endpoints["http"], secret)
+
+    def _on_page_death(self, status: int) -> None:
+        self._publisher.announce(
+            Event(
+                level="warning",
+                code="page_died",
+                message=f"The page's process died (exit status {status}); it is started again.",
+                details={"exit_status": status},
+            )
+        )
 
     def _facts(self) -> Facts:
         pipeline, view = self._pipeline, self._pipeline.view

@@ -67,6 +67,11 @@ def is_local(address: str) -> bool:
         return host in ("localhost", "lo")
 
 
+def within_reach(address: str) -> str:
+    """The address for a client on this machine, where the service listens on all interfaces."""
+    return address.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
+
+
 def is_curve_key(text: str) -> bool:
     """Whether a text can be a CURVE key: 32 bytes in Z85."""
     try:

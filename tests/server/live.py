@@ -20,11 +20,12 @@ TOPICS = ("telemetry", "event", "acquisition_start", "acquisition_end")
 
 
 def settings(**sections: dict[str, Any] | float) -> Settings:
-    """Free ports everywhere, a small ring, nothing corrected; ``sections`` change some of it."""
+    """Free ports everywhere, a small ring, nothing corrected, no page; ``sections`` change it."""
     content: dict[str, Any] = {
         name: {"address": FREE} for name in ("source", "stream", "lossless", "control", "http")
     }
     content |= {"ring": {"size": 8 << 20}, "corrector": {"backend": "identity"}}
+    content["http"]["enabled"] = False
     for name, section in sections.items():
         both = isinstance(section, dict) and name in content
         content[name] = content[name] | section if both else section

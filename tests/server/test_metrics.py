@@ -1,10 +1,8 @@
-"""Counters that balance, latencies, and what HTTP shows of them."""
+"""Counters that balance, latencies, and what Prometheus gets of them."""
 
 import shutil
 import subprocess
 import time
-import urllib.error
-import urllib.request
 
 import numpy as np
 import pytest
@@ -13,15 +11,13 @@ from hypothesis import strategies as st
 from prenet4d_client import ControlClient
 from prenet4d_server import machine
 from prenet4d_server.counters import Ledger
-from prenet4d_server.errors import BindError
-from prenet4d_server.http_server import HttpServer
 from prenet4d_server.meters import BOUNDS_S, WINDOW, LatencyWindow, Meters
 from prenet4d_server.metrics import exposition
 from prenet4d_server.service import Service
 from prenet4d_server.status import GpuStatus, RecordingStatus, Status
 from prometheus_client.parser import text_string_to_metric_families
 
-from .live import balanced, frames, listening, sender, settings, until
+from .live import balanced, frames, sender, settings, until
 
 
 @given(
@@ -77,44 +73,6 @@ def test_the_rate_is_zero_when_nothing_came_lately(monkeypatch):
     meters.done(50)
     assert meters.frames_per_second == pytest.approx(50 / 1.0)
     assert meters.frames_per_second == 0
-
-
-def get(url: str) -> tuple[int, str]:
-    try:
-        with urllib.request.urlopen(url, timeout=10) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, error.read().decode()
-
-
-def test_http_tells_health_and_metrics_of_a_running_service():
-    with Service(settings()) as service, listening(service) as listener:
-        with sender(service) as source:
-            source.start(frame_shape=(16, 24), dtype="uint16", scan_shape=(2, 3))
-            source.send(frames(6))
-            source.send(frames(1), [99])
-            source.end()
-        listener.wait_for("acquisition_end")
-        url = service.endpoints["http"]
-        assert get(url + "/healthz")[0] == 200
-        assert get(url + "/readyz")[0] == 200
-        assert get(url + "/nothing")[0] == 404
-        code, page = get(url)
-        assert code == 200
-        assert "7 received = 6 corrected + 1 rejected" in page
-        families = {f.name: f for f in text_string_to_metric_families(get(url + "/metrics")[1])}
-        values = {
-            sample.labels["outcome"]: sample.value for sample in families["prenet4d_frames"].samples
-        }
-        assert values == {"received": 7, "corrected": 6, "rejected": 1, "shed": 0}
-        rejected = families["prenet4d_frames_rejected"].samples
-        assert [(s.labels["reason"], s.value) for s in rejected] == [("index_outside_scan", 1)]
-        samples = families["prenet4d_calibration_state"].samples
-        states = {sample.labels["state"]: sample.value for sample in samples}
-        assert states == {"calibrating": 0, "locked": 0, "frozen": 1, "lost": 0}
-        with pytest.raises(BindError, match=r"http\.address"):
-            HttpServer(url.replace("http:", "tcp:"), service.status)
 
 
 def scraped(status: Status) -> dict[str, dict[tuple[str, ...], float]]:

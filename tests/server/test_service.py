@@ -240,10 +240,9 @@ def test_no_detector_is_no_reason_not_to_be_ready():
         assert waiting.status().ready
 
 
-@pytest.mark.parametrize("which", ["source", "stream", "lossless", "control", "http"])
+@pytest.mark.parametrize("which", ["source", "stream", "lossless", "control"])
 def test_a_port_in_use_is_named_and_nothing_is_left_running(service, which):
-    name = {"source": "ingest"}.get(which, which)
-    taken = service.endpoints[name].replace("http:", "tcp:")
+    taken = service.endpoints[{"source": "ingest"}.get(which, which)]
     children = psutil.Process().children()
     with pytest.raises(BindError, match=taken), Service(settings(**{which: {"address": taken}})):
         pass
@@ -363,7 +362,7 @@ def served(**sections):
     """A service in a process of its own; its endpoints come from the control socket."""
     probe = zmq.Context()
     ports = {}
-    for name in ("source", "stream", "lossless", "control", "http"):
+    for name in ("source", "stream", "lossless", "control"):
         socket = probe.socket(zmq.PULL)
         socket.bind(FREE)
         ports[name] = {"address": socket.getsockopt_string(zmq.LAST_ENDPOINT)}

@@ -11,7 +11,17 @@ from typing import Annotated
 
 import typer
 
-from prenet4d_server.cli import checks, control, detector, engines, record, science, service, watch
+from prenet4d_server.cli import (
+    checks,
+    control,
+    detector,
+    engines,
+    page,
+    record,
+    science,
+    service,
+    watch,
+)
 from prenet4d_server.memory import keep_freed_memory
 
 app = typer.Typer(
@@ -21,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (service, watch, record, control, detector, engines, science, checks):
+for group in (service, watch, page, record, control, detector, engines, science, checks):
     group.add_to(app)
 
 

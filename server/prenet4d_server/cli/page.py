@@ -1,0 +1,80 @@
+"""``prenet4d dashboard``: the operator's page on another machine than the service's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from prenet4d_server.cli.arguments import ServerKeyOption, address
+
+
+def dashboard(
+    connect: Annotated[
+        str, typer.Option(metavar="HOST", help="Where the service runs.")
+    ] = "127.0.0.1",
+    stream: Annotated[
+        str | None, address("--stream", "The service's stream address; port 5561 by default.")
+    ] = None,
+    control: Annotated[
+        str | None, address("--control", "The service's control address; port 5563 by default.")
+    ] = None,
+    listen: Annotated[
+        str, address("--listen", "Where browsers find the page.")
+    ] = "tcp://127.0.0.1:5564",
+    token: Annotated[
+        str | None,
+        typer.Option(
+            envvar="PRENET4D_HTTP__OPERATOR_TOKEN",
+            help="Who opens the page with it may command; by default one is made.",
+        ),
+    ] = None,
+    server_key: ServerKeyOption = None,
+    client_key: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="Secret key file of an operator, where the service names its operators.",
+        ),
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Listen beyond this machine; HTTP is not encrypted.")
+    ] = False,
+) -> None:
+    """Serve the operator's page here, for a service that runs elsewhere."""
+    import secrets
+
+    from prenet4d_server.errors import ConfigError
+    from prenet4d_server.page.__main__ import serve_page
+    from prenet4d_server.page.settings import PageSettings, ServiceAddress
+    from prenet4d_server.page_process import listen as open_listening
+    from prenet4d_server.service import stopped_by_signals
+    from prenet4d_server.sockets import is_local, load_keys
+
+    if not is_local(listen) and not insecure:
+        raise ConfigError(
+            f"{listen} can be reached from other machines, and HTTP is not encrypted. Listen on "
+            "127.0.0.1 and let others in through an ssh tunnel, or say --insecure."
+        )
+    keys = load_keys(client_key)
+    service = ServiceAddress(
+        stream=stream or f"tcp://{connect}:5561",
+        control=control or f"tcp://{connect}:5563",
+        server_key=server_key,
+        client_keys=(keys[0].decode(), keys[1].decode()) if keys else None,
+    )
+    token = token or secrets.token_urlsafe(16)
+    with stopped_by_signals() as stop:
+        listening, url = open_listening(listen)
+        with listening:
+            print(f"Look:    {url}/\nCommand: {url}/?token={token}\nStop with Ctrl-C.", flush=True)
+            serve_page(PageSettings(service=service, operator_token=token), listening, stop)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Put this group's commands into the command line."""
+    app.command(epilog="Example:  [bold]prenet4d dashboard --connect microscope-pc[/bold]")(
+        dashboard
+    )

@@ -1,0 +1,68 @@
+"""The page's process: told on standard input what to show, and where it listens already.
+
+It ends with its standard input, that is, with whoever started it, however suddenly.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+
+from tornado.ioloop import IOLoop
+
+from prenet4d_server.page.feed import Feed
+from prenet4d_server.page.settings import PageSettings
+from prenet4d_server.page.web import server
+
+NICENESS = 10
+"""The page must never take time from the pipeline."""
+
+
+def serve_page(settings: PageSettings, listening: socket.socket, stop: threading.Event) -> None:
+    """Serve the page until ``stop`` is set; to be called in the main thread."""
+
+    async def serve() -> None:
+        loop = IOLoop.current()
+        page = server(settings, feed, listening)
+        page.start()
+        ended = asyncio.Event()
+
+        def pass_on() -> None:
+            stop.wait()
+            loop.add_callback(ended.set)
+
+        threading.Thread(target=pass_on, daemon=True).start()
+        await ended.wait()
+        page.stop(wait=False)
+
+    listening.setblocking(False)
+    with Feed(settings.service) as feed:
+        asyncio.run(serve())
+
+
+def main() -> None:
+    """Read the settings from standard input, and serve on the socket that was handed over."""
+    os.nice(NICENESS)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    logging.basicConfig(
+        level=logging.WARNING, format="%(asctime)s %(levelname)-7s page: %(message)s"
+    )
+    told = open(sys.stdin.fileno(), "rb", buffering=0, closefd=False)  # noqa: SIM115
+    settings = PageSettings.model_validate_json(told.readline())
+    stop = threading.Event()
+
+    def outlive_nobody() -> None:
+        told.read()
+        stop.set()
+
+    threading.Thread(target=outlive_nobody, daemon=True).start()
+    serve_page(settings, socket.socket(fileno=int(sys.argv[1])), stop)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,240 @@
+"""What the service says, received once for all who look at the page."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import Self, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from prenet4d_client import ControlClient, Subscriber
+from prenet4d_client.errors import NoAnswer, Prenet4dError, ProtocolError
+from prenet4d_client.maps import ScanMaps
+from prenet4d_client.messages import Event, Maps
+from prenet4d_client.wire import Message
+from pydantic import ValidationError
+
+from prenet4d_server.page.history import History
+from prenet4d_server.page.settings import ServiceAddress
+from prenet4d_server.status import Status
+
+TOPICS = ("telemetry", "preview", "event", "acquisition_start", "acquisition_end")
+EVENTS = 100
+MAP_SIDE = 384
+"""Larger scan maps are thinned out to at most so many probe positions a side."""
+STATUS_EVERY_S = 1.0
+STATUS_TIMEOUT_S = 2.0
+COMMAND_TIMEOUT_S = 6.0
+_WAKE_S = 0.5
+
+Image: TypeAlias = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class MapsView:
+    """The scan maps at one moment."""
+
+    header: Maps
+    step: int
+    """Every so-many-th probe position is shown."""
+    images: dict[str, Image]
+    """Name → (ny, nx) values; NaN where no frame came yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """The acquisition that is running, or the last one."""
+
+    acquisition_id: str
+    detector: str
+    frame_shape: tuple[int, int]
+    scan_shape: tuple[int, int] | None
+    expected_frames: int | None
+    began: float
+    """Seconds since the epoch."""
+
+
+class Feed:
+    """Keeps up with the service on three threads; what they find is replaced, never changed.
+
+    Attributes that are read by the page's sessions: ``telemetry`` (the last batch's), ``preview``
+    (the last frame and what became of it), ``maps``, ``status``, ``scan``, ``running``, ``events``,
+    ``history``; ``None`` stands for not yet. ``unanswered_since`` tells when the service last
+    answered, as long as it does not.
+    """
+
+    def __init__(self, service: ServiceAddress) -> None:
+        self.service = service
+        self.telemetry: Message | None = None
+        self.preview: Message | None = None
+        self.maps: MapsView | None = None
+        self.status: Status | None = None
+        self.patterns_to_lock: int | None = None
+        """How many the calibration needs."""
+        self.scan: Scan | None = None
+        self.running = False
+        self.first_center: npt.NDArray[np.float64] | None = None
+        """The center, [cy, cx], that the scan began with."""
+        self.history = History()
+        self.missed = 0
+        """Messages that came too fast for the page."""
+        self.unanswered_since: float | None = None
+        self.trouble = ""
+        """Why the service gives no good answer, in a sentence."""
+        self._events: deque[Event] = deque(maxlen=EVENTS)
+        self._stop = threading.Event()
+        self._threads = [
+            threading.Thread(target=work, name=f"page-{name}", daemon=True)
+            for name, work in (
+                ("stream", self._listen), ("maps", self._follow_maps), ("status", self._watch)
+            )
+        ]  # fmt: skip
+
+    @property
+    def events(self) -> tuple[Event, ...]:
+        """The last events, oldest first."""
+        return tuple(self._events)
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def client(self, timeout: float = COMMAND_TIMEOUT_S) -> ControlClient:
+        """A connection to the service's control socket, with the page's own rights."""
+        return ControlClient(
+            self.service.control,
+            timeout=timeout,
+            server_key=self.service.server_key,
+            keys=self.service.client_keys,
+        )
+
+    def ask_status(self) -> Status:
+        """What the service says about itself now.
+
+        Raises:
+            NoAnswer, ProtocolError: it does not answer, or not so that it can be read.
+        """
+        with self.client(STATUS_TIMEOUT_S) as client:
+            try:
+                return Status.model_validate(client.status())
+            except ValidationError as error:
+                raise ProtocolError(f"{_why(error)}.") from None
+
+    def take(self, message: Message) -> None:
+        """Take in one message of the stream."""
+        self.missed += message.gap if message.header.type != "preview" else 0
+        match message.header.type:
+            case "telemetry":
+                self._take_telemetry(message)
+            case "preview":
+                self.preview = message
+            case "event":
+                if isinstance(message.header, Event):
+                    self._events.append(message.header)
+            case "acquisition_start":
+                self._begin(message)
+            case "acquisition_end":
+                self.running = False
+                self.history.flush()
+
+    def _begin(self, start: Message) -> None:
+        self.scan = Scan(
+            start.acquisition_id,
+            start.detector,
+            start.frame_shape,
+            start.scan_shape,
+            start.expected_frames,
+            start.time,
+        )
+        self.running = True
+        self.first_center = None
+
+    def _take_telemetry(self, telemetry: Message) -> None:
+        if self.scan is None or self.scan.acquisition_id != telemetry.acquisition_id:
+            # The page came after the start.
+            self.first_center = None
+            self.running = True
+            status = self.status
+            self.scan = Scan(
+                telemetry.acquisition_id,
+                status.acquisition.detector if status and status.acquisition else "",
+                telemetry.frame_shape,
+                telemetry.scan_shape,
+                telemetry.expected_frames,
+                telemetry.time,
+            )
+        if self.first_center is None and np.isfinite(telemetry.tracked).any():
+            self.first_center = np.nanmedian(telemetry.tracked, axis=0).astype(np.float64)
+        self.telemetry = telemetry
+        self.history.add(telemetry)
+
+    def _listen(self) -> None:
+        with Subscriber(
+            self.service.stream, TOPICS, timeout=_WAKE_S, server_key=self.service.server_key
+        ) as stream:
+            while not self._stop.is_set():
+                try:
+                    self.take(stream.receive())
+                except NoAnswer:
+                    self.history.flush_if_over()
+
+    def _follow_maps(self) -> None:
+        with ScanMaps(
+            self.service.stream,
+            self.service.control,
+            timeout=STATUS_TIMEOUT_S,
+            server_key=self.service.server_key,
+        ) as maps:
+            while not self._stop.is_set():
+                try:
+                    self.maps = _view(next(maps), maps)
+                except NoAnswer:
+                    continue
+
+    def _watch(self) -> None:
+        answered = time.time()
+        with self.client(STATUS_TIMEOUT_S) as client:
+            while not self._stop.is_set():
+                try:
+                    status = Status.model_validate(client.status())
+                    if self.status is None or self.status.publisher != status.publisher:
+                        corrector = client.config()["corrector"]
+                        self.patterns_to_lock = corrector["patterns_to_lock"]
+                except (Prenet4dError, ValidationError, LookupError, TypeError) as error:
+                    self.unanswered_since = answered
+                    self.trouble = _why(error)
+                    self._stop.wait(STATUS_EVERY_S)
+                    continue
+                answered, self.unanswered_since = time.time(), None
+                self._take_status(status)
+                self._stop.wait(STATUS_EVERY_S)
+
+    def _take_status(self, status: Status) -> None:
+        known = self.status
+        if known is not None and known.publisher != status.publisher:
+            self.running = False  # another life of the service
+        if status.acquisition is None and known is not None and known.acquisition is not None:
+            self.running = False  # its end may have been missed
+        self.status = status
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, NoAnswer):
+        return "The service does not answer"
+    if isinstance(error, Prenet4dError):
+        return "The service refuses to tell this page how it is"
+    return "The service is of another version of prenet4d than this page"
+
+
+def _view(header: Maps, maps: ScanMaps) -> MapsView:
+    step = -(-max(header.scan_shape) // MAP_SIDE)
+    return MapsView(header, step, {name: maps[name][::step, ::step].copy() for name in maps.names})

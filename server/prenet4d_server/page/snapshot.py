@@ -1,0 +1,91 @@
+"""The page as one picture: patterns, maps and the figures that matter, for a logbook."""
+
+from __future__ import annotations
+
+import io
+import math
+import time
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize
+from matplotlib.figure import Figure, SubFigure
+
+from prenet4d_server.page.feed import Feed
+from prenet4d_server.page.maps import KINDS, color_range, picture
+from prenet4d_server.page.patterns import ellipse, limits
+from prenet4d_server.page.theme import LIGHT
+
+
+def snapshot(feed: Feed) -> bytes:
+    """Draw what the page shows now; returns a PNG file."""
+    figure = Figure(figsize=(16, 9), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(_headline(feed), fontsize=13)
+    left, right = figure.subfigures(1, 2, squeeze=False)[0]
+    _draw_patterns(feed, left)
+    _draw_maps(feed, right)
+    target = io.BytesIO()
+    figure.savefig(target, format="png")
+    return target.getvalue()
+
+
+def _headline(feed: Feed) -> str:
+    scan, telemetry = feed.scan, feed.telemetry
+    said = [f"prenet4d, {time.strftime('%Y-%m-%d %H:%M:%S')}"]
+    if scan is not None:
+        said.append(scan.acquisition_id)
+    if telemetry is not None:
+        now = telemetry.ellipticity
+        sigma = "" if now.ratio_sigma is None else f" ± {now.ratio_sigma:.4f}"
+        said += [
+            telemetry.state,
+            f"ellipticity {now.ratio:.4f}{sigma} at {math.degrees(now.theta):.1f}°",
+            f"{telemetry.counters.corrected:,} frames",
+        ]
+    return "   ·   ".join(said)
+
+
+def _draw_patterns(feed: Feed, target: SubFigure) -> None:
+    preview = feed.preview
+    axes = target.subplots(2, 1)
+    for axis, name in zip(axes, ("raw", "corrected"), strict=True):
+        axis.set_axis_off()
+        axis.set_title(name if preview is not None else f"{name}: no frame yet", fontsize=11)
+        if preview is None:
+            continue
+        image = getattr(preview, name)
+        h, w = (side * preview.binning for side in image.shape)
+        low, high = limits(image, "log", (0, 100))
+        shown = np.where(image > low, image, low)
+        axis.imshow(
+            shown, norm=LogNorm(low, high), cmap="inferno", extent=(-0.5, w - 0.5, h - 0.5, -0.5)
+        )
+        now = preview.ellipticity
+        center = preview.center if name == "raw" else preview.reference_center
+        for share in (0.15, 0.30, 0.45):
+            ratio = now.ratio if name == "raw" else 1.0
+            y, x = ellipse(center, share * min(h, w), ratio, now.theta)
+            axis.plot(x, y, color="#58b7ff" if name == "raw" else "#4fd18b", linewidth=1)
+        axis.plot(*reversed(center), "+", color="white", markersize=10)
+        axis.set_xlim(-0.5, w - 0.5)
+        axis.set_ylim(h - 0.5, -0.5)
+
+
+def _draw_maps(feed: Feed, target: SubFigure) -> None:
+    view = feed.maps
+    axes = target.subplots(4, 2).ravel()
+    drifting = LinearSegmentedColormap.from_list("drifting", LIGHT.drifting)
+    for axis, kind in zip(axes, KINDS, strict=True):
+        axis.set_axis_off()
+        axis.set_title(kind.title, fontsize=10)
+        shown = picture(kind.name, view.images) if view is not None else None
+        if shown is None:
+            continue
+        if kind.name == "com":
+            axis.imshow(shown[..., None].view(np.uint8))
+            continue
+        low, high = color_range(kind.name, shown)
+        drift = kind.name in ("center_y", "center_x")
+        drawn = axis.imshow(shown, norm=Normalize(low, high), cmap=drifting if drift else "viridis")
+        target.colorbar(drawn, ax=axis, label=kind.unit, shrink=0.9)

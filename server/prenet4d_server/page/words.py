@@ -1,0 +1,307 @@
+"""What the page says in words and figures: pure functions from what is known to HTML.
+
+Everything that comes over the wire is escaped.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from html import escape
+
+import numpy as np
+from prenet4d_client.messages import Counters, Ellipticity
+from prenet4d_client.wire import Message
+
+from prenet4d_server.page.feed import Feed
+
+_STATES = {
+    "calibrating": ("Calibrating", "watch"),
+    "locked": ("Locked", "good"),
+    "frozen": ("Frozen", "held"),
+    "lost": ("Lost", "bad"),
+}
+DASH = "–"
+
+
+def clock(seconds: float) -> str:
+    """Local time of day."""
+    return time.strftime("%H:%M:%S", time.localtime(seconds))
+
+
+def duration(seconds: float) -> str:
+    """``1:23`` or ``2:05:00``."""
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def number(value: float, digits: int = 0) -> str:
+    """With thousands apart; a dash for what is not known."""
+    return f"{value:,.{digits}f}" if math.isfinite(value) else DASH
+
+
+def banner(feed: Feed) -> str:
+    """What keeps the page from being live, if anything does."""
+    since = feed.unanswered_since
+    if since is not None:
+        return _banner(
+            "bad",
+            f"{feed.trouble} since {clock(since)}; trying again. "
+            f"What is shown is what it said last. ({escape(feed.service.control)})",
+        )
+    status = feed.status
+    if status is None:
+        return _banner("watch", f"Connecting to the service at {escape(feed.service.control)} …")
+    if not status.healthy:
+        return _banner("bad", "A part of the service has died: see its log, and start it again.")
+    if not status.ready:
+        return _banner("watch", "The detector's side is being started; frames have to wait.")
+    if feed.telemetry is None:
+        where = escape(status.source.address)
+        return _banner("calm", f"No acquisition yet: waiting for the detector at {where}.")
+    return ""
+
+
+def _banner(kind: str, text: str) -> str:
+    return f'<div class="banner {kind}" role="status">{text}</div>'
+
+
+def title(feed: Feed) -> str:
+    """Which acquisition this is."""
+    scan = feed.scan
+    if scan is None:
+        return "<span class=muted>no acquisition yet</span>"
+    h, w = scan.frame_shape
+    size = f"{scan.scan_shape[0]} × {scan.scan_shape[1]} positions, " if scan.scan_shape else ""
+    over = "" if feed.running else ' <span class="chip">ended</span>'
+    return (
+        f"<b>{escape(scan.acquisition_id)}</b> <span class=muted>{escape(scan.detector)} · "
+        f"{size}{h} × {w} pixels · began {clock(scan.began)}</span>{over}"
+    )
+
+
+def _figure(label: str, value: str, below: str, unit: str = "", kind: str = "") -> str:
+    unit = f' <span class="unit">{unit}</span>' if unit else ""
+    return (
+        f'<div class="figure {kind}"><div class="label">{label}</div>'
+        f'<div class="value">{value}{unit}</div><div class="below">{below}</div></div>'
+    )
+
+
+def state(feed: Feed) -> str:
+    """The calibration's state, and how far it is."""
+    telemetry, status = feed.telemetry, feed.status
+    if telemetry is None:
+        return _figure("Calibration", "Waiting", "no frame yet", kind="calm")
+    # A command takes effect at once, between scans too: the status knows, telemetry may not.
+    now = (status.state if status else None) or telemetry.state
+    averaged = telemetry.patterns_averaged
+    name, kind = _STATES[now]
+    needed = f" of {feed.patterns_to_lock:,}" if feed.patterns_to_lock else ""
+    below = {
+        "calibrating": f"ellipticity not stable yet: {averaged:,}{needed} patterns",
+        "locked": f"from {averaged:,} patterns",
+        "frozen": "held by the operator",
+        "lost": "the patterns contradict it",
+    }[now]
+    return _figure("Calibration", name, below, kind=kind)
+
+
+def drift(feed: Feed) -> float:
+    """How far the center is from where the scan began, in pixels; NaN where it is not known."""
+    telemetry, first = feed.telemetry, feed.first_center
+    if telemetry is None or first is None or not len(telemetry.tracked):
+        return math.nan
+    return float(np.hypot(*(telemetry.tracked[-1] - first)))
+
+
+def center(feed: Feed) -> str:
+    """Where the beam is, and how far it has moved."""
+    telemetry = feed.telemetry
+    if telemetry is None or not len(telemetry.tracked):
+        return _figure("Beam center", DASH, "y, x in pixels")
+    (y, x), sigma = telemetry.tracked[-1], telemetry.tracked_sigma[-1]
+    one_sigma = float(np.sqrt(np.mean(np.square(sigma))))
+    known = f"± {number(one_sigma, 2)} px" if math.isfinite(one_sigma) else "not measured"
+    moved = drift(feed)
+    return _figure(
+        "Beam center y, x",
+        f"{number(float(y), 1)}, {number(float(x), 1)}",
+        f"{known} · moved <b>{number(moved, 1)} px</b> since the start",
+        "px",
+    )
+
+
+def ellipticity(feed: Feed) -> str:
+    """The distortion in use, with one sigma."""
+    telemetry = feed.telemetry
+    if telemetry is None:
+        return _figure("Ellipticity", DASH, "ratio of the axes")
+    now: Ellipticity = telemetry.ellipticity
+    if now.ratio_sigma is None:
+        return _figure("Ellipticity", f"{now.ratio:.4f}", "no reading yet", kind="muted")
+    angle = f"{math.degrees(now.theta):.1f}°"
+    if now.theta_sigma is not None and math.isfinite(now.theta_sigma):
+        angle += f" ± {min(math.degrees(now.theta_sigma), 90.0):.1f}°"
+    return _figure(
+        "Ellipticity",
+        f'{now.ratio:.4f} <span class="sigma">± {now.ratio_sigma:.4f}</span>',
+        f"long axis at <b>{angle}</b>",
+    )
+
+
+def rate(feed: Feed) -> str:
+    """Frames per second, latency and what waits."""
+    telemetry, status = feed.telemetry, feed.status
+    if telemetry is None:
+        return _figure("Frames per second", DASH, "latency, backlog")
+    now = status.frames_per_second if status else telemetry.frames_per_second
+    latency = telemetry.latency.total
+    backlog = status.backlog if status else telemetry.backlog
+    return _figure(
+        "Frames per second",
+        number(now, 0 if now >= 100 else 1),
+        f"{number(latency.p50)} / {number(latency.p99)} ms p50 / p99 · {backlog:,} waiting",
+    )
+
+
+def progress(feed: Feed) -> str:
+    """How much of the scan is done, and how long the rest takes."""
+    telemetry = feed.telemetry
+    if telemetry is None:
+        return _figure("Progress", DASH, "time left")
+    done, expected = telemetry.counters.received - telemetry.counters.in_flight, None
+    expected = telemetry.expected_frames
+    if expected is None:
+        began = feed.scan.began if feed.scan else telemetry.time
+        return _figure("Progress", number(done), f"frames since {clock(began)}, until stopped")
+    share = min(1.0, done / expected)
+    bar = f'<div class="bar"><i style="width:{100 * share:.1f}%"></i></div>'
+    counted = f"{done:,} of {expected:,}"
+    if not feed.running:
+        below = f"{counted} · scan ended"
+    elif telemetry.frames_per_second > 0:
+        left = (expected - done) / telemetry.frames_per_second
+        below = f"<b>{duration(left)}</b> left · {counted}"
+    else:
+        below = counted
+    # Rounded down: nothing is complete before it is.
+    return _figure("Progress", f"{math.floor(100 * share)}", bar + below, "%")
+
+
+def counters(feed: Feed) -> str:
+    """What became of the frames, of this acquisition and in all."""
+    columns: list[tuple[str, Counters]] = []
+    if feed.telemetry is not None:
+        running = feed.status.acquisition if feed.status else None
+        columns.append(("this scan", running.counters if running else feed.telemetry.counters))
+    if feed.status is not None:
+        columns.append(("since the start", feed.status.counters))
+    if not columns:
+        return '<p class="muted">No frame has come yet.</p>'
+    head = "".join(f"<th>{name}</th>" for name, _ in columns)
+    rows = "".join(
+        f"<tr><th>{outcome}</th>{''.join(_cell(outcome, counted) for _, counted in columns)}</tr>"
+        for outcome in _OUTCOMES
+    )
+    balance = "".join(_balance(counted) for _, counted in columns)
+    return (
+        f'<table class="counters"><tr><th></th>{head}</tr>{rows}'
+        f"<tr><th>balance</th>{balance}</tr></table>{_reasons(feed)}"
+    )
+
+
+_OUTCOMES = ("received", "corrected", "rejected", "shed", "in flight")
+
+
+def _count(outcome: str, counted: Counters) -> int:
+    count: int = getattr(counted, outcome.replace(" ", "_"))
+    return count
+
+
+def _cell(outcome: str, counted: Counters) -> str:
+    count = _count(outcome, counted)
+    kind = "alert" if count and outcome in ("rejected", "shed") else ""
+    return f'<td class="{kind}">{count:,}</td>'
+
+
+def _balance(counted: Counters) -> str:
+    received, *others = (_count(outcome, counted) for outcome in _OUTCOMES)
+    if received == sum(others):
+        return '<td class="good">✓</td>'
+    return f'<td class="alert">{received - sum(others):+,}</td>'
+
+
+def _reasons(feed: Feed) -> str:
+    by_reason = feed.status.counters.rejected_by_reason if feed.status else {}
+    if not by_reason:
+        return ""
+    said = ", ".join(
+        f"{count:,} {escape(reason.replace('_', ' '))}" for reason, count in by_reason.items()
+    )
+    return f'<p class="muted">Rejected: {said}.</p>'
+
+
+def calibration(feed: Feed) -> str:
+    """What the corrector goes by."""
+    status, telemetry = feed.status, feed.telemetry
+    if status is None:
+        return '<p class="muted">Nothing is known yet.</p>'
+    reference = status.reference_center
+    rows = [
+        ("Patterns averaged", f"{status.patterns_averaged:,}"),
+        (
+            "Reference center",
+            f"{reference[0]:.2f}, {reference[1]:.2f} px" if reference else DASH,
+        ),
+        ("Receivers", ", ".join(escape(name) for name in status.receivers) or "none"),
+        ("Source", f"{escape(status.source.kind)}, {escape(status.source.address)}"),
+        ("Corrects with", escape(status.engine)),
+    ]
+    descan = _descan(feed)
+    if descan and telemetry is not None:
+        rows.insert(2, ("Descan", descan))
+    return "<dl>" + "".join(f"<dt>{name}</dt><dd>{what}</dd>" for name, what in rows) + "</dl>"
+
+
+def _descan(feed: Feed) -> str:
+    fit = feed.maps.header.descan if feed.maps else None
+    if fit is None:
+        return ""
+    rows, columns = (
+        math.hypot(fit.coefficients_y[term], fit.coefficients_x[term]) * 2 for term in (1, 2)
+    )
+    return (
+        f"{rows:.1f} px over the rows, {columns:.1f} px over the columns, "
+        f"rest {math.hypot(*fit.residual):.2f} px"
+    )
+
+
+def alarms(feed: Feed) -> str:
+    """The alarms that stand, and the last events, latest first."""
+    standing = feed.status.alarms if feed.status else ()
+    lines = [
+        f'<li class="alarm"><time>{clock(alarm.since)}</time> {escape(alarm.message)}</li>'
+        for alarm in standing
+    ]
+    lines += [
+        f'<li class="{event.level}"><time>{clock(event.time)}</time> {escape(event.message)}</li>'
+        for event in reversed(feed.events)
+    ]
+    if not lines:
+        return '<p class="muted">Nothing has happened yet.</p>'
+    return f'<ul class="events">{"".join(lines[:60])}</ul>'
+
+
+def telling(preview: Message | None) -> str:
+    """Which frame is shown."""
+    if preview is None:
+        return '<span class="muted">no frame yet</span>'
+    place = ""
+    if preview.scan_shape is not None:
+        y, x = divmod(preview.index, preview.scan_shape[1])
+        place = f" at row {y:,}, column {x:,}"
+    dose = f" · {number(preview.dose)} e⁻" if math.isfinite(preview.dose) else ""
+    binned = f" · binned {preview.binning} ×" if preview.binning > 1 else ""
+    return f"frame {preview.index:,}{place}{dose}{binned}"
