@@ -136,7 +136,8 @@ def _export(name: Name, shape: tuple[int, int, int]) -> Graph:
             "pip install 'prenet4d[engines]'"
         ) from missing
     except torch.onnx.errors.OnnxExporterError as error:
-        raise BackendError(f"torch could not export the network {name!r}: {error}") from error
+        reason = str(error).partition(". ")[0]
+        raise BackendError(f"torch could not export the network {name!r}: {reason}.") from error
     assert program is not None
     model = program.model_proto
     _strip(model)

@@ -90,11 +90,11 @@ class TensorRTBackend:
         engines = self._engines.get(place)
         if engines is None:
             engines = self._engines[place] = self._loaded(place)
-        if not engines or len(x) == 0:
+        if not engines:
             found: Tensor = getattr(self._torch, name)(x)
             return found
         parts, start = [], 0
-        for items, index in split(len(x), [each.batch for each in engines]):
+        for items, index in split(len(x), [each.batch for each in engines]) or [(0, 0)]:
             parts.append(engines[index](x[start : start + items]))
             start += items
         return parts[0] if len(parts) == 1 else torch.cat(parts)
