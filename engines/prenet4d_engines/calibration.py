@@ -34,9 +34,9 @@ class Calibration(BaseModel):
     theta: Annotated[float, Field(ge=0, lt=math.pi)]
     """Direction of the major axis, radians from +x toward +y."""
     ratio_sigma: Sigma | None = None
-    """One sigma; ``None`` where the ellipticity was given, not measured."""
+    """One sigma of the ratio; absent where the ellipticity was given, not measured."""
     theta_sigma: Sigma | None = None
-    """One sigma, radians."""
+    """One sigma of theta, radians."""
     reference_center: tuple[Finite, Finite]
     """``(cy, cx)`` where corrected patterns are centered, pixels."""
     frame_shape: tuple[Side, Side]

@@ -35,11 +35,8 @@ def write_calibration(
         OSError: the file cannot be written.
     """
     path = Path(path)
+    check_target(path, overwrite=overwrite)
     text = to_toml(calibration) if _suffix(path) == ".toml" else calibration.to_json()
-    if path.exists() and not overwrite:
-        raise CalibrationError(
-            f"There is a file {path} already: choose another name, or overwrite it (--overwrite)."
-        )
     handle, written = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with open(handle, "w", encoding="utf-8", newline="\n") as out:  # noqa: PTH123 - a handle
@@ -50,6 +47,19 @@ def write_calibration(
         with contextlib.suppress(OSError):
             Path(written).unlink()
         raise
+
+
+def check_target(path: Path, *, overwrite: bool = False) -> None:
+    """Tell early whether a calibration can be written there.
+
+    Raises:
+        CalibrationError: the path has another suffix, or there is a file already.
+    """
+    _suffix(path)
+    if path.exists() and not overwrite:
+        raise CalibrationError(
+            f"There is a file {path} already: choose another name, or overwrite it (--overwrite)."
+        )
 
 
 def read_calibration(path: Path | str) -> Calibration:

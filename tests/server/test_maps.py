@@ -14,9 +14,7 @@ N = SCAN[0] * SCAN[1]
 
 def running(maps_every_s):
     """Corrects nothing: each frame's sum tells its number."""
-    return Service(
-        settings(batch={"size": 4}, stream={"maps_every_s": maps_every_s}, http={"enabled": False})
-    )
+    return Service(settings(batch={"size": 4}, stream={"maps_every_s": maps_every_s}))
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from prenet4d_server.cli import (
+    calibrate,
     checks,
     control,
     detector,
@@ -31,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (service, watch, page, record, control, detector, engines, science, checks):
+for group in (service, watch, page, record, control, calibrate, detector, engines, science, checks):
     group.add_to(app)
 
 

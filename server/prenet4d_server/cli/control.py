@@ -89,15 +89,20 @@ def save(
     file: _File,
     control: ControlOption = _DEFAULT,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
+    descan: Annotated[
+        bool, typer.Option("--descan", help="Keep how the center drifts over the scan, too.")
+    ] = False,
     server_key: ServerKeyOption = None,
 ) -> None:
-    """Keep the present calibration in a file, for later scans."""
+    """Keep the present calibration in a file, TOML or JSON, for later scans."""
     from prenet4d_client import ControlClient
+    from prenet4d_engines.calibration import Calibration
+    from prenet4d_engines.calibration_file import check_target, write_calibration
 
+    check_target(file, overwrite=overwrite)
     with ControlClient(control, server_key=server_key) as service:
-        document = service.save_calibration()
-    with file.open("w" if overwrite else "x", encoding="utf-8") as out:
-        out.write(json.dumps(document, indent=2) + "\n")
+        document = service.save_calibration(descan=descan)
+    write_calibration(Calibration.from_document(document), file, overwrite=overwrite)
     print(f"The calibration is in {file}.")
 
 
@@ -108,9 +113,9 @@ def load(
 ) -> None:
     """Use a calibration that was saved."""
     from prenet4d_client import ControlClient
-    from prenet4d_engines.calibration import Calibration
+    from prenet4d_engines.calibration_file import read_calibration
 
-    calibration = Calibration.from_json(file.read_bytes())
+    calibration = read_calibration(file)
     with ControlClient(control, server_key=server_key) as service:
         service.load_calibration(calibration.model_dump(mode="json"))
     print(
@@ -155,11 +160,11 @@ def add_to(app: typer.Typer) -> None:
     calibration = typer.Typer(
         name="calibration",
         help="Keep the ellipticity that was found, and use it again: it outlives a scan.",
-        epilog="Example:  [bold]prenet4d calibration save today.json[/bold]",
+        epilog="Example:  [bold]prenet4d calibration save today.toml[/bold]",
         no_args_is_help=True,
     )
-    calibration.command(epilog="Example:  [bold]prenet4d calibration save today.json[/bold]")(save)
-    calibration.command(epilog="Example:  [bold]prenet4d calibration load today.json[/bold]")(load)
+    calibration.command(epilog="Example:  [bold]prenet4d calibration save today.toml[/bold]")(save)
+    calibration.command(epilog="Example:  [bold]prenet4d calibration load today.toml[/bold]")(load)
     app.add_typer(calibration)
     recording = typer.Typer(
         name="recording",

@@ -53,7 +53,9 @@ def serve(
     ] = None,
     calibration: Annotated[
         Path | None,
-        typer.Option(exists=True, dir_okay=False, help="Start from a calibration that was saved."),
+        typer.Option(
+            exists=True, dir_okay=False, help="Start locked, on a calibration that was saved."
+        ),
     ] = None,
     secret_key: Annotated[Path | None, _KeyFile] = None,
     insecure: Annotated[
@@ -100,9 +102,9 @@ def _said(**sections: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def _read_calibration(path: Path | None) -> Any:
     if path is None:
         return None
-    from prenet4d_engines.calibration import Calibration
+    from prenet4d_engines.calibration_file import read_calibration
 
-    return Calibration.from_json(path.read_bytes())
+    return read_calibration(path)
 
 
 def config(

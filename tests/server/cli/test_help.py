@@ -22,7 +22,8 @@ def test_all_commands_are_there():
     assert {path[0] for path in COMMANDS if path} == {
         *("serve", "config", "keygen", "watch", "record", "status", "freeze", "unfreeze"),
         *("recalibrate", "calibration", "simulate-detector", "replay", "train", "evaluate"),
-        *("demo", "bench", "doctor", "recording", "engines"),
+        "calibrate",
+        *("simulate", "demo", "bench", "doctor", "recording", "engines"),
     }
 
 

@@ -1,0 +1,236 @@
+"""A calibration from stored and from live patterns, and the picture that goes with it."""
+
+import sys
+
+import h5py
+import numpy as np
+import pytest
+from prenet4d_client import ControlClient
+from prenet4d_engines.backends import select
+from prenet4d_engines.calibration_file import read_calibration
+from prenet4d_engines.errors import CalibrationError
+from prenet4d_server.calibrate.find import calibrate_file, calibrate_service
+from prenet4d_server.calibrate.report import details, draw, headline, ring, undistorted
+from prenet4d_server.cli import run
+from prenet4d_server.files import open_scan
+from prenet4d_server.service import Service
+from scipy.ndimage import map_coordinates
+
+from ..live import sender, settings, until
+from .rings import SCAN, SHAPE, TRUE, rings
+
+
+@pytest.fixture(scope="module")
+def backend():
+    return select("torch", precision="float32", threads=1)
+
+
+@pytest.fixture(scope="module")
+def patterns():
+    return rings()
+
+
+@pytest.fixture(scope="module")
+def found(backend, patterns, tmp_path_factory):
+    file = tmp_path_factory.mktemp("scan") / "gold.npy"
+    np.save(file, patterns)
+    with open_scan(file) as scan:
+        return calibrate_file(scan, descan=True, backend=backend)
+
+
+@pytest.fixture(scope="module")
+def service():
+    corrector = {
+        "backend": "torch", "precision": "float32", "threads": 1,
+        "ellipse_every": 16, "patterns_to_lock": 32,
+    }  # fmt: skip
+    with Service(settings(corrector=corrector)) as running:
+        yield running
+
+
+@pytest.fixture
+def prenet4d(monkeypatch, capsys):
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["prenet4d", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "300")
+        status = run()
+        said = capsys.readouterr()
+        return status, said.out, said.err
+
+    return call
+
+
+def off(calibration):
+    """Distance of the ellipticity from the true one, in its vector form."""
+    return np.hypot(*np.subtract(calibration.ellipticity.vector, TRUE.vector))
+
+
+class TestFromAFile:
+    def test_the_distortion_is_found_with_its_sigma(self, found):
+        calibration = found.calibration
+        assert off(calibration) < 0.015
+        assert 0 < calibration.ratio_sigma < 0.01
+        assert calibration.patterns == SCAN[0] * SCAN[1]
+        assert calibration.frame_shape == SHAPE
+        assert "gold.npy" in calibration.how
+
+    def test_so_is_the_descan(self, found):
+        fit = found.calibration.descan
+        assert fit.coefficients_y[1] == pytest.approx(2 * 5 / 6 / 2, abs=0.2)
+        assert fit.coefficients_x[2] == pytest.approx(-1.5 * 7 / 8 / 2, abs=0.2)
+
+    def test_some_of_the_patterns_are_enough(self, backend, patterns, tmp_path):
+        with h5py.File(tmp_path / "gold.h5", "w") as file:
+            file["data"] = patterns.reshape(-1, *SHAPE)
+        told = []
+        with open_scan(tmp_path / "gold.h5") as scan:
+            few = calibrate_file(
+                scan, most=20, backend=backend, tell=lambda share, _: told.append(share)
+            )
+        assert few.calibration.patterns == 20
+        assert off(few.calibration) < 0.03
+        assert few.calibration.descan is None
+        assert told[-1] == 1
+
+    @pytest.mark.parametrize(
+        ("frames", "options", "why"),
+        [
+            (np.zeros((4, 32, 32), np.uint16), {}, "shows a direct beam"),
+            (rings((1, 3)).reshape(-1, *SHAPE), {"descan": True}, "cannot be fitted"),
+        ],
+    )
+    def test_patterns_that_do_not_say_are_refused(self, backend, tmp_path, frames, options, why):
+        np.save(tmp_path / "frames.npy", frames)
+        with (
+            open_scan(tmp_path / "frames.npy") as scan,
+            pytest.raises(CalibrationError, match=why),
+        ):
+            calibrate_file(scan, backend=backend, **options)
+
+
+class TestFromAService:
+    def test_one_that_has_found_none_is_told_how_far_it_is(self, service):
+        with (
+            ControlClient(service.endpoints["control"], timeout=20) as client,
+            pytest.raises(CalibrationError, match=r"no acquisition has begun, with 0 of 32"),
+        ):
+            calibrate_service(client, timeout_s=0.01)
+
+    def test_it_is_waited_for_and_taken(self, service, patterns, tmp_path, prenet4d):
+        with ControlClient(service.endpoints["control"], timeout=20) as client:
+            with sender(service) as source:
+                source.start(frame_shape=SHAPE, dtype="uint16", scan_shape=SCAN)
+                source.send(patterns.reshape(-1, *SHAPE))
+                source.end()
+            found = calibrate_service(client, timeout_s=60, descan=True)
+            assert off(found.calibration) < 0.03
+            assert found.calibration.descan.drift > 1
+            assert found.mean.shape == SHAPE
+            until(lambda: client.status()["acquisition"] is None)
+        file = tmp_path / "live.json"
+        status, said, error = prenet4d(
+            "calibrate", service.endpoints["control"], "-o", file, "--report", tmp_path / "r.png"
+        )
+        assert status == 0, error
+        assert "The calibration is in" in said
+        assert off(read_calibration(file)) < 0.03
+        assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
+
+    def test_a_calibration_kept_with_the_descan_can_be_used_again(
+        self, service, tmp_path, prenet4d
+    ):
+        file, control = tmp_path / "today.toml", service.endpoints["control"]
+        for arguments, says in (
+            (("save", file, "--descan"), "The calibration is in"),
+            (("load", file), "The service uses"),
+        ):
+            status, said, error = prenet4d("calibration", *arguments, "--control", control)
+            assert status == 0, error
+            assert says in said
+        assert read_calibration(file).descan is not None
+
+
+class TestTheReport:
+    def test_taking_the_ellipse_out_makes_circles(self, found):
+        """On a ring's flank, intensity tells at once where it is not followed."""
+        after = undistorted(found.mean, found.calibration)
+
+        def unevenness(image, distortion):
+            y, x = ring(found.calibration.reference_center, 27.5, distortion)
+            on = map_coordinates(image, [y, x], order=1)
+            return on.std() / on.mean()
+
+        assert unevenness(found.mean, found.calibration) < 0.1
+        assert unevenness(after, None) < 0.1
+        assert unevenness(found.mean, None) > 0.2
+
+    def test_the_numbers_are_told_with_their_sigmas(self, found):
+        calibration = found.calibration
+        assert f"ratio {calibration.ratio:.5f} ± {calibration.ratio_sigma:.5f}" in headline(
+            calibration
+        )
+        told = " ".join(details(calibration))
+        assert "48 patterns of 96 × 96 pixels" in told
+        assert "Descan: the center drifts by" in told
+        bare = calibration.model_copy(
+            update={"ratio_sigma": None, "theta_sigma": None, "descan": None}
+        )
+        assert "±" not in headline(bare)
+        assert "Descan" not in " ".join(details(bare))
+
+    @pytest.mark.parametrize("name", ["report.png", "report.svg", "report.PDF"])
+    def test_it_is_a_picture(self, found, tmp_path, name):
+        draw(found, tmp_path / name)
+        assert (tmp_path / name).stat().st_size > 10_000
+
+    def test_patterns_without_rings_are_drawn_too(self, found, tmp_path):
+        from dataclasses import replace
+
+        flat = np.full(SHAPE, 3.0, np.float32)
+        flat[:10] = np.nan
+        draw(replace(found, mean=flat), tmp_path / "flat.png")
+
+
+class TestTheCommand:
+    def test_a_file_becomes_a_calibration_and_a_picture(self, prenet4d, patterns, tmp_path):
+        np.save(tmp_path / "gold.npy", patterns[:2])
+        out, report = tmp_path / "gold.toml", tmp_path / "gold.png"
+        status, said, error = prenet4d(
+            "calibrate", tmp_path / "gold.npy", "-o", out, "--report", report, "--patterns", "16"
+        )
+        assert status == 0, error
+        assert "Ellipticity: ratio 1.0" in said
+        assert f"prenet4d serve --calibration {out}" in said
+        assert read_calibration(out).patterns == 16
+        assert report.exists()
+        status, _, error = prenet4d("calibrate", tmp_path / "gold.npy", "-o", out)
+        assert status == 1
+        assert "already" in error
+
+    @pytest.mark.parametrize(
+        ("arguments", "why"),
+        [
+            (["nowhere.npy", "-o", "x.toml"], "There is no file nowhere.npy"),
+            (["nowhere.npy", "-o", "x.h5"], "'x.h5' is neither"),
+            (["nowhere.npy", "-o", "x.toml", "--report", "x.txt"], "'x.txt' is none"),
+            (["tcp://127.0.0.1:9", "-o", "x.toml", "--timeout", "0.2"], "No service answered"),
+        ],
+    )
+    def test_what_cannot_be_done_is_told_in_a_sentence(
+        self, prenet4d, tmp_path, monkeypatch, arguments, why
+    ):
+        monkeypatch.chdir(tmp_path)
+        status, _, error = prenet4d("calibrate", *arguments)
+        assert status == 1
+        assert why in error
+        assert not list(tmp_path.iterdir())
+
+    @pytest.mark.parametrize("content", ["ratio = 1.0", "[source]\nkind = 'native'", "ratio = "])
+    def test_the_service_does_not_start_on_what_is_no_calibration(
+        self, prenet4d, tmp_path, content
+    ):
+        (tmp_path / "today.toml").write_text(content)
+        status, _, error = prenet4d("serve", "--calibration", tmp_path / "today.toml")
+        assert status == 1
+        assert "today.toml" in error
+        assert len(error.splitlines()) == 1
