@@ -332,3 +332,8 @@ def test_the_readmes_example_runs() -> None:
     frames = names["frames"]
     assert isinstance(frames, torch.Tensor)
     assert frames.shape == (1, 256, 256)
+
+
+def test_the_gallery_is_a_picture(tmp_path: Path) -> None:
+    simulate.draw_gallery(tmp_path / "page.png", frame_shape=(48, 64), seed=1)
+    assert (tmp_path / "page.png").read_bytes().startswith(b"\x89PNG")

@@ -19,6 +19,7 @@ from prenet4d_engines.simulate.draw import (
     draw_optics,
     draw_pattern,
 )
+from prenet4d_engines.simulate.gallery import draw_gallery
 from prenet4d_engines.simulate.materials import HELD_OUT, MATERIALS, TRAINING, Material
 from prenet4d_engines.simulate.pattern import KINDS, Kind, Optics, Pattern
 from prenet4d_engines.simulate.render import distortion, render
@@ -42,6 +43,7 @@ __all__ = [
     "draw_difficult",
     "draw_dose",
     "draw_ellipticity",
+    "draw_gallery",
     "draw_optics",
     "draw_orientation",
     "draw_pattern",

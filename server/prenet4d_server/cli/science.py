@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from prenet4d_server.cli.arguments import FrameOption
+
 if TYPE_CHECKING:
     from prenet4d_engines.evaluate.report import Table
     from prenet4d_engines.train import Progress
@@ -75,6 +77,21 @@ def train(
             on_progress=tell,
         )
     print(f"The weights are in {weights}.")
+
+
+def simulate(
+    gallery: Annotated[
+        Path, typer.Option("--gallery", dir_okay=False, help="Write the page of pictures there.")
+    ],
+    frame: FrameOption = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything that is drawn.")] = 0,
+) -> None:
+    """Draw a page of simulated patterns, to look at beside measured ones."""
+    from prenet4d_engines.simulate import draw_gallery
+
+    shape = (frame.rows, frame.columns) if frame else (256, 256)
+    draw_gallery(gallery, frame_shape=shape, seed=seed)
+    print(f"The pictures are in {gallery}.")
 
 
 def evaluate(
@@ -147,6 +164,7 @@ def add_to(app: typer.Typer) -> None:
     app.command(epilog="Example:  [bold]prenet4d train center --minutes 40 --out runs[/bold]")(
         train
     )
+    app.command(epilog="Example:  [bold]prenet4d simulate --gallery patterns.png[/bold]")(simulate)
     app.command(epilog="Example:  [bold]prenet4d evaluate --quick --json figures.json[/bold]")(
         evaluate
     )
