@@ -16,7 +16,7 @@ from prenet4d_server.files import open_scan
 from prenet4d_server.service import Service
 from scipy.ndimage import map_coordinates
 
-from ..live import sender, settings, until
+from ..live import listening, sender, settings, until
 from .rings import SCAN, SHAPE, TRUE, rings
 
 
@@ -148,6 +148,49 @@ class TestFromAService:
             assert status == 0, error
             assert says in said
         assert read_calibration(file).descan is not None
+
+
+class TestStartingFromOne:
+    """The service begins on a calibration that was made before."""
+
+    CENTER = (44.0, 50.5)
+
+    def first(self, found, patterns, **corrector):
+        """The first batch's telemetry, the maps at the end, and all that was told."""
+        calibration = found.calibration.model_copy(update={"reference_center": self.CENTER})
+        options = {"backend": "torch", "precision": "float32", "threads": 1} | corrector
+        with Service(settings(corrector=options, batch={"size": 16})) as service:
+            service.load_calibration(calibration)
+            with listening(service) as listener, sender(service) as source:
+                source.start(frame_shape=SHAPE, dtype="uint16", scan_shape=SCAN)
+                source.send(patterns.reshape(-1, *SHAPE))
+                source.end()
+                listener.wait_for("acquisition_end")
+                listener.wait_for_event("acquisition_ended")
+                with ControlClient(service.endpoints["control"], timeout=20) as client:
+                    return listener.of("telemetry")[0], client.maps(), listener
+
+    def test_it_is_locked_at_once_and_centers_where_the_calibration_says(self, found, patterns):
+        telemetry, (maps, arrays), listener = self.first(found, patterns)
+        assert telemetry.state == "locked"
+        assert telemetry.ellipticity.ratio == pytest.approx(found.calibration.ratio)
+        assert telemetry.reference_center == self.CENTER
+        assert maps.frames == SCAN[0] * SCAN[1]
+        values = dict(zip(maps.names, arrays, strict=True))
+        np.testing.assert_allclose(values["sum"], patterns.sum((2, 3)), rtol=0.05)
+        np.testing.assert_allclose(values["com_y"], 0, atol=1.0)
+        drift = 47.5 + 2 * np.arange(SCAN[0]) / SCAN[0] - 1
+        np.testing.assert_allclose(values["center_y"].mean(axis=1), drift, atol=0.25)
+        assert maps.detectors.bright_field_radius == pytest.approx(1.1 * 3.5, abs=0.6)
+        assert maps.descan.coefficients_y[1] == pytest.approx(5 / 6, abs=0.2)
+        told = listener.wait_for_event("descan")
+        assert "px over the scan" in told.message
+        assert told.details["drift"] > 1
+
+    def test_the_configurations_reference_center_stands(self, found, patterns):
+        telemetry, _, _ = self.first(found, patterns, reference_center=(47.0, 48.0))
+        assert telemetry.state == "locked"
+        assert telemetry.reference_center == (47.0, 48.0)
 
 
 class TestTheReport:
