@@ -58,13 +58,14 @@ class Session:
         self._images: deque[float] = deque()
         self._preview: object = None
         patterns = self._patterns
-        for root in (
-            *self._texts.values(), *self._actions.roots, *self._maps.figures.values(),
-            *self._maps.captions.values(), *self._traces.figures.values(), patterns.raw,
-            patterns.corrected, patterns.scale, patterns.palette, patterns.contrast,
-            patterns.told, self._pulse,
-        ):  # fmt: skip
-            doc.add_root(root)
+        with doc.models.freeze():  # or each root would have the whole document counted again
+            for root in (
+                *self._texts.values(), *self._actions.roots, *self._maps.figures.values(),
+                *self._maps.captions.values(), *self._traces.figures.values(), patterns.raw,
+                patterns.corrected, patterns.scale, patterns.palette, patterns.contrast,
+                patterns.told, self._pulse,
+            ):  # fmt: skip
+                doc.add_root(root)
         doc.title = "prenet4d"
         doc.template = _TEMPLATE
         doc.template_variables.update(

@@ -1,0 +1,104 @@
+"""What the page keeps: an hour of curves and no more, the last of everything else."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from prenet4d_client.messages import Ellipticity
+from prenet4d_server.page.feed import EVENTS, Feed
+from prenet4d_server.page.history import GAP_S, ROWS, History
+from prenet4d_server.page.settings import ServiceAddress
+from prenet4d_server.page.theme import DARK
+from prenet4d_server.page.traces import Traces
+
+from .telling import event, start, telemetry
+
+
+@pytest.fixture
+def feed():
+    """Not connected: it is told by hand."""
+    return Feed(ServiceAddress(stream="tcp://127.0.0.1:1", control="tcp://127.0.0.1:1"))
+
+
+def test_a_second_of_telemetry_becomes_one_row_of_means():
+    history = History()
+    history.add(telemetry(1000.1, tracked=np.full((4, 2), 7.0, np.float32)))
+    history.add(telemetry(1000.9, tracked=np.full((4, 2), 9.0, np.float32), backlog=5))
+    assert history.count == 0
+
+    history.add(telemetry(1001.2))
+
+    rows, count = history.after(0)
+    assert count == 1
+    assert (rows["time"][0], rows["center_y"][0], rows["backlog"][0]) == (1000, 8, 4)
+    assert rows["theta"][0] == pytest.approx(math.degrees(0.5))
+    assert history.after(count) == ({name: pytest.approx([]) for name in rows}, 1)
+
+
+def test_what_is_not_known_is_nan_and_hides_nothing_else():
+    history = History()
+    center = np.array([[np.nan, np.nan], [5.0, 6.0]], np.float32)
+    unknown = Ellipticity()
+    history.add(telemetry(1000, 2, tracked=center, ellipticity=unknown))
+    history.add(telemetry(1001, dose=np.full(4, np.nan, np.float32)))
+    history.flush()
+    rows, _ = history.after(0)
+    assert (rows["center_y"][0], rows["center_x"][0], rows["ratio"][0]) == (5, 6, 1)
+    assert math.isnan(rows["ratio_sigma"][0])
+    assert math.isnan(rows["dose"][1])
+
+
+def test_a_silence_breaks_the_curves():
+    history = History()
+    history.add(telemetry(1000))
+    history.add(telemetry(1001 + GAP_S))
+    history.add(telemetry(1050))
+    rows, _ = history.after(0)
+    known = np.isfinite(rows["frames_per_second"])
+    assert known.tolist() == [True, False, True, False]
+    assert (np.diff(rows["time"]) > 0).all()
+
+
+def test_an_hours_curves_grow_no_further(feed):
+    traces, hour = Traces(DARK), ROWS
+    message = telemetry()
+    for second in range(2 * hour + 10):
+        header = message.header.model_copy(update={"time": 1000.0 + second})
+        feed.take(replace(message, header=header))
+        if second % 500 == 0:
+            traces.update(feed)
+    feed.history.flush()
+    traces.update(feed)
+
+    assert feed.history.count == 2 * hour + 10
+    assert {len(column) for column in traces.source.data.values()} == {hour}
+    rows, _ = feed.history.after(0)
+    assert {len(column) for column in rows.values()} == {hour}
+    assert rows["time"][-1] - rows["time"][0] == hour - 1
+
+    late = Traces(DARK)
+    late.update(feed)
+    assert len(late.source.data["time"]) == hour
+
+
+def test_the_last_of_everything_is_kept_and_events_roll_over(feed):
+    for number in range(EVENTS + 20):
+        feed.take(event(f"number {number}"))
+    assert len(feed.events) == EVENTS
+    assert feed.events[-1].message == f"number {EVENTS + 19}"
+
+    feed.take(start())
+    feed.take(telemetry(1000.0, tracked=np.full((4, 2), 3.0, np.float32)))
+    feed.take(telemetry(1001.0))
+    assert feed.running
+    assert feed.scan.detector == "<camera>"
+    assert feed.first_center.tolist() == [3.0, 3.0]
+    feed.take(start("another"))
+    assert feed.first_center is None
+
+
+def test_who_comes_after_the_start_knows_the_scan_all_the_same(feed):
+    feed.take(telemetry(1234.0))
+    assert (feed.scan.acquisition_id, feed.scan.scan_shape) == ("scan", (4, 5))
+    assert feed.running

@@ -1,0 +1,174 @@
+"""What the page says, before a service answers, during a scan, and when things go wrong."""
+
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from prenet4d_client import messages as m
+from prenet4d_server.page import words
+from prenet4d_server.page.feed import Feed
+from prenet4d_server.page.maps import color_range, direction_colors, picture, short
+from prenet4d_server.page.patterns import ellipse, limits, rounded
+from prenet4d_server.page.session import TEXTS
+from prenet4d_server.page.settings import ServiceAddress
+
+from .telling import event, sent, start, telemetry
+
+
+@pytest.fixture
+def feed():
+    return Feed(ServiceAddress(stream="tcp://127.0.0.1:1", control="tcp://10.0.0.1:5563"))
+
+
+def plain(html: str) -> str:
+    return re.sub(r"<[^>]*>", "", html)
+
+
+def test_everything_has_something_to_say_before_anything_is_known(feed):
+    for name, tell in TEXTS.items():
+        said = plain(tell(feed)).strip()
+        assert said, name
+        assert "None" not in said
+
+
+def test_a_service_that_does_not_answer_is_told_with_the_time(feed):
+    assert "Connecting to the service at tcp://10.0.0.1:5563" in words.banner(feed)
+    feed.unanswered_since, feed.trouble = 1_700_000_000.0, "The service does not answer"
+    clock = words.clock(1_700_000_000.0)
+    assert f"does not answer since {clock}; trying again" in words.banner(feed)
+
+
+@pytest.mark.parametrize(
+    ("healthy", "ready", "said"),
+    [(False, False, "has died"), (True, False, "being started"), (True, True, "No acquisition")],
+)
+def test_the_banner_says_what_is_missing(feed, healthy, ready, said):
+    source = SimpleNamespace(address="tcp://<detector>")
+    feed.status = SimpleNamespace(healthy=healthy, ready=ready, source=source)
+    assert said in words.banner(feed)
+    assert "<detector>" not in words.banner(feed)
+
+
+def test_a_running_scan_in_figures(feed):
+    feed.patterns_to_lock = 256
+    feed.take(start())
+    feed.take(telemetry(tracked=np.full((4, 2), 7.5, np.float32)))
+    feed.take(telemetry(tracked=np.array([[7.5, 7.5], [10.5, 11.5]], np.float32), frames=2))
+    assert words.banner(feed) == "" or feed.status is None
+    assert "ellipticity not stable yet: 83 of 256 patterns" in plain(words.state(feed))
+    assert "10.5, 11.5 px" in plain(words.center(feed))
+    assert "moved 5.0 px" in plain(words.center(feed))
+    assert "1.0300 ± 0.0020" in plain(words.ellipticity(feed))
+    assert "28.6° ± 5.7°" in plain(words.ellipticity(feed))
+    assert "40 %" in plain(words.progress(feed))
+    assert "0:00 left" in plain(words.progress(feed))
+    assert "8 of 20" in plain(words.progress(feed))
+    assert "10 / 30 ms p50 / p99 · 3 waiting" in plain(words.rate(feed))
+
+
+def test_counters_that_do_not_balance_are_seen(feed):
+    feed.take(telemetry())
+    assert "✓" in words.counters(feed)
+    feed.take(telemetry(counters=m.Counters(received=10, corrected=7)))
+    assert "+3" in words.counters(feed)
+
+
+def test_what_comes_over_the_wire_cannot_write_html(feed):
+    feed.take(start("<script>alert(1)</script>"))
+    feed.take(event("<img src=x onerror=alert(1)>"))
+    for tell in TEXTS.values():
+        assert "<script>" not in tell(feed)
+        assert "<img" not in tell(feed)
+        assert "<camera>" not in tell(feed)
+
+
+def test_progress_is_complete_only_when_it_is(feed):
+    almost = m.Counters(received=1999, corrected=1999)
+    feed.take(telemetry(expected_frames=2000, counters=almost))
+    assert "99 %" in plain(words.progress(feed))
+
+
+def test_durations_read_as_clocks_do():
+    assert [words.duration(s) for s in (0, 59.6, 83, 7325)] == ["0:00", "1:00", "1:23", "2:02:05"]
+
+
+def test_a_frame_is_told_with_its_place(feed):
+    header = m.Preview(
+        index=13, scan_shape=(4, 5), frame_shape=(64, 64), binning=2, center=(3, 3),
+        reference_center=(3, 3), ellipticity=m.Ellipticity(), dose=1234.4,
+    )  # fmt: skip
+    image = np.ones((32, 32), np.float32)
+    said = words.telling(sent(header, {"raw": image, "corrected": image}))
+    assert said == "frame 13 at row 2, column 3 · 1,234 e⁻ · binned 2 ×"
+
+
+# --- images -------------------------------------------------------------------------------------
+
+
+def test_a_circle_becomes_the_ellipse_that_the_distortion_makes_of_it():
+    y, x = ellipse((50.0, 60.0), 10.0, 1.21, 0.5)
+    distance = np.hypot(y - 50, x - 60)
+    assert distance.max() == pytest.approx(11.0)
+    assert distance.min() == pytest.approx(10 / 1.1, rel=1e-3)
+    far = distance.argmax()
+    assert np.arctan2(y[far] - 50, x[far] - 60) % np.pi == pytest.approx(0.5)
+
+
+def test_contrast_cuts_off_both_ends():
+    image = np.linspace(0, 1000, 10001, dtype=np.float32).reshape(1, -1)
+    assert limits(image, "linear", (0, 100)) == pytest.approx((0, 999))
+    assert limits(image, "linear", (10, 50)) == pytest.approx((99.9, 499.5))
+    low, high = limits(image, "log", (0, 100))
+    assert (low, high) == pytest.approx((0.0999, 999))
+    assert limits(image, "log", (50, 100))[0] == pytest.approx((low * high) ** 0.5)
+
+
+@pytest.mark.parametrize("scale", ["log", "linear"])
+@pytest.mark.parametrize("value", [0.0, np.nan, 3.0])
+def test_flat_and_empty_images_have_a_scale_too(scale, value):
+    low, high = limits(np.full((4, 4), value, np.float32), scale, (100, 100))
+    assert low < high
+    assert low > 0 or scale == "linear"
+
+
+def test_rounding_for_the_link_keeps_the_picture():
+    image = np.random.default_rng(0).gamma(1.0, 100.0, (64, 64)).astype(np.float32)
+    image[3, 3], image[4, 4] = np.nan, 0
+    short_ones = rounded(image)
+    np.testing.assert_allclose(short_ones, image, rtol=1 / 256)
+    assert (short_ones.view(np.uint32)[np.isfinite(image)] & 0x7FFF == 0).all()
+
+
+def test_vectors_show_their_direction_as_hue_and_what_is_unknown_as_nothing():
+    y = np.array([[0, 0, 1, np.nan]], np.float32)
+    x = np.array([[1, -1, 0, 0]], np.float32)
+    pixels = direction_colors(y, x)[..., None].view(np.uint8)
+    assert pixels.shape == (1, 4, 4)
+    assert (pixels[0, :3, 3] == 255).all()
+    assert pixels[0, 3, 3] == 0
+    assert pixels[0, 0, :3].argmax() == 0
+    assert len({tuple(pixel) for pixel in pixels[0, :3]}) == 3
+
+
+def test_maps_are_shown_as_people_read_them():
+    center = np.array([[5, 6, 7, np.nan]], np.float32)
+    drift = picture("center_y", {"center_y": center})
+    np.testing.assert_array_equal(drift, [[-1, 0, 1, np.nan]])
+    low, high = color_range("center_y", drift)
+    assert low == -high
+    flags = picture("flags", {"flags": np.array([[0, 4, np.nan]], np.float32)})
+    np.testing.assert_array_equal(flags, [[0, 1, np.nan]])
+    assert picture("com", {}) is None
+    assert picture("sum", {}) is None
+    low, high = color_range("sum", np.full((2, 2), np.nan, np.float32))
+    assert low < high
+
+
+def test_large_numbers_are_short():
+    assert [short(v) for v in (0.0123, 12.345, 6720, 7.77e6)] == [
+        "0.0123",
+        "12.3",
+        "6.72k",
+        "7.77M",
+    ]
