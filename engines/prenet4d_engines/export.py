@@ -27,6 +27,8 @@ from prenet4d_engines import models, weights
 from prenet4d_engines.backends.torch_backend import folded
 from prenet4d_engines.errors import BackendError, FrameError
 from prenet4d_engines.models import center, denoiser, ellipse
+from prenet4d_engines.models.denoiser import ChannelAttention
+from prenet4d_engines.models.layers import Attention
 from prenet4d_engines.weights import Name
 
 if TYPE_CHECKING:
@@ -38,12 +40,12 @@ OUTPUT: Final = "y"
 LARGEST_BATCH: Final = 4096
 LARGEST_SIDE: Final = 4096
 
-# Paths of the modules that compute in FP32, and whether they hand FP16 on.
-_IN_FLOAT32: Final[dict[Name, dict[str, bool]]] = {
-    "denoise": {"bottom.1": True},
-    "center": {"stage4.3": True, "head.1": False, "usable": False},
-    "ellipse": {"head": False},
+_EXACT_OUTPUTS: Final[dict[Name, tuple[str, ...]]] = {
+    "denoise": (),
+    "center": ("head.1", "usable"),
+    "ellipse": ("head",),
 }
+"""Layers whose outputs are handed out, and computed, in FP32."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +99,14 @@ def half_precision(name: Name) -> nn.Module:
     """
     exact = folded(weights.load(name))
     network = copy.deepcopy(exact).half()
-    for path, back in _IN_FLOAT32[name].items():
-        network.set_submodule(path, _InFloat32(exact.get_submodule(path), back=back))
+    inside = [
+        path
+        for path, module in exact.named_modules()
+        if isinstance(module, (Attention, ChannelAttention))
+    ]
+    for path in (*inside, *_EXACT_OUTPUTS[name]):
+        module = _InFloat32(exact.get_submodule(path), back=path in inside)
+        network.set_submodule(path, module)
     return network.eval()
 
 
