@@ -74,9 +74,9 @@ class Recorder:
         path: the file, or the pattern of the files' names.
         overwrite: replace existing files.
         content: which patterns: ``corrected`` (denoised), ``aligned`` (raw counts) or both.
-        compression: ``none`` opens everywhere at once, and is fastest; ``bslz4`` is nearly as fast
-            and needs the package hdf5plugin where HDF5 is read, and nothing more where Zarr is;
-            ``gzip`` opens everywhere and is slow.
+        compression: ``bslz4`` needs the package hdf5plugin where HDF5 is read (py4DSTEM brings it
+            along, HyperSpy and LiberTEM use it where it is installed), and nothing more where Zarr
+            is; ``gzip`` opens everywhere and is slow; ``none`` is fastest.
         fill: what pixels without a source become: ``zero``, beside which the dataset ``coverage``
             tells where that is so, or ``nan``.
         keep_free: stop recording when the disk has fewer bytes than this left.
@@ -91,7 +91,7 @@ class Recorder:
         *,
         overwrite: bool = False,
         content: tuple[str, ...] = ("corrected",),
-        compression: Compression = "none",
+        compression: Compression = "bslz4",
         fill: Fill = "zero",
         keep_free: int = KEEP_FREE_BYTES,
     ) -> None:

@@ -432,7 +432,7 @@ def test_a_disk_that_fills_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 # --- other processes -----------------------------------------------------------------------------
 
 READER = """
-import sys, time, h5py, numpy as np
+import sys, time, h5py, hdf5plugin, numpy as np
 def look():
     with h5py.File(sys.argv[1], "r", swmr=True) as file:
         received = file["prenet4d/received"][:].ravel()
