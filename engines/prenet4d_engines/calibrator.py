@@ -189,22 +189,32 @@ class Calibrator:
         self._reference = reference
         self._restart(self.reading, self._state)
 
-    def add(self, frames: Tensor, shifts: Tensor) -> None:
+    def add(self, frames: Tensor, shifts: Tensor, which: Tensor) -> None:
         """Average frames that show a beam, and read the ellipticity whenever a window is full.
 
         Args:
             frames: (n, h, w) float32 raw counts.
             shifts: (n, 2) ``[dy, dx]``, pixels, that center them on the reference.
+            which: (m,) numbers of those that show a beam.
         """
         every = self._config.ellipse_every
         start = 0
-        while start < len(frames):
+        while start < len(which):
             stop = start + every - round(self._window.patterns)
-            self._window.add(frames[start:stop], shifts[start:stop], self._valid)
+            self._average(frames, shifts, which[start:stop])
             start = stop
             if round(self._window.patterns) >= every:
                 window, self._window = self._window, self._new_sum()
                 self._close(window)
+
+    def _average(self, frames: Tensor, shifts: Tensor, which: Tensor) -> None:
+        def add_up(part: slice) -> PatternSum:
+            total, few = self._new_sum(), which[part]
+            total.add(frames[few], shifts[few], self._valid)
+            return total
+
+        for total in self._backend.spread(add_up, len(which)):
+            self._window.merge(total)
 
     def see(self, beams: list[bool]) -> None:
         """Take note of which frames showed a beam; a locked calibration is lost without any."""

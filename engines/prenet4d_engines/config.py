@@ -43,7 +43,7 @@ class CorrectorConfig(BaseModel):
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Arithmetic inside the networks; ``auto``: the fastest that agrees with float32 here."""
     threads: Annotated[int, Field(ge=1)] | None = None
-    """CPU threads for the networks, set for the whole process; unset: all cores but one."""
+    """CPU threads, each for frames of its own; unset: one for each core."""
 
     @model_validator(mode="after")
     def _can_lock(self) -> Self:

@@ -110,15 +110,12 @@ class Corrector:
         Raises:
             FrameError: the arrays are not those of this acquisition; nothing was changed.
         """
-        raw = self._checked_frames(frames, indices)
-        electrons = raw / self._gain if self._gain != 1 else raw
-        if self._valid is not None:
-            electrons = torch.where(self._valid, electrons, 0.0)
-        dose = electrons.sum((1, 2))
-        blank = dose <= 0
-
-        denoised = self._denoise(electrons, blank)
-        single, sigma, beam = self._find_centers(electrons, ~blank)
+        self._check(frames, indices)
+        n, (h, w), device = len(frames), self.frame_shape, self.backend.device
+        # Of each frame the denoised and the raw one, which one resampling moves together.
+        both = torch.empty((n, 2, h, w), device=device)
+        looks = self.backend.spread(lambda part: self._look(frames[part], both[part]), n)
+        single, sigma, beam, dose, saturated = map(np.concatenate, zip(*looks, strict=True))
         tracked, tracked_sigma, outlier = self._tracker.update(indices, single, sigma, beam)
         # Before the first beam nothing is known: the frame stays where it is.
         unknown = np.isnan(tracked[:, 0])
@@ -131,18 +128,23 @@ class Corrector:
 
         calibrator = self._calibrator
         ellipticity, reading = calibrator.ellipticity, calibrator.reading
-        both = resample(
-            torch.stack((denoised, raw), dim=1),
-            torch.from_numpy(applied),
-            self.reference_center,
-            ellipticity,
-            self._valid,
-        )
-        corrected, aligned = (part.cpu().numpy() for part in both.unbind(1))
-        self._average(raw, shift, beam, outlier)
+        calibrator.see(beam.tolist())
+        good = torch.from_numpy(np.flatnonzero(beam & ~outlier)).to(device)
+        calibrator.add(both[:, 1], torch.from_numpy(shift).to(device), good)
         if self._detectors.searching:
             self._detectors.find(*self.mean())
-        virtual = self._detectors.measure(both[:, 1])
+        moved = torch.empty((2, n, h, w), device=device)
+        centers = torch.from_numpy(applied)
+
+        def straighten(part: slice) -> Float32:
+            resample(
+                *(both[part], centers[part], self.reference_center, ellipticity, self._valid),
+                out=moved[:, part].transpose(0, 1),
+            )
+            return self._detectors.measure(moved[1, part])
+
+        virtual = np.concatenate(self.backend.spread(straighten, n))
+        corrected, aligned = moved.cpu().numpy()
         sigmas = ellipticity.sigmas(reading.sigma) if reading else (None, None)
         return CorrectedBatch(
             indices=indices,
@@ -154,8 +156,8 @@ class Corrector:
             tracked_sigma=tracked_sigma.astype(np.float32),
             shift=shift.astype(np.float32),
             shift_sigma=applied_sigma.astype(np.float32),
-            dose=dose.cpu().numpy(),
-            flags=self._flags(electrons, dose, beam, outlier),
+            dose=dose,
+            flags=self._flags(dose, beam, outlier, saturated),
             ellipticity=ellipticity,
             ratio_sigma=sigmas[0],
             theta_sigma=sigmas[1],
@@ -237,6 +239,35 @@ class Corrector:
         """Measure the next frames with these virtual detectors; ``None``: find their radii."""
         self._detectors.set(radii)
 
+    def _look(self, frames: npt.NDArray[Any], both: Tensor) -> tuple[npt.NDArray[Any], ...]:
+        """Look at some frames, each on its own.
+
+        Args:
+            frames: (m, h, w) counts.
+            both: (m, 2, h, w): takes the denoised and the raw counts.
+
+        Returns:
+            Centers and sigmas (m, 2), which of them to use (m,), electrons (m,), and whether a
+            pixel is saturated (m,).
+        """
+        raw = both[:, 1]
+        raw.copy_(torch.from_numpy(frames.astype(np.float32)))
+        if frames.dtype.kind == "f":
+            raw.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0).clamp_(min=0.0)
+        electrons = raw / self._gain if self._gain != 1 else raw
+        if self._valid is not None:
+            electrons = torch.where(self._valid, electrons, 0.0)
+        dose = electrons.sum((1, 2))
+        both[:, 0] = self._denoise(electrons, dose <= 0)
+        saturated = torch.zeros_like(dose, dtype=torch.bool)
+        if self._saturation is not None:
+            saturated = electrons.amax((1, 2)) * self._gain >= self._saturation
+        return (
+            *self._find_centers(electrons, dose > 0),
+            dose.cpu().numpy(),
+            saturated.cpu().numpy(),
+        )
+
     def _denoise(self, electrons: Tensor, blank: Tensor) -> Tensor:
         x, context = denoiser.stabilise(electrons, self._mask)
         denoised = denoiser.restore(self.backend.denoise(x), context)
@@ -261,32 +292,18 @@ class Corrector:
             beam.cpu().numpy(),
         )
 
-    def _average(
-        self,
-        raw: Tensor,
-        shift: npt.NDArray[np.float64],
-        beam: npt.NDArray[np.bool_],
-        outlier: npt.NDArray[np.bool_],
-    ) -> None:
-        good = np.flatnonzero(beam & ~outlier)
-        self._calibrator.see(beam.tolist())
-        self._calibrator.add(raw[torch.from_numpy(good)], torch.from_numpy(shift[good]))
-
     def _flags(
         self,
-        electrons: Tensor,
-        dose: Tensor,
+        dose: Float32,
         beam: npt.NDArray[np.bool_],
         outlier: npt.NDArray[np.bool_],
+        saturated: npt.NDArray[np.bool_],
     ) -> npt.NDArray[np.uint8]:
-        doses = dose.cpu().numpy()
-        flags = np.where(doses <= 0, FrameFlag.BLANK, 0)
-        flags |= np.where(doses < self.config.min_dose, FrameFlag.LOW_DOSE, 0)
+        flags = np.where(dose <= 0, FrameFlag.BLANK, 0)
+        flags |= np.where(dose < self.config.min_dose, FrameFlag.LOW_DOSE, 0)
         flags |= np.where(beam, 0, FrameFlag.NO_BEAM)
         flags |= np.where(outlier, FrameFlag.OUTLIER, 0)
-        if self._saturation is not None:
-            highest = electrons.amax((1, 2)).cpu().numpy() * self._gain
-            flags |= np.where(highest >= self._saturation, FrameFlag.SATURATED, 0)
+        flags |= np.where(saturated, FrameFlag.SATURATED, 0)
         return flags.astype(np.uint8)
 
     def _checked_mask(self, mask: npt.NDArray[np.bool_] | None) -> tuple[Tensor, Tensor | None]:
@@ -302,8 +319,7 @@ class Corrector:
         valid = torch.tensor(mask, dtype=torch.bool, device=self.backend.device)
         return valid, valid
 
-    def _checked_frames(self, frames: npt.NDArray[Any], indices: npt.NDArray[np.int64]) -> Tensor:
-        """Return the frames as float32 counts on the backend's device, finite and not negative."""
+    def _check(self, frames: npt.NDArray[Any], indices: npt.NDArray[np.int64]) -> None:
         if frames.ndim != 3 or frames.shape[1:] != self.frame_shape:
             raise FrameError(
                 f"Frames come as (n, {self.frame_shape[0]}, {self.frame_shape[1]}), "
@@ -316,7 +332,3 @@ class Corrector:
                 f"Each of the {len(frames)} frames needs one integer index; "
                 f"{indices.dtype} {indices.shape} came."
             )
-        raw = torch.from_numpy(frames.astype(np.float32)).to(self.backend.device)
-        if frames.dtype.kind == "f":
-            raw = raw.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0).clamp_(min=0.0)
-        return raw

@@ -29,6 +29,8 @@ def resample(
     reference: tuple[float, float],
     ellipticity: Ellipticity,
     valid: Tensor | None = None,
+    *,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Center and undistort images in one interpolation: out(p) = image(c + D (p − c_ref)).
 
@@ -44,6 +46,7 @@ def resample(
         reference: ``(cy, cx)`` where the centers shall lie afterwards.
         ellipticity: the distortion to take out.
         valid: (h, w) bool, ``False`` where a pixel is not to be trusted; ``None``: all are.
+        out: takes the result, where given.
 
     Returns:
         (n, k, h, w) float32, NaN where there is no source.
@@ -65,10 +68,9 @@ def resample(
     half = ((size - 1) / 2).to(device, torch.float32)[:, None, None]
     tolerance = 1 + 1e-3 * scale.to(device, torch.float32)[:, None, None]
 
-    # Each channel is contiguous: it is one output.
-    out = torch.empty((k, n, h, w), dtype=torch.float32, device=device).transpose(0, 1)
-    # A few frames at a time: the coordinates stay in the cache, and every thread has one.
-    step = max(torch.get_num_threads(), 4) if device.type == "cpu" else n
+    if out is None:
+        out = torch.empty((n, k, h, w), dtype=torch.float32, device=device)
+    step = 4 if device.type == "cpu" else n  # a few at a time: the coordinates stay in the cache
     for start in range(0, n, step):
         part = slice(start, start + step)
         grid = (middles[part, :, None] + columns)[:, :, None, :] + rows[:, :, None]  # (m, 2, h, w)

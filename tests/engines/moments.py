@@ -5,16 +5,25 @@ work (geometry, track, calibration, states) can be tested whatever the shipped w
 """
 
 import math
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from prenet4d_engines.models import center, ellipse
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 class MomentBackend:
     name = "moments"
     description = "Center of mass and ring radius; for tests."
     device = torch.device("cpu")
+
+    def spread(self, work: Callable[[slice], T], n: int) -> list[T]:
+        """In two parts, so that what is put together again is tested, too."""
+        half = n // 2
+        return [work(part) for part in (slice(0, half), slice(half, n))]
 
     def denoise(self, x: Tensor) -> Tensor:
         return torch.zeros(x.shape[0], 1, *x.shape[2:])

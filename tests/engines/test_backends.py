@@ -1,6 +1,7 @@
 """Backends run the three networks; a faster arithmetic must agree with float32."""
 
 import copy
+import threading
 
 import numpy as np
 import pytest
@@ -98,13 +99,20 @@ def test_it_says_what_it_is_and_why():
     assert "\n" not in backend.description
 
 
-def test_threads_are_set():
-    before = torch.get_num_threads()
-    try:
-        assert "with 1 threads" in select("torch", precision="float32", threads=1).description
-        assert torch.get_num_threads() == 1
-    finally:
-        torch.set_num_threads(before)
+def test_each_thread_gets_frames_of_its_own():
+    backend = select("torch", precision="float32", threads=3)
+    assert "with 3 threads" in backend.description
+    for n in (0, 1, 2, 3, 7, 32):
+        met = threading.Barrier(min(n, 3) or 1)
+
+        def work(part, met=met):
+            met.wait(20)  # they work at the same time
+            assert torch.is_inference_mode_enabled()
+            return list(range(part.start, part.stop))
+
+        done = backend.spread(work, n)
+        assert len(done) <= 3
+        assert [frame for part in done for frame in part] == list(range(n))
 
 
 def test_what_does_not_run_here_is_refused():

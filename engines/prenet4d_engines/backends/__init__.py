@@ -28,7 +28,7 @@ def select(
         name: ``tensorrt``, ``torch``, or ``auto``.
         precision: arithmetic of the networks in torch; ``auto``: the fastest that agrees with
             float32. Where another than float16 is asked for, ``auto`` does not take TensorRT.
-        threads: CPU threads, set for the whole process; ``None``: all cores but one.
+        threads: CPU threads; ``None``: one for each core.
         engines: folder of the built engines; ``None``: the user's cache folder.
 
     Raises:

@@ -6,10 +6,13 @@ counts, decoding centers, resampling) needs FP32 and is written once, outside.
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 class Backend(Protocol):
@@ -28,6 +31,19 @@ class Backend(Protocol):
     @property
     def device(self) -> torch.device:
         """Where inputs must lie and outputs will."""
+        ...
+
+    def spread(self, work: Callable[[slice], T], n: int) -> list[T]:
+        """Do some work on ``n`` frames, in as many parts as the device works on at a time.
+
+        Args:
+            work: given the frames of one part; called in inference mode, from several threads at
+                once where there are several parts.
+            n: frames in all.
+
+        Returns:
+            What ``work`` returned for each part, in order.
+        """
         ...
 
     def denoise(self, x: Tensor) -> Tensor:

@@ -2,15 +2,21 @@
 
 On the CPU: channels-last, float32; bfloat16 for each network where the processor has units for it
 and the results agree with float32 (see ``parity``). The ellipse network runs once in many frames
-and stays in float32. On an NVIDIA GPU: float16, channels-last, under the same check; that path is
-written as plainly as possible and has not been measured.
+and stays in float32. Each core works through frames of its own, from the first layer to the last:
+threads that share every layer wait for the slowest of them each time, and one other busy process
+slows them down many times over.
+
+On an NVIDIA GPU: float16, channels-last, under the same check; that path is written as plainly as
+possible and has not been measured.
 """
 
 from __future__ import annotations
 
 import copy
 import os
-from typing import Literal
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +29,7 @@ from prenet4d_engines.errors import BackendError
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+T = TypeVar("T")
 _OFTEN: tuple[weights.Name, ...] = ("denoise", "center")
 """The networks that read every frame; the ellipse network, once in many, stays in float32."""
 _SHORT = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
@@ -34,7 +41,8 @@ class TorchBackend:
     Args:
         precision: ``auto`` takes the fastest arithmetic that agrees with float32 here; any other is
             used as it is.
-        threads: CPU threads, set for the whole process; ``None``: all cores but one.
+        threads: CPU threads, each for frames of its own; ``None``: one for each core. For the whole
+            process, torch itself is told to share no operation among threads.
         device: ``cpu`` or ``cuda``; ``None`` takes the GPU if torch sees one.
 
     Raises:
@@ -60,15 +68,17 @@ class TorchBackend:
             raise BackendError(
                 "float16 needs an NVIDIA GPU; on the CPU choose auto, float32 or bfloat16."
             )
+        self._threads = 1 if on_gpu else threads or _cores()
+        self._pool = ThreadPoolExecutor(self._threads, "correct")
         if not on_gpu:
-            torch.set_num_threads(threads or min(torch.get_num_threads(), _spare_cores()))
+            torch.set_num_threads(1)
 
         exact = {name: folded(weights.load(name)) for name in weights.NAMES}
         self._networks = {name: self._in(torch.float32, net) for name, net in exact.items()}
         where = (
             torch.cuda.get_device_name(self.device)
             if on_gpu
-            else f"the CPU with {torch.get_num_threads()} threads"
+            else f"the CPU with {self._threads} threads"
         )
         why = "as asked" if precision != "auto" else "this CPU has no units for bfloat16"
         if precision == "auto" and (on_gpu or _has_bfloat16_units()):
@@ -81,6 +91,17 @@ class TorchBackend:
             f"PyTorch on {where}: denoiser in {used['denoise']}, center in {used['center']}, "
             f"ellipse in {used['ellipse']} ({why})."
         )
+
+    def spread(self, work: Callable[[slice], T], n: int) -> list[T]:
+        """Do some work on ``n`` frames; see ``Backend.spread``."""
+        size = -(-n // self._threads)
+        parts = [slice(start, min(start + size, n)) for start in range(0, max(n, 1), size or 1)]
+
+        @torch.inference_mode()
+        def do(part: slice) -> T:
+            return work(part)
+
+        return [do(parts[0])] if len(parts) == 1 else list(self._pool.map(do, parts))
 
     def denoise(self, x: Tensor) -> Tensor:
         """Run the denoiser: (n, C, H, W) → (n, 1, H, W), float32."""
@@ -138,11 +159,7 @@ def _has_bfloat16_units() -> bool:
     return any(capabilities.get(unit) for unit in ("avx512_bf16", "amx_bf16", "bf16", "arm_bf16"))
 
 
-def _spare_cores() -> int:
-    """All cores but one: threads that meet at every layer wait for the slowest of them.
-
-    One other busy process, such as the one that receives frames, slows as many threads as there are
-    cores down several times over, and one fewer only a little.
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, (cores or 1) - 1)
+def _cores() -> int:
+    """Cores that this process may use."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return allowed or 1

@@ -59,7 +59,6 @@ class Networks:
         reading = read_ellipticity(image, reference_center(mean.shape), self.backend)
         return np.array(reading.ellipticity.vector), reading.sigma
 
-    @torch.inference_mode()
     def _batched(
         self,
         step: Callable[[Tensor, Tensor], tuple[Tensor, ...]],
@@ -67,13 +66,17 @@ class Networks:
         masks: NDArray[np.bool_],
     ) -> tuple[NDArray[np.float32], ...]:
         device = self.backend.device
-        parts = [
-            step(
-                torch.from_numpy(frames[i : i + BATCH]).to(device),
-                torch.from_numpy(masks[i : i + BATCH]).to(device),
-            )
-            for i in range(0, len(frames), BATCH)
-        ]
+
+        def work(part: slice) -> list[tuple[Tensor, ...]]:
+            return [
+                step(
+                    torch.from_numpy(frames[i : min(i + BATCH, part.stop)]).to(device),
+                    torch.from_numpy(masks[i : min(i + BATCH, part.stop)]).to(device),
+                )
+                for i in range(part.start, part.stop, BATCH)
+            ]
+
+        parts = [done for several in self.backend.spread(work, len(frames)) for done in several]
         return tuple(torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True))
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from prenet4d_engines.errors import BackendError
 from prenet4d_engines.export import source_sha256
 from prenet4d_engines.weights import Name
 
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
 _Place = tuple[Name, tuple[int, ...]]
 """A network and the shape (C, H, W) of what it reads."""
@@ -72,6 +74,10 @@ class TensorRTBackend:
             f"{self._toolkit} on {here.name}: float16 engines ({inputs}), each compared with "
             "float32 when it was built; other shapes run in torch."
         )
+
+    def spread(self, work: Callable[[slice], T], n: int) -> list[T]:
+        """Do some work on ``n`` frames, all in one part; see ``Backend.spread``."""
+        return self._torch.spread(work, n)
 
     def denoise(self, x: Tensor) -> Tensor:
         """Run the denoiser: (n, C, H, W) → (n, 1, H, W), float32."""
