@@ -6,7 +6,8 @@ whenever there is something new, and ends when it reads ``stop`` or when the ser
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
+import os
 import select
 import signal
 import sys
@@ -70,8 +71,8 @@ def _report(summary: Summary) -> Report:
 
 
 def _say(report: Report) -> None:
-    sys.stdout.write(report.model_dump_json() + "\n")
-    sys.stdout.flush()
+    with contextlib.suppress(BrokenPipeError):  # the service is gone: nobody listens any more
+        os.write(1, report.model_dump_json().encode() + b"\n")
 
 
 def _converse(
@@ -86,7 +87,7 @@ def _converse(
             listening = bool(line)  # a service that died is noticed by its missing heartbeats
             if line.strip() == b"stop":
                 stop.set()
-        now = _report(dataclasses.replace(recorder.summary))
+        now = _report(recorder.summary)
         if now != said:
             _say(now)
             said = now

@@ -20,7 +20,7 @@ from prenet4d_server.config import LogSettings, RecordingSettings
 from prenet4d_server.errors import CommandFailed
 from prenet4d_server.notices import Level
 from prenet4d_server.recorder_process import Order, Report
-from prenet4d_server.status import RecordingStatus
+from prenet4d_server.status import RecordingState, RecordingStatus
 
 ANSWER_S = 4.0
 """How long a command waits for the process; after that its answer says how far it is."""
@@ -72,16 +72,8 @@ class Recordings:
             return None
         with self._changed:
             report = self._report or Report()
-            running = self._process is not None
-            started = running and self._report is not None
             return RecordingStatus(
-                state="idle"
-                if not running
-                else "stopping"
-                if self._stopping
-                else "recording"
-                if started
-                else "starting",
+                state=self._state(),
                 directory=str(directory),
                 free_bytes=_free(directory),
                 name=self._name,
@@ -170,6 +162,13 @@ class Recordings:
         if reader.is_alive() and process is not None:
             process.kill()
             reader.join()
+
+    def _state(self) -> RecordingState:
+        if self._process is None:
+            return "idle"
+        if self._stopping:
+            return "stopping"
+        return "starting" if self._report is None else "recording"
 
     def _path(self, name: str) -> Path:
         directory = self._settings.directory

@@ -8,6 +8,7 @@ from prenet4d_client.messages import Counters, DetectorRadii, Ellipticity, Laten
 from pydantic import BaseModel, ConfigDict
 
 Stage = Literal["queue", "compute", "total"]
+RecordingState = Literal["idle", "starting", "recording", "stopping"]
 ProcessName = Literal["service", "ingest", "recorder"]
 AlarmCode = Literal[
     "center_moved", "ellipticity_unstable", "detector_silent", "many_flagged", "many_rejected",
@@ -79,7 +80,7 @@ class MapsStatus(_Part):
 class RecordingStatus(_Part):
     """The recording that the operator starts and stops."""
 
-    state: Literal["idle", "starting", "recording", "stopping"]
+    state: RecordingState
     directory: str
     """Where all recordings go."""
     free_bytes: int

@@ -76,7 +76,7 @@ def test_without_a_scan_shape_the_store_grows(tmp_path: Path) -> None:
     assert root["maps/center"].shape == (20, 2)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(data=st.data())
 def test_patterns_may_come_in_any_order(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

@@ -13,13 +13,14 @@ import h5py
 import numpy as np
 import psutil
 import pytest
-from prenet4d_client import ControlClient
+from prenet4d_client import ControlClient, FrameSender
 from prenet4d_client.errors import CommandRefused
 from prenet4d_server.config import RecordingSettings
+from prenet4d_server.processes import RunningService
 from prenet4d_server.service import Service
 from prenet4d_server.sockets import generate_keys
 
-from .live import Listener, frames, listening, sender, settings, until
+from .live import TIMEOUT_S, Listener, frames, listening, sender, settings, until
 
 SHAPE = (16, 24)
 
@@ -68,6 +69,15 @@ def scan(service: Service, listener: Listener, n: int = 6) -> None:
         source.send(frames(n))
         source.end()
     listener.wait_for("acquisition_end", before + 1)
+
+
+def recorders(service_pid: int) -> list[psutil.Process]:
+    """The recorder processes that a service has started."""
+    return [
+        child
+        for child in psutil.Process(service_pid).children()
+        if "prenet4d_server.recorder_process" in child.cmdline()
+    ]
 
 
 def test_a_recording_holds_every_scan_between_start_and_stop(
@@ -152,11 +162,7 @@ def test_a_recorder_that_is_killed_is_told_of_and_another_can_be_started(
     client: ControlClient, listener: Listener
 ) -> None:
     started(client, "doomed")
-    (recorder,) = [
-        child
-        for child in psutil.Process().children()
-        if "prenet4d_server.recorder_process" in child.cmdline()
-    ]
+    (recorder,) = recorders(os.getpid())
     os.kill(recorder.pid, signal.SIGKILL)
     assert "died with status -9" in listener.wait_for_event("recording_failed").message
     until(lambda: client.status()["recording"]["state"] == "idle")
@@ -215,6 +221,33 @@ def test_a_service_that_stops_closes_the_recording_with_all_that_came(tmp_path: 
     with h5py.File(tmp_path / "data" / "last.h5") as file:
         assert file["prenet4d/received"][:].all()
         assert file["prenet4d"].attrs["frames_corrected"] == 6
+
+
+def test_a_service_that_is_killed_leaves_a_closed_recording(tmp_path: Path) -> None:
+    with (
+        RunningService(
+            tmp_path,
+            corrector={"backend": "identity"},
+            ring={"size": "8MiB"},
+            lossless={"heartbeat_s": 1.0},
+            recording={"directory": str(tmp_path), "keep_free": "64MiB"},
+        ) as service,
+        FrameSender(service.detector, timeout=TIMEOUT_S) as source,
+    ):
+        with ControlClient(service.control, timeout=30) as client:
+            started(client, "orphan")
+            source.start(frame_shape=SHAPE, dtype="uint16", scan_shape=(2, 3))
+            source.send(frames(3))
+            until(lambda: client.status()["recording"]["patterns"] == 3)
+        (recorder,) = recorders(service.process.pid)
+        service.process.kill()
+        service.process.wait()
+        psutil.wait_procs([recorder], timeout=TIMEOUT_S)
+        assert not recorder.is_running()
+        with h5py.File(tmp_path / "orphan.h5") as file:  # closed: it opens without more ado
+            assert file["prenet4d/received"][:].sum() == 3
+            assert b"connection was lost" in file["prenet4d"].attrs["reason"]
+        source._socket.close(0)  # nobody will take the scan's end
 
 
 def test_settings_are_checked() -> None:
