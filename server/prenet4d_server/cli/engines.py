@@ -211,7 +211,7 @@ def _table(rows: list[tuple[Sidecar, str]], last: str) -> Any:
     for name in ("network", "input", "batch", "GFLOP", "MB moved", "MB", "off float32", "for"):
         table.add_column(name, justify="left" if name in ("network", "for") else "right")
     table.add_column(last)
-    table.caption = "GFLOP, and MB at least moved: for each frame."
+    table.caption = "GFLOP, and MB at least moved: for each frame, or mean of frames (ellipse)."
     table.caption_justify = "left"
     for sidecar, said in rows:
         recipe = sidecar.recipe

@@ -106,11 +106,12 @@ class TestOnAGpu:
         with torch.inference_mode():
             first = backend.denoise(x)
         again = backend.denoise(x)
-        reference = weights.load("denoise")(x.cpu())
         assert first.dtype == torch.float32
         assert first.shape == (n, 1, 128, 128)
         torch.testing.assert_close(first, again)
-        torch.testing.assert_close(first.cpu(), reference, atol=0.05, rtol=0.02)
+        if n:  # torch itself cannot run no frames at all
+            reference = weights.load("denoise")(x.cpu()).detach()
+            torch.testing.assert_close(first.cpu(), reference, atol=0.05, rtol=0.02)
 
     def test_a_call_does_not_change_the_answer_of_the_one_before(self, built):
         backend = select("tensorrt", engines=built[0])

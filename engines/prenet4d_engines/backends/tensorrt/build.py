@@ -12,6 +12,7 @@ from prenet4d_engines.backends.tensorrt.api import (
     Module,
     NetworkDefinition,
     ProgressMonitor,
+    TimingCache,
 )
 from prenet4d_engines.backends.tensorrt.flavors import Toolkit, make_logger
 from prenet4d_engines.errors import BackendError
@@ -100,9 +101,7 @@ def build(
     profile.set_shape(INPUT, shape, shape, shape)
     config.add_optimization_profile(profile)
     # TensorRT for RTX times nothing when it builds, and has no such cache
-    timed = toolkit.flavor == "tensorrt"
-    if timed:
-        _use_timing(config, timing)
+    timings = _timing_cache(config, timing) if toolkit.flavor == "tensorrt" else None
     monitor = make_monitor(module, on_progress or (lambda _: None))
     config.progress_monitor = monitor
 
@@ -115,12 +114,11 @@ def build(
             f"{toolkit} could not build the engine of {graph.name}: "
             f"{_last(errors, 'it does not say why')}."
         )
-    kept = config.get_timing_cache() if timed else None
     return Plan(
         data=bytes(plan),
         input=ends[0],
         output=ends[1],
-        timing=bytes(kept.serialize()) if kept is not None else b"",
+        timing=bytes(timings.serialize()) if timings is not None else b"",
         seconds=time.monotonic() - started,
     )
 
@@ -192,10 +190,13 @@ def _checked_ends(
     return found[0], found[1]
 
 
-def _use_timing(config: BuilderConfig, timing: bytes) -> None:
-    for blob in (timing, b""):
-        if config.set_timing_cache(config.create_timing_cache(blob), False):
-            return
+def _timing_cache(config: BuilderConfig, known: bytes) -> TimingCache | None:
+    """Put a timing cache to use, with what is known if it fits; it must outlive the build."""
+    for blob in (known, b""):
+        cache = config.create_timing_cache(blob)
+        if cache is not None and config.set_timing_cache(cache, False):
+            return cache
+    return None
 
 
 def _last(errors: list[str], otherwise: object) -> str:
