@@ -12,9 +12,11 @@ from prenet4d_client.messages import Counters, Event
 from prenet4d_engines.batch import CorrectedBatch
 from prenet4d_engines.identity import IdentityCorrector
 from prenet4d_server.alarms import Alarms, Facts
+from prenet4d_server.cli import app
 from prenet4d_server.config import AlarmSettings
 from prenet4d_server.notices import Started
 from prenet4d_server.service import Service
+from typer.testing import CliRunner
 
 from .live import TIMEOUT_S, frames, listening, sender, settings, until
 
@@ -170,6 +172,8 @@ def test_a_silent_detector_is_told_of_and_when_it_sends_again() -> None:
         source.start(frame_shape=(16, 24), dtype="uint16", scan_shape=(2, 3))
         assert "in mid-acquisition, after" in listener.wait_for_event("detector_silent").message
         assert [alarm.code for alarm in service.status().alarms] == ["detector_silent"]
+        shown = CliRunner().invoke(app, ["status", "--control", service.endpoints["control"]])
+        assert "Detector silent for" in " ".join(shown.output.split())
         source.send(frames(2))
         listener.wait_for_event("detector_silent_cleared")
         until(lambda: "after 2 frames" in " ".join(event.message for event in listener.of("event")))

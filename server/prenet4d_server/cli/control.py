@@ -29,6 +29,7 @@ def status(
         return
     from rich.console import Console
 
+    del answer["latency_histograms"]  # for programs; the latencies' quantiles stay
     Console().print(_table(answer))
 
 
@@ -54,6 +55,9 @@ def _plain(value: object) -> str:
         return f"{value:,}"
     if isinstance(value, (list, tuple)):
         return ", ".join(_plain(each) for each in value)
+    if isinstance(value, dict):
+        pairs = (f"{name.replace('_', ' ')} {_plain(each)}" for name, each in value.items())
+        return str(value.get("message") or " ".join(pairs))
     return str(value)
 
 
