@@ -2,6 +2,8 @@
 
 import socket
 
+import pytest
+import torch
 from prenet4d_server import doctor
 
 
@@ -34,3 +36,21 @@ def test_a_missing_package_is_broken(monkeypatch):
     (finding,) = (finding for finding in doctor.examine() if finding.name == "packages")
     assert finding.verdict == "broken"
     assert finding.found == "missing: no-such-package-of-ours"
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="this torch was built with CUDA")
+@pytest.mark.parametrize(
+    ("script", "found"),
+    [
+        ("echo 'NVIDIA H100 80GB HBM3, 580.65.06'", "NVIDIA H100 80GB HBM3, driver 580.65.06"),
+        ("exit 9", "nvidia-smi is here but finds no driver"),
+    ],
+)
+def test_a_gpu_that_torch_cannot_use_is_told(monkeypatch, tmp_path, script, found):
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    (finding,) = (finding for finding in doctor.examine() if finding.name == "gpu")
+    assert (finding.verdict, finding.found) == ("missing", found)
+    assert "torch with CUDA" in finding.advice
