@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 from prenet4d_client.messages import Counters, Event, State
-from prenet4d_engines.batch import CorrectedBatch
+from prenet4d_engines.batch import CorrectedBatch, Float32
 
 from prenet4d_server.config import AlarmSettings
 from prenet4d_server.notices import Details, Level, Started
@@ -24,6 +25,7 @@ from prenet4d_server.status import AlarmCode, AlarmStatus
 
 LOOK_EVERY_S = 0.2
 CLEAR_SHARE = 0.7
+_UNSEEN = 100_000
 SHARE_OVER_S = 5.0
 """Shares of flagged and of rejected frames are taken over the last seconds …"""
 SHARE_OF_FRAMES = 64
@@ -67,12 +69,12 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """What one batch showed."""
+    """What the batches between two looks showed."""
 
     time: float
     acquisition_id: str
     center: tuple[float, float]
-    """[cy, cx] in pixels, the median over the batch; NaN where no beam was seen."""
+    """[cy, cx] in pixels, the median; NaN where no beam was seen."""
     frames: int
     flagged: int
 
@@ -92,7 +94,7 @@ class Alarms:
         self._settings = settings
         self._patterns_to_lock = patterns_to_lock
         self._tell = tell
-        self._lock = threading.Lock()
+        self._new: deque[tuple[str, Float32, npt.NDArray[np.uint8]]] = deque(maxlen=_UNSEEN)
         self._seen: list[_Seen] = []
         self._counted: deque[tuple[float, Counters]] = deque()
         self._acquisition_id = ""
@@ -120,26 +122,9 @@ class Alarms:
         if self._thread is not None:
             self._thread.join()
 
-    def see(self, acquisition_id: str, batch: CorrectedBatch, now: float | None = None) -> None:
-        """Take note of a corrected batch; called on the pipeline's thread.
-
-        Args:
-            acquisition_id: what it belongs to.
-            batch: what the corrector returned.
-            now: on the clock of ``time.monotonic``, which is asked by default.
-        """
-        centers = batch.tracked[np.isfinite(batch.tracked).all(axis=1)]
-        cy, cx = np.median(centers, axis=0) if len(centers) else (np.nan, np.nan)
-        flagged = int(np.count_nonzero(batch.flags))
-        seen = _Seen(
-            time.monotonic() if now is None else now,
-            acquisition_id,
-            (float(cy), float(cx)),
-            len(batch.flags),
-            flagged,
-        )
-        with self._lock:
-            self._seen.append(seen)
+    def see(self, acquisition_id: str, batch: CorrectedBatch) -> None:
+        """Take note of a corrected batch; called on the pipeline's thread, which has no time."""
+        self._new.append((acquisition_id, batch.tracked, batch.flags))
 
     def look(self, facts: Facts, now: float) -> None:
         """Raise and clear what the facts, and the batches seen, ask for at this moment."""
@@ -204,13 +189,7 @@ class Alarms:
 
     def _readings(self, facts: Facts, now: float) -> Iterator[Reading]:
         """Everything whose threshold is not 0."""
-        keep = max(SHARE_OVER_S, self._settings.center_moved_s)
-        with self._lock:
-            seen = self._seen = [
-                one
-                for one in self._seen
-                if one.time >= now - keep and one.acquisition_id == self._acquisition_id
-            ]
+        seen = self._seen = self._recent(now)
         for reading in (
             self._center(seen, now),
             self._ellipticity(facts, now),
@@ -222,6 +201,29 @@ class Alarms:
         ):
             if reading.threshold > 0:
                 yield reading
+
+    def _recent(self, now: float) -> list[_Seen]:
+        """What this acquisition's batches of the last seconds showed, the newest included."""
+        came = []
+        while self._new:
+            acquisition_id, tracked, flags = self._new.popleft()
+            if acquisition_id == self._acquisition_id:
+                came.append((tracked, flags))
+        keep = max(SHARE_OVER_S, self._settings.center_moved_s)
+        recent = [
+            one
+            for one in self._seen
+            if one.time >= now - keep and one.acquisition_id == self._acquisition_id
+        ]
+        if came:
+            tracked, flags = (np.concatenate(part) for part in zip(*came, strict=True))
+            centers = tracked[np.isfinite(tracked).all(axis=1)]
+            cy, cx = np.median(centers, axis=0) if len(centers) else (np.nan, np.nan)
+            flagged = int(np.count_nonzero(flags))
+            recent.append(
+                _Seen(now, self._acquisition_id, (float(cy), float(cx)), len(flags), flagged)
+            )
+        return recent
 
     def _center(self, seen: list[_Seen], now: float) -> Reading:
         over = self._settings.center_moved_s

@@ -46,7 +46,7 @@ class Watched:
 
     def see(self, centers: list[tuple[float, float]], flags: int = 0, name: str = "scan") -> None:
         """A batch has been corrected just now."""
-        self.alarms.see(name, corrected(centers, flags), self.now)
+        self.alarms.see(name, corrected(centers, flags))
 
     @property
     def standing(self) -> list[str]:
