@@ -44,7 +44,7 @@ def select(
         return TorchBackend(precision, threads=threads)
     try:
         return TensorRTBackend(cache=engines)
-    except BackendError as reason:
+    except (BackendError, OSError) as reason:
         if name == "tensorrt":
             raise
         backend = TorchBackend(precision, threads=threads)

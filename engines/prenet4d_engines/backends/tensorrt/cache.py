@@ -115,7 +115,7 @@ class EngineCache:
         folder: Where; unset: ``prenet4d/engines`` in the user's cache folder.
 
     Raises:
-        BackendError: others than the user may write there.
+        BackendError: others than the user may write there, or there is no such folder.
     """
 
     def __init__(self, folder: Path | None = None):
@@ -265,9 +265,19 @@ class EngineCache:
 
 
 def default_folder() -> Path:
-    """Return where engines lie unless a folder is given."""
+    """Return where engines lie unless a folder is given.
+
+    Raises:
+        BackendError: the user has no home.
+    """
     cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "prenet4d" / "engines"
+    try:
+        return (Path(cache) if cache else Path.home() / ".cache") / "prenet4d" / "engines"
+    except RuntimeError as error:
+        raise BackendError(
+            "There is no home folder to keep engines in: set XDG_CACHE_HOME, or corrector.engines "
+            "and --cache."
+        ) from error
 
 
 def misfit(
