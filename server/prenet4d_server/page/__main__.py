@@ -6,7 +6,6 @@ It ends with its standard input, that is, with whoever started it, however sudde
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import signal
 import socket
@@ -15,6 +14,7 @@ import threading
 
 from tornado.ioloop import IOLoop
 
+from prenet4d_server import logs
 from prenet4d_server.page.feed import Feed
 from prenet4d_server.page.settings import PageSettings
 from prenet4d_server.page.web import server
@@ -49,11 +49,9 @@ def main() -> None:
     """Read the settings from standard input, and serve on the socket that was handed over."""
     os.nice(NICENESS)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    logging.basicConfig(
-        level=logging.WARNING, format="%(asctime)s %(levelname)-7s page: %(message)s"
-    )
     told = open(sys.stdin.fileno(), "rb", buffering=0, closefd=False)  # noqa: SIM115
     settings = PageSettings.model_validate_json(told.readline())
+    logs.configure(settings.log, "page")
     stop = threading.Event()
 
     def outlive_nobody() -> None:

@@ -56,7 +56,7 @@ class Actions:
             **look(),
         )  # fmt: skip
         if operator:
-            self.file.on_change("value", lambda _attr, _old, new: self._on_file(new))
+            self.file.on_change("value", self._on_value)
 
     @property
     def roots(self) -> tuple[Any, ...]:
@@ -140,10 +140,15 @@ class Actions:
         else:
             self._do("Starting a recording", ControlClient.start_recording)
 
-    def _on_file(self, content: Any) -> None:
-        name = str(self.file.filename)
+    def _on_value(self, _attr: str, _old: object, value: str) -> None:
+        if value:
+            self._doc.add_next_tick_callback(self._on_file)  # the file's name comes after it
+
+    def _on_file(self) -> None:
+        name, content = self.file.filename, self.file.value
+        self.file.clear()  # so that the same file can be loaded again
         try:
-            document = _calibration(base64.b64decode(str(content)).decode(), name)
+            document = _calibration(base64.b64decode(content).decode(), name)
         except ValueError as error:
             self._tell("bad", f"{name} is no calibration file: {error}.")
             return

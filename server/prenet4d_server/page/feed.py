@@ -84,6 +84,8 @@ class Feed:
         self.unanswered_since: float | None = None
         self.trouble = ""
         """Why the service gives no good answer, in a sentence."""
+        self.earlier: tuple[str, ...] = ()
+        """Events from before the page's time, each with its time of day, oldest first."""
         self._events: deque[Event] = deque(maxlen=EVENTS)
         self._stop = threading.Event()
         self._threads = [
@@ -201,7 +203,7 @@ class Feed:
                     continue
 
     def _watch(self) -> None:
-        answered = time.time()
+        answered: float | None = None
         with self.client(STATUS_TIMEOUT_S) as client:
             while not self._stop.is_set():
                 try:
@@ -214,12 +216,14 @@ class Feed:
                     self.trouble = _why(error)
                     self._stop.wait(STATUS_EVERY_S)
                     continue
-                answered, self.unanswered_since = time.time(), None
+                answered, self.unanswered_since, self.trouble = time.time(), None, ""
                 self._take_status(status)
                 self._stop.wait(STATUS_EVERY_S)
 
     def _take_status(self, status: Status) -> None:
         known = self.status
+        if known is None:
+            self.earlier = status.recent_events
         if known is not None and known.publisher != status.publisher:
             self.running = False  # another life of the service
         if status.acquisition is None and known is not None and known.acquisition is not None:

@@ -75,7 +75,12 @@ class Session:
         doc.config.update(reconnect_session=False, notify_connection_status=False)
         doc.js_on_event(ConnectionLost, CustomJS(code="window.prenet4d.lose()"))
         self.update()
-        doc.add_periodic_callback(self.update, round(1000 / updates_per_second))
+        ticking = doc.add_periodic_callback(self.update, round(1000 / updates_per_second))
+
+        def rest(_event: ConnectionLost) -> None:
+            doc.remove_periodic_callback(ticking)  # the browser is gone; it will open another page
+
+        doc.on_event(ConnectionLost, rest)
 
     def update(self) -> None:
         """Show what the feed knows now; only what differs goes to the browser."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
+from prenet4d_server.config import LogSettings
+
 
 class ServiceAddress(BaseModel):
     """How to reach the service."""
@@ -27,3 +29,4 @@ class PageSettings(BaseModel):
     operator_token: str | None = None
     """Who shows it may command; ``None``: nobody may."""
     updates_per_second: float = 2.0
+    log: LogSettings = LogSettings()

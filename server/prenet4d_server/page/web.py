@@ -18,6 +18,7 @@ from bokeh.server.views.doc_handler import DocHandler
 from bokeh.server.views.ws import WSHandler
 from prenet4d_client.errors import Prenet4dError
 from prenet4d_engines.calibration import Calibration
+from prenet4d_engines.calibration_file import to_toml
 from prometheus_client import CONTENT_TYPE_LATEST
 from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPServerRequest
@@ -142,7 +143,7 @@ class Asking(RequestHandler):
             code, kind, body = await asyncio.to_thread(self._answer, self._feed)
         except Prenet4dError as error:
             code, kind = HTTPStatus.SERVICE_UNAVAILABLE, "text/plain; charset=utf-8"
-            body = f"no: {error}\n".encode()
+            body = f"{error}\n".encode()
         self.set_status(code)
         self.set_header("Content-Type", kind)
         if not kind.startswith("text/"):
@@ -168,8 +169,7 @@ def _metrics(feed: Feed) -> tuple[int, str, bytes]:
 def _calibration(feed: Feed) -> tuple[int, str, bytes]:
     with feed.client() as service:
         document = service.save_calibration()
-    text = Calibration.from_document(document).to_json()
-    return HTTPStatus.OK, "application/json", text.encode()
+    return HTTPStatus.OK, "application/toml", to_toml(Calibration.from_document(document)).encode()
 
 
 def _snapshot(feed: Feed) -> tuple[int, str, bytes]:
@@ -182,7 +182,7 @@ ANSWERS: dict[str, Callable[[Feed], tuple[int, str, bytes]]] = {
     "/metrics": _metrics,
     "/healthz": _verdict(lambda status: status.healthy),
     "/readyz": _verdict(lambda status: status.ready),
-    "/calibration.json": _calibration,
+    "/calibration.toml": _calibration,
     "/snapshot.png": _snapshot,
 }
 

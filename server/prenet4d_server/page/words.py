@@ -52,7 +52,9 @@ def banner(feed: Feed) -> str:
         )
     status = feed.status
     if status is None:
-        return _banner("watch", f"Connecting to the service at {escape(feed.service.control)} …")
+        so_far = f"{feed.trouble} yet. " if feed.trouble else ""
+        where = escape(feed.service.control)
+        return _banner("watch", f"{so_far}Connecting to the service at {where} …")
     if not status.healthy:
         return _banner("bad", "A part of the service has died: see its log, and start it again.")
     if not status.ready:
@@ -289,6 +291,11 @@ def alarms(feed: Feed) -> str:
         f'<li class="{event.level}"><time>{clock(event.time)}</time> {escape(event.message)}</li>'
         for event in reversed(feed.events)
     ]
+    told = {f"{clock(event.time)} {event.message}" for event in feed.events}
+    for event in reversed(feed.earlier):
+        if event not in told:
+            at, _, message = event.partition(" ")
+            lines.append(f'<li class="info"><time>{escape(at)}</time> {escape(message)}</li>')
     if not lines:
         return '<p class="muted">Nothing has happened yet.</p>'
     return f'<ul class="events">{"".join(lines[:60])}</ul>'

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import tomllib
 import urllib.error
 import urllib.request
 from http.cookiejar import CookieJar
@@ -162,9 +163,9 @@ def test_only_pages_from_here_may_open_the_websocket(service, page):
 
 def test_a_calibration_and_a_picture_can_be_had(service):
     url = service.endpoints["http"]
-    code, text, _ = get(url + "/calibration.json")
+    code, text, _ = get(url + "/calibration.toml")
     assert code == 200
-    assert json.loads(text)["ratio"] == 1
+    assert tomllib.loads(text.decode())["ratio"] == 1
     code, picture, _ = get(url + "/snapshot.png")
     assert code == 200
     assert picture.startswith(b"\x89PNG")
