@@ -5,7 +5,7 @@ The fields of a JSON line:
 =================  ===============================================================================
 ``time``           ISO 8601, UTC, with microseconds
 ``level``          ``debug``, ``info``, ``warning`` or ``error``
-``process``        ``service``, ``ingest`` (talks to the detector) or ``recorder``
+``process``        ``service``, ``ingest`` (talks to the detector), ``recorder`` or ``page``
 ``logger``         the module that speaks
 ``message``        the sentence
 ``acquisition_id`` of the acquisition it belongs to, or that was running; absent between them
@@ -52,18 +52,18 @@ class JsonLines(logging.Formatter):
 
 
 def configure(settings: LogSettings, process: ProcessName) -> None:
-    """Send this package's log, and Python's warnings, to standard error, once."""
+    """Send this package's log, and others' warnings, to standard error, once."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         JsonLines(process)
         if settings.format == "json"
         else logging.Formatter("%(asctime)s %(levelname)-7s %(message)s")
     )
-    for name in ("prenet4d_server", "py.warnings"):
-        logger = logging.getLogger(name)
-        logger.handlers[:] = [handler]
-        logger.setLevel(settings.level.upper())
-        logger.propagate = False
+    others, ours = logging.getLogger(), logging.getLogger("prenet4d_server")
+    others.handlers[:] = ours.handlers[:] = [handler]
+    others.setLevel("WARNING")
+    ours.setLevel(settings.level.upper())
+    ours.propagate = False
     logging.captureWarnings(True)
 
 

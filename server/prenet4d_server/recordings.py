@@ -20,6 +20,7 @@ from prenet4d_server.config import LogSettings, RecordingSettings
 from prenet4d_server.errors import CommandFailed
 from prenet4d_server.notices import Level
 from prenet4d_server.recorder_process import Order, Report
+from prenet4d_server.sockets import within_reach
 from prenet4d_server.status import RecordingState, RecordingStatus
 
 ANSWER_S = 4.0
@@ -50,9 +51,7 @@ class Recordings:
         tell: Callable[[Event], None],
     ) -> None:
         self._settings = settings
-        self._lossless = lossless.replace("//0.0.0.0:", "//127.0.0.1:").replace(
-            "//[::]:", "//[::1]:"
-        )
+        self._lossless = within_reach(lossless)
         self._server_key = server_key.decode() if server_key else None
         self._log = log
         self._tell = tell

@@ -75,6 +75,7 @@ class Service:
         self._recordings: Recordings
         self._alarms: Alarms
         self._pipeline: Pipeline
+        self._page: PageProcess | None = None
         self._work: Future[None]
         self._engine = ""
 
@@ -170,7 +171,12 @@ class Service:
             maps=self._pipeline.maps.status,
             recording=self._recordings.status,
             processes=machine.processes(
-                {"service": os.getpid(), "ingest": inlet.pid, "recorder": self._recordings.pid}
+                {
+                    "service": os.getpid(),
+                    "ingest": inlet.pid,
+                    "recorder": self._recordings.pid,
+                    "page": self._page.pid if self._page is not None else None,
+                }
             ),
             gpu=machine.gpu(),
             recent_events=tuple(
@@ -257,17 +263,20 @@ class Service:
         token = http.operator_token
         secret = secrets.token_urlsafe(16) if token is None else token.get_secret_value()
         listening, self.endpoints["http"] = listen(http.address)
-        self._page = PageProcess(listening, self._on_page_death)
-        undo.callback(self._page.close)
+        page = self._page = PageProcess(listening, self._on_page_death)
+        undo.callback(page.close)
         service = ServiceAddress(
             stream=within_reach(self.endpoints["stream"]),
             control=within_reach(self.endpoints["control"]),
             server_key=keys[0].decode() if keys else None,
             client_keys=(page_keys[0].decode(), page_keys[1].decode()) if page_keys else None,
         )
-        self._page.start(
+        page.start(
             PageSettings(
-                service=service, operator_token=secret, updates_per_second=http.updates_per_second
+                service=service,
+                operator_token=secret,
+                updates_per_second=http.updates_per_second,
+                log=self.settings.log,
             )
         )
         log.info("Operators open the page with %s/?token=%s", self.endpoints["http"], secret)

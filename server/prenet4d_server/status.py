@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 Stage = Literal["queue", "compute", "total"]
 RecordingState = Literal["idle", "starting", "recording", "stopping"]
-ProcessName = Literal["service", "ingest", "recorder"]
+ProcessName = Literal["service", "ingest", "recorder", "page"]
 AlarmCode = Literal[
     "center_moved", "ellipticity_unstable", "detector_silent", "many_flagged", "many_rejected",
     "backlog_high", "receiver_behind",

@@ -22,8 +22,8 @@ from .live import TIMEOUT_S, frames, until
 
 @pytest.fixture
 def log() -> Iterator[logging.Logger]:
-    """The package's logger, as it was found again afterwards."""
-    chosen = [logging.getLogger(name) for name in ("prenet4d_server", "py.warnings")]
+    """The package's logger; it and the root are as they were found again afterwards."""
+    chosen = [logging.getLogger("prenet4d_server"), logging.getLogger()]
     before = [(one.handlers[:], one.level, one.propagate) for one in chosen]
     yield chosen[0]
     logging.captureWarnings(False)
