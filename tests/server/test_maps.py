@@ -252,7 +252,7 @@ def test_arguments_that_make_no_sense_are_refused_and_change_nothing(
         source.send(frames(8, FRAME)[4:])
         corrected(service, 8)
         assert client.maps()[0].detectors is None  # nobody listened: nothing was measured
-        assert client.status()["reference_center"] == [7.5, 11.5]
+        until(lambda: client.status()["reference_center"] == [7.5, 11.5])
 
 
 def test_the_reference_center_can_be_moved_and_moved_back(service):
@@ -267,8 +267,7 @@ def test_the_reference_center_can_be_moved_and_moved_back(service):
         ended(service, source)
         start(source)
         source.send(frames(4, FRAME))
-        corrected(service, 4)
-        assert client.status()["reference_center"] == [5, 6.5]
+        until(lambda: client.status()["reference_center"] == [5, 6.5])
         client.clear_reference_center()
         source.send(frames(8, FRAME)[4:])
         until(lambda: client.status()["reference_center"] == [7.5, 11.5])
@@ -299,4 +298,4 @@ def test_updates_come_at_a_bounded_rate():
         source.end()
         listener.wait_for("acquisition_end")
         first, last = listener.of("maps")
-        assert (first.frames, last.frames) == (4, N)
+        assert 0 < first.frames < last.frames == N
