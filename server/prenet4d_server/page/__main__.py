@@ -6,6 +6,7 @@ It ends with its standard input, that is, with whoever started it, however sudde
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import socket
@@ -38,6 +39,8 @@ def serve_page(settings: PageSettings, listening: socket.socket, stop: threading
 
         threading.Thread(target=pass_on, daemon=True).start()
         await ended.wait()
+        # Browsers that are cut off in the middle of an update are no news.
+        logging.getLogger("bokeh").setLevel(logging.CRITICAL)
         page.stop(wait=False)
 
     listening.setblocking(False)

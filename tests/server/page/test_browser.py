@@ -361,14 +361,11 @@ def test_the_page_outlives_the_service_and_its_own_server(chromium, service_make
                     0, timeout=PATIENCE_MS
                 )
 
-                session = page.tab.evaluate(SESSION)
+                loaded = page.tab.evaluate("() => performance.timeOrigin")
                 os.kill(dashboard.pid, signal.SIGKILL)
-                page.until(lambda: page.tab.evaluate(SESSION) not in (session, None))
+                page.tab.wait_for_function("(then) => performance.timeOrigin > then", arg=loaded)
                 page.wait_until_live()
                 page.text("progress", "of 2,000")
                 assert page.tab.get_by_text("operator", exact=True).is_visible()
     finally:
         dashboard.close()
-
-
-SESSION = "() => window.Bokeh?.documents[0]?.get_model_by_name('pulse')?.id ?? null"
