@@ -110,6 +110,8 @@ class Report:
                 0.95,
             ),
         ]
+        if self.options["frame_shape"] == (256, 256):
+            goals.append(Goal("bare corrector, frames/s", self.median("bare corrector"), 100))
         if "LiberTEM-live" in self.rates:
             theirs = self.median("LiberTEM-live")
             ratio = self.median("identity, their DECTRIS V1") / theirs
