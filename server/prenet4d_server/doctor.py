@@ -156,8 +156,10 @@ def _tensorrt() -> Iterator[Finding]:
     from prenet4d_engines.backends.tensorrt.flavors import (
         HOW_TO_INSTALL,
         cuda_fault,
+        gpu,
         installed,
         load,
+        unsuited,
     )
     from prenet4d_engines.errors import BackendError
 
@@ -175,8 +177,11 @@ def _tensorrt() -> Iterator[Finding]:
         except BackendError as error:
             yield Finding("tensorrt", "note", f"{flavor}", str(error))
             continue
-        advice = "" if has_gpu else "It can only build engines here, not run them: there is no GPU."
-        yield Finding("tensorrt", "ok" if has_gpu else "note", str(toolkit), advice)
+        if has_gpu:
+            advice = unsuited(toolkit, gpu()) or ""
+        else:
+            advice = "It can only build engines here, not run them: there is no GPU."
+        yield Finding("tensorrt", "note" if advice else "ok", str(toolkit), advice)
     if has_gpu and installed():
         yield from _engines()
 

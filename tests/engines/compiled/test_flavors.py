@@ -59,3 +59,14 @@ def test_a_torch_with_cuda_that_finds_no_gpu(monkeypatch, said, sentence):
 def test_a_torch_without_cuda(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", None)
     assert flavors.cuda_fault().endswith("was built without CUDA, so no NVIDIA GPU can be used.")
+
+
+def test_a_gpu_that_tensorrt_for_rtx_does_not_know(toolkit):
+    said = flavors.unsuited(toolkit, flavors.Gpu("NVIDIA H100", "9.0"))
+    assert said.startswith("TensorRT for RTX 1.")
+    assert "does not know the NVIDIA H100 (compute capability 9.0)" in said
+    assert "prenet4d[gpu]" in said
+    assert flavors.unsuited(toolkit, flavors.Gpu("NVIDIA RTX 4090", "8.9")) is None
+    assert flavors.unsuited(toolkit, flavors.NO_GPU) is None
+    ordinary = flavors.Toolkit("tensorrt", toolkit.module)
+    assert flavors.unsuited(ordinary, flavors.Gpu("NVIDIA H100", "9.0")) is None

@@ -203,5 +203,6 @@ class DynamicShapesKernelSpecializationStrategy(Protocol):
 class RtxModule(Protocol):
     """The module ``tensorrt_rtx``."""
 
+    ComputeCapability: object
     CudaGraphStrategy: CudaGraphStrategy
     DynamicShapesKernelSpecializationStrategy: DynamicShapesKernelSpecializationStrategy

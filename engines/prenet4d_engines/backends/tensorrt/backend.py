@@ -12,7 +12,14 @@ from torch import Tensor
 
 from prenet4d_engines.backends.tensorrt.cache import EngineCache, Sidecar
 from prenet4d_engines.backends.tensorrt.engine import Engine
-from prenet4d_engines.backends.tensorrt.flavors import Flavor, cuda_fault, gpu, installed, load
+from prenet4d_engines.backends.tensorrt.flavors import (
+    Flavor,
+    cuda_fault,
+    gpu,
+    installed,
+    load,
+    unsuited,
+)
 from prenet4d_engines.backends.torch_backend import TorchBackend
 from prenet4d_engines.errors import BackendError
 from prenet4d_engines.export import source_sha256
@@ -55,6 +62,9 @@ class TensorRTBackend:
             if usable:
                 break
         else:
+            reasons = [unsuited(each, here) for each in toolkits]
+            if all(reasons):
+                raise BackendError(reasons[0])
             raise BackendError(
                 f"There are no engines for {' or '.join(map(str, toolkits))} on {here.name} in "
                 f"{self._cache.folder}: prenet4d engines build --shape 256x256, with your "

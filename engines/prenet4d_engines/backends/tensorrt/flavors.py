@@ -10,7 +10,7 @@ from typing import Final, Literal, cast
 
 import torch
 
-from prenet4d_engines.backends.tensorrt.api import Logger, Module
+from prenet4d_engines.backends.tensorrt.api import Logger, Module, RtxModule
 from prenet4d_engines.errors import BackendError
 
 Flavor = Literal["tensorrt", "tensorrt_rtx"]
@@ -110,6 +110,19 @@ def gpu(device: torch.device | None = None) -> Gpu:
         return NO_GPU
     major, minor = torch.cuda.get_device_capability(device)
     return Gpu(torch.cuda.get_device_name(device), f"{major}.{minor}")
+
+
+def unsuited(toolkit: Toolkit, device: Gpu) -> str | None:
+    """Say in a sentence why a TensorRT cannot serve a GPU; ``None`` if it can, or there is none."""
+    if toolkit.flavor != "tensorrt_rtx" or not device:
+        return None
+    known = cast(RtxModule, toolkit.module).ComputeCapability
+    if hasattr(known, f"SM{device.capability.replace('.', '')}"):
+        return None
+    return (
+        f"{toolkit} does not know the {device.name} (compute capability {device.capability}), "
+        f"TensorRT does: {HOW_TO_INSTALL['tensorrt']}."
+    )
 
 
 def cuda_fault() -> str | None:

@@ -16,7 +16,7 @@ from prenet4d_engines.backends.parity import Deviation, Network
 from prenet4d_engines.backends.tensorrt import build
 from prenet4d_engines.backends.tensorrt.cache import EngineCache, Recipe, Sidecar, now
 from prenet4d_engines.backends.tensorrt.engine import Engine
-from prenet4d_engines.backends.tensorrt.flavors import Toolkit, cuda_fault, gpu
+from prenet4d_engines.backends.tensorrt.flavors import Toolkit, cuda_fault, gpu, unsuited
 from prenet4d_engines.errors import BackendError
 from prenet4d_engines.export import Graph, export, source_sha256
 from prenet4d_engines.graph_cost import cost
@@ -78,6 +78,9 @@ def make(
     tell = on_progress or (lambda _: None)
     if toolkit.flavor == "tensorrt" and not gpu():
         raise BackendError(f"TensorRT builds engines on the GPU they are for. {cuda_fault()}")
+    why_not = unsuited(toolkit, gpu())
+    if why_not is not None:
+        raise BackendError(why_not)
     wanted = sorted(set(batches))
     jobs = [
         (name, batch)
