@@ -23,7 +23,7 @@ from prenet4d_server.recorder_process import Order, Report
 from prenet4d_server.sockets import within_reach
 from prenet4d_server.status import RecordingState, RecordingStatus
 
-ANSWER_S = 4.0
+ANSWER_S = 3.0
 """How long a command waits for the process; after that its answer says how far it is."""
 CLOSE_S = 20.0
 _NAME = re.compile(r"\w[\w .+=-]*")

@@ -85,20 +85,19 @@ def test_a_recording_holds_every_scan_between_start_and_stop(
 ) -> None:
     assert client.status()["recording"]["state"] == "idle"
     assert started(client, "mine")["name"] == "mine"
-    assert client.status()["receivers"] == ["recorder"]
+    until(lambda: client.status()["receivers"] == ["recorder"])
     scan(service, listener)
     scan(service, listener)
     until(lambda: client.status()["recording"]["patterns"] == 12)
     recording = stopped(client)
     assert recording["files"] == ["mine.h5", "mine_002.h5"]
     assert (recording["complete"], recording["reason"]) == (True, "")
-    assert client.status()["receivers"] == []
+    until(lambda: client.status()["receivers"] == [])
     with h5py.File(folder / "mine_002.h5") as file:
         data = file["Experiments/corrected/data"]
         np.testing.assert_array_equal(data[:].reshape(6, *SHAPE), frames(6))
         assert file["prenet4d"].attrs["complete"]
-    codes = listener.codes()
-    assert "recording_started" in codes
+    listener.wait_for_event("recording_started")
     assert "12 patterns in 2 file(s)." in listener.wait_for_event("recording_stopped").message
 
 

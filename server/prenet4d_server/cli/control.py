@@ -11,6 +11,8 @@ import typer
 from prenet4d_server.cli.arguments import ControlOption, ServerKeyOption
 
 _DEFAULT = "tcp://127.0.0.1:5563"
+_RECORDER_S = 20.0
+"""How long to wait for an answer that has to wait for a process itself."""
 
 
 def status(
@@ -138,7 +140,7 @@ def start(
     """Have the service record what it publishes, into the folder that it is configured with."""
     from prenet4d_client import ControlClient
 
-    with ControlClient(control, server_key=server_key) as service:
+    with ControlClient(control, timeout=_RECORDER_S, server_key=server_key) as service:
         recording = service.start_recording(name)
     print(f"Recording {recording['name']} in {recording['directory']}: {recording['state']}.")
 
@@ -147,7 +149,7 @@ def stop(control: ControlOption = _DEFAULT, server_key: ServerKeyOption = None) 
     """Stop the recording and close its files."""
     from prenet4d_client import ControlClient
 
-    with ControlClient(control, server_key=server_key) as service:
+    with ControlClient(control, timeout=_RECORDER_S, server_key=server_key) as service:
         recording = service.stop_recording()
     for file in recording["files"]:
         print(f"{recording['directory']}/{file}")
