@@ -29,21 +29,6 @@ LINGER_MS = 500
 log = logging.getLogger(__name__)
 
 
-def numbers(values: object, count: int, form: str) -> tuple[float, ...]:
-    """Read so many numbers from a request's arguments.
-
-    Raises:
-        CommandFailed: they are none; the sentence says that ``form`` was expected.
-    """
-    if not (
-        isinstance(values, (list, tuple))
-        and len(values) == count
-        and all(isinstance(one, (int, float)) and not isinstance(one, bool) for one in values)
-    ):
-        raise CommandFailed(f"This command takes {form}.")
-    return tuple(float(one) for one in values)
-
-
 class Control:
     """A thread with a ROUTER socket and a table of commands."""
 

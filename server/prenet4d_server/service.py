@@ -18,14 +18,14 @@ import zmq
 from prenet4d_client.messages import Event
 from prenet4d_engines.calibration import Calibration
 from prenet4d_engines.errors import EngineError
-from prenet4d_engines.virtual import DetectorRadii
 
 from prenet4d_server import logs, machine
 from prenet4d_server.alarms import Alarms, Facts
+from prenet4d_server.commands import Commands
 from prenet4d_server.config import Settings
-from prenet4d_server.control import Answer, Command, Control, numbers
+from prenet4d_server.control import Control
 from prenet4d_server.correctors import load_correctors
-from prenet4d_server.errors import CommandFailed, ConfigError, ServiceError
+from prenet4d_server.errors import ConfigError, ServiceError
 from prenet4d_server.inlet import Inlet
 from prenet4d_server.meters import Meters
 from prenet4d_server.notices import Remark
@@ -72,6 +72,7 @@ class Service:
         self._inlet: Inlet
         self._publisher: Publisher
         self._control: Control
+        self._commands: Commands
         self._recordings: Recordings
         self._alarms: Alarms
         self._pipeline: Pipeline
@@ -107,13 +108,7 @@ class Service:
 
     def load_calibration(self, calibration: Calibration) -> None:
         """Use a calibration made earlier, now and for the acquisitions to come."""
-        self._load_calibration(calibration.model_dump())
-
-    def _load_calibration(self, document: object) -> None:
-        correction = self._pipeline.correction
-        self._pipeline.command(
-            lambda: correction.load(document), "calibration_loaded", "A calibration was loaded."
-        )
+        self._commands.load_calibration({"calibration": calibration.model_dump()})
 
     @property
     def acquisition_id(self) -> str:
@@ -254,7 +249,8 @@ class Service:
         if settings.http.enabled:
             self._start_page(undo, keys, page_keys)
         # Bound early, answering once there is something to tell, and until all is drained.
-        self._control.start(self._commands())
+        self._commands = Commands(settings, self._pipeline, self._recordings, self.status)
+        self._control.start(self._commands.table())
 
     def _start_page(
         self, undo: contextlib.ExitStack, keys: KeyPair | None, page_keys: KeyPair | None
@@ -307,122 +303,12 @@ class Service:
     def _on_remark(self, remark: Remark) -> None:
         self._pipeline.on_remark(remark)
 
-    def _recording(self) -> dict[str, Any]:
-        status = self._recordings.status
-        return {} if status is None else status.model_dump(mode="json")
-
     def _stop_pipeline(self) -> None:
         self._publisher.hasten(self.settings.drain_s)
         self._pipeline.stop()
 
     def _addresses(self) -> str:
         return ", ".join(f"{name} {address}" for name, address in self.endpoints.items())
-
-    def _calibration(self, with_descan: bool) -> dict[str, Any]:
-        """The calibration in use, on the pipeline's thread."""
-        calibration = self._pipeline.correction.calibration()
-        if with_descan:
-            if (fit := self._pipeline.maps.latest_descan()) is None:
-                raise CommandFailed(
-                    "There is no fit of the descan yet: too little of a scan was seen. "
-                    "Save the calibration without it, or wait."
-                )
-            calibration = calibration.model_copy(update={"descan": fit})
-        return calibration.model_dump(mode="json")
-
-    # --- commands, on the control thread ---------------------------------------------------------
-
-    def _commands(self) -> dict[str, Command]:
-        pipeline, correction = self._pipeline, self._pipeline.correction
-
-        def status(_: dict[str, Any]) -> Answer:
-            return self.status().model_dump(mode="json"), {}
-
-        def config(_: dict[str, Any]) -> Answer:
-            return self.settings.model_dump(mode="json"), {}
-
-        def freeze(_: dict[str, Any]) -> Answer:
-            pipeline.command(correction.freeze, "frozen", "The operator froze the ellipticity.")
-            return {}, {}
-
-        def unfreeze(_: dict[str, Any]) -> Answer:
-            said = "The operator lets the ellipticity follow the patterns."
-            pipeline.command(correction.unfreeze, "unfrozen", said)
-            return {}, {}
-
-        def recalibrate(_: dict[str, Any]) -> Answer:
-            said = "The operator has the ellipticity found anew."
-            pipeline.command(correction.recalibrate, "recalibrating", said)
-            return {}, {}
-
-        def save_calibration(arguments: dict[str, Any]) -> Answer:
-            with_descan = arguments.get("descan") is True
-            return pipeline.call(lambda: self._calibration(with_descan)), {}
-
-        def load_calibration(arguments: dict[str, Any]) -> Answer:
-            self._load_calibration(arguments.get("calibration"))
-            return {}, {}
-
-        def start_recording(arguments: dict[str, Any]) -> Answer:
-            name = arguments.get("name")
-            if not (name is None or isinstance(name, str)):
-                raise CommandFailed("The name of a recording is a text.")
-            self._recordings.start(name)
-            return self._recording(), {}
-
-        def stop_recording(_: dict[str, Any]) -> Answer:
-            self._recordings.stop()
-            return self._recording(), {}
-
-        def set_reference_center(arguments: dict[str, Any]) -> Answer:
-            cy, cx = numbers(arguments.get("center"), 2, "center: [cy, cx] in pixels")
-            said = f"The operator moved the reference center to ({cy:g}, {cx:g}) px."
-            pipeline.command(
-                lambda: correction.set_reference_center((cy, cx)), "reference_center_set", said
-            )
-            return {}, {}
-
-        def clear_reference_center(_: dict[str, Any]) -> Answer:
-            said = "The operator moved the reference center back to where it was."
-            pipeline.command(
-                lambda: correction.set_reference_center(None), "reference_center_cleared", said
-            )
-            return {}, {}
-
-        def set_detectors(arguments: dict[str, Any]) -> Answer:
-            names = ("bright_field_radius", "annular_inner", "annular_outer")
-            given = [arguments.get(name) for name in names]
-            bright, inner, outer = numbers(given, 3, f"{', '.join(names)}, in pixels")
-            said = (
-                f"The operator set the virtual detectors: bright field up to {bright:g} px, "
-                f"annular dark field from {inner:g} to {outer:g} px."
-            )
-            pipeline.command(
-                lambda: correction.set_detectors(DetectorRadii(bright, inner, outer)),
-                "detectors_set",
-                said,
-            )
-            return {}, {}
-
-        def clear_detectors(_: dict[str, Any]) -> Answer:
-            said = "The operator lets the virtual detectors be found from the pattern."
-            pipeline.command(lambda: correction.set_detectors(None), "detectors_cleared", said)
-            return {}, {}
-
-        def maps(arguments: dict[str, Any]) -> Answer:
-            return pipeline.call(lambda: pipeline.maps.whole(arguments.get("newer_than")))
-
-        def snapshot(_: dict[str, Any]) -> Answer:
-            mean = pipeline.call(correction.mean)
-            arrays = {} if mean is None else {"mean": mean[0]}
-            return self.status().model_dump(mode="json"), arrays
-
-        commands = (
-            status, config, freeze, unfreeze, recalibrate, save_calibration, load_calibration,
-            set_reference_center, clear_reference_center, set_detectors, clear_detectors, maps,
-            snapshot, start_recording, stop_recording,
-        )  # fmt: skip
-        return {command.__name__: command for command in commands}
 
 
 def _log_failure(work: Future[None]) -> None:

@@ -1,0 +1,189 @@
+"""What the service does when a control client asks for it; on the control thread.
+
+Whatever touches the corrector is handed to the pipeline's thread, between two batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from prenet4d_engines.virtual import DetectorRadii
+
+from prenet4d_server.config import Settings
+from prenet4d_server.control import Answer, Command
+from prenet4d_server.errors import CommandFailed
+from prenet4d_server.pipeline import Pipeline
+from prenet4d_server.recordings import Recordings
+from prenet4d_server.status import Status
+
+_RADII = ("bright_field_radius", "annular_inner", "annular_outer")
+
+
+class Commands:
+    """The commands, each a method that takes the request's arguments and returns its answer.
+
+    Every one of them raises CommandFailed to refuse, with a sentence for the client.
+
+    Args:
+        settings: the service's.
+        pipeline: carries out what concerns the corrector.
+        recordings: those that the operator starts and stops.
+        status: tells what the service is doing.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        pipeline: Pipeline,
+        recordings: Recordings,
+        status: Callable[[], Status],
+    ) -> None:
+        self._settings, self._pipeline, self._recordings = settings, pipeline, recordings
+        self._correction = pipeline.correction
+        self._status = status
+
+    def table(self) -> dict[str, Command]:
+        """Every command under its name on the wire, which is its method's."""
+        commands = (
+            self.status, self.config, self.freeze, self.unfreeze, self.recalibrate,
+            self.save_calibration, self.load_calibration, self.set_reference_center,
+            self.clear_reference_center, self.set_detectors, self.clear_detectors, self.maps,
+            self.snapshot, self.start_recording, self.stop_recording,
+        )  # fmt: skip
+        return {command.__name__: command for command in commands}
+
+    def status(self, _: dict[str, Any]) -> Answer:
+        """What the service is doing."""
+        return self._status().model_dump(mode="json"), {}
+
+    def config(self, _: dict[str, Any]) -> Answer:
+        """What it was told to do."""
+        return self._settings.model_dump(mode="json"), {}
+
+    def freeze(self, _: dict[str, Any]) -> Answer:
+        """Keep the ellipticity."""
+        said = "The operator froze the ellipticity."
+        self._pipeline.command(self._correction.freeze, "frozen", said)
+        return {}, {}
+
+    def unfreeze(self, _: dict[str, Any]) -> Answer:
+        """Let it follow the patterns."""
+        said = "The operator lets the ellipticity follow the patterns."
+        self._pipeline.command(self._correction.unfreeze, "unfrozen", said)
+        return {}, {}
+
+    def recalibrate(self, _: dict[str, Any]) -> Answer:
+        """Find it anew."""
+        said = "The operator has the ellipticity found anew."
+        self._pipeline.command(self._correction.recalibrate, "recalibrating", said)
+        return {}, {}
+
+    def save_calibration(self, arguments: dict[str, Any]) -> Answer:
+        """The calibration in use, with the fit of the descan where ``descan`` is true."""
+        with_descan = arguments.get("descan") is True
+        return self._pipeline.call(lambda: self._calibration(with_descan)), {}
+
+    def load_calibration(self, arguments: dict[str, Any]) -> Answer:
+        """Use ``calibration``, now and for the acquisitions to come."""
+        document = arguments.get("calibration")
+        self._pipeline.command(
+            lambda: self._correction.load(document),
+            "calibration_loaded",
+            "A calibration was loaded.",
+        )
+        return {}, {}
+
+    def set_reference_center(self, arguments: dict[str, Any]) -> Answer:
+        """Move centers to ``center``."""
+        cy, cx = _numbers(arguments.get("center"), 2, "center: [cy, cx] in pixels")
+        self._pipeline.command(
+            lambda: self._correction.set_reference_center((cy, cx)),
+            "reference_center_set",
+            f"The operator moved the reference center to ({cy:g}, {cx:g}) px.",
+        )
+        return {}, {}
+
+    def clear_reference_center(self, _: dict[str, Any]) -> Answer:
+        """Move centers back to where they were moved at first."""
+        self._pipeline.command(
+            lambda: self._correction.set_reference_center(None),
+            "reference_center_cleared",
+            "The operator moved the reference center back to where it was.",
+        )
+        return {}, {}
+
+    def set_detectors(self, arguments: dict[str, Any]) -> Answer:
+        """Measure with virtual detectors of these radii."""
+        given = [arguments.get(name) for name in _RADII]
+        bright, inner, outer = _numbers(given, 3, f"{', '.join(_RADII)}, in pixels")
+        self._pipeline.command(
+            lambda: self._correction.set_detectors(DetectorRadii(bright, inner, outer)),
+            "detectors_set",
+            f"The operator set the virtual detectors: bright field up to {bright:g} px, "
+            f"annular dark field from {inner:g} to {outer:g} px.",
+        )
+        return {}, {}
+
+    def clear_detectors(self, _: dict[str, Any]) -> Answer:
+        """Find the radii from the pattern."""
+        said = "The operator lets the virtual detectors be found from the pattern."
+        self._pipeline.command(
+            lambda: self._correction.set_detectors(None), "detectors_cleared", said
+        )
+        return {}, {}
+
+    def maps(self, arguments: dict[str, Any]) -> Answer:
+        """The whole scan maps."""
+        newer_than = arguments.get("newer_than")
+        return self._pipeline.call(lambda: self._pipeline.maps.whole(newer_than))
+
+    def snapshot(self, _: dict[str, Any]) -> Answer:
+        """The status and the running mean."""
+        mean = self._pipeline.call(self._correction.mean)
+        arrays = {} if mean is None else {"mean": mean[0]}
+        return self._status().model_dump(mode="json"), arrays
+
+    def start_recording(self, arguments: dict[str, Any]) -> Answer:
+        """Record, into files called ``name``."""
+        name = arguments.get("name")
+        if not (name is None or isinstance(name, str)):
+            raise CommandFailed("The name of a recording is a text.")
+        self._recordings.start(name)
+        return self._recording()
+
+    def stop_recording(self, _: dict[str, Any]) -> Answer:
+        """Close the recording's files."""
+        self._recordings.stop()
+        return self._recording()
+
+    def _recording(self) -> Answer:
+        status = self._recordings.status
+        return ({} if status is None else status.model_dump(mode="json")), {}
+
+    def _calibration(self, with_descan: bool) -> dict[str, Any]:
+        """The calibration in use, on the pipeline's thread."""
+        calibration = self._correction.calibration()
+        if with_descan:
+            if (fit := self._pipeline.maps.latest_descan()) is None:
+                raise CommandFailed(
+                    "There is no fit of the descan yet: too little of a scan was seen. "
+                    "Save the calibration without it, or wait."
+                )
+            calibration = calibration.model_copy(update={"descan": fit})
+        return calibration.model_dump(mode="json")
+
+
+def _numbers(values: object, count: int, form: str) -> tuple[float, ...]:
+    """Read so many numbers from a request's arguments.
+
+    Raises:
+        CommandFailed: they are none; the sentence says that ``form`` was expected.
+    """
+    if not (
+        isinstance(values, (list, tuple))
+        and len(values) == count
+        and all(isinstance(one, (int, float)) and not isinstance(one, bool) for one in values)
+    ):
+        raise CommandFailed(f"This command takes {form}.")
+    return tuple(float(one) for one in values)
