@@ -53,11 +53,13 @@ class MapAccumulator:
                 f"{ny} × {nx} are more."
             )
         self.scan_shape = (ny, nx)
-        self.values: Float32 = np.full((len(MAP_NAMES), ny, nx), np.nan, np.float32)
+        # The maps, and what the descan is fitted to: each frame's own center and its sigma.
+        self._everything: Float32 = np.full((len(MAP_NAMES) + 4, ny * nx), np.nan, np.float32)
+        planes = self._everything.reshape(-1, ny, nx)
+        self.values: Float32 = planes[: len(MAP_NAMES)]
         """(k, ny, nx) in the order of ``MAP_NAMES``; NaN where no frame came yet."""
+        self._centers: Float32 = planes[len(MAP_NAMES) :]
         self._filled = np.zeros((ny, nx), dtype=np.bool_)
-        # What the descan is fitted to: each frame's own center and sigma, where it has one.
-        self._centers: Float32 = np.full((4, ny, nx), np.nan, np.float32)
         self._changed: tuple[int, int, int, int] | None = None
 
     @property
@@ -83,19 +85,17 @@ class MapAccumulator:
         inside = (batch.indices >= 0) & (batch.indices < ny * nx)
         if not inside.any():
             return
-        y, x = np.divmod(batch.indices[inside], nx)
+        at = batch.indices[inside]
         center = np.asarray(batch.reference_center, np.float32) - batch.shift
-        sigma = np.sqrt((batch.shift_sigma**2).mean(axis=1, keepdims=True))
-        virtual = batch.virtual
-        if virtual is None:
-            virtual = np.full((len(batch.indices), len(VIRTUAL_NAMES)), np.nan, np.float32)
-        rows = np.concatenate((virtual, center, sigma, batch.flags[:, None]), axis=1)
-        self.values[:, y, x] = rows[inside].T
-        measured = np.concatenate((batch.center, batch.center_sigma), axis=1)
-        measured[(batch.flags & _NOT_MEASURED) != 0] = np.nan
-        self._centers[:, y, x] = measured[inside].T
-        self._filled[y, x] = True
-        self._change(int(y.min()), int(x.min()), int(y.max()), int(x.max()))
+        sigma = np.sqrt(np.square(batch.shift_sigma).sum(axis=1) / 2)
+        virtual = np.full(len(VIRTUAL_NAMES), np.nan) if batch.virtual is None else batch.virtual
+        rows = np.empty((len(inside), len(MAP_NAMES) + 4), np.float32)
+        rows[:, :5], rows[:, 5:7], rows[:, 7], rows[:, 8] = virtual, center, sigma, batch.flags
+        rows[:, 9:11], rows[:, 11:] = batch.center, batch.center_sigma
+        rows[(batch.flags & _NOT_MEASURED) != 0, 9:] = np.nan
+        self._everything[:, at] = rows[inside].T
+        self._filled.ravel()[at] = True
+        self._change(at)
 
     def merge(self, other: MapAccumulator) -> None:
         """Take over what another accumulator of the same scan holds; its frames win."""
@@ -104,18 +104,23 @@ class MapAccumulator:
                 f"Maps of {other.scan_shape} probe positions cannot be merged into maps of "
                 f"{self.scan_shape}."
             )
-        y, x = np.nonzero(other._filled)
-        if len(y):
-            self.values[:, y, x] = other.values[:, y, x]
-            self._centers[:, y, x] = other._centers[:, y, x]
-            self._filled[y, x] = True
-            self._change(int(y.min()), int(x.min()), int(y.max()), int(x.max()))
+        at = np.flatnonzero(other._filled)
+        if len(at):
+            self._everything[:, at] = other._everything[:, at]
+            self._filled |= other._filled
+            self._change(at)
 
     def descan(self) -> Descan | None:
         """Fit the drift of the center; ``None`` where too little of the scan was seen."""
         return fit_descan(self._centers[:2], self._centers[2:])
 
-    def _change(self, top: int, left: int, bottom: int, right: int) -> None:
+    def _change(self, at: Index) -> None:
+        """What lies at these probe positions has changed."""
+        nx = self.scan_shape[1]
+        (top, left), (bottom, right) = divmod(int(at.min()), nx), divmod(int(at.max()), nx)
+        if top != bottom:
+            columns = at % nx
+            left, right = int(columns.min()), int(columns.max())
         if self._changed is not None:
             before = self._changed
             top, left = min(top, before[0]), min(left, before[1])
