@@ -2,9 +2,9 @@
 
 ::
 
-    /Experiments                  the NeXus entry: title, times, instrument, process
     /Experiments/corrected/data   (ny, nx, h, w) float32, or (n, h, w) where no scan shape is known
     /Experiments/aligned/data     the same, where asked for
+    /entry                        the same for NeXus: patterns, title, times, instrument, process
     /prenet4d/center, dose, …     what was found at each probe position, (ny, nx[, 2]) or (n[, 2])
     /prenet4d/received            (ny, nx) or (n): whether a pattern came
     /prenet4d/coverage            (h, w): the fraction of the patterns with a source at each pixel
@@ -13,12 +13,13 @@
     /prenet4d/acquisition         what was announced at its start, as attributes
     /prenet4d/provenance          JSON: versions, networks' hashes, configuration, calibration
 
-A group of patterns under ``Experiments`` is a HyperSpy signal, a py4DSTEM (EMD 1.0) datacube and a
-NeXus plot (NXdata) at once: these three put their marks in different attributes and side by side.
-NeXus' own definition for microscopes, NXem, demands more of the specimen and the instrument than a
-detector's stream knows; so the entry keeps to the base classes, which every NeXus program reads.
-The attributes of ``/prenet4d`` say which programs wrote the file, whether it is ``complete``, the
-``reason`` why not, and what became of the frames.
+A group of patterns under ``Experiments`` is a HyperSpy signal and a py4DSTEM (EMD 1.0) datacube at
+once: these put their marks in different attributes and side by side. HyperSpy has names that NeXus
+does not allow, so ``/entry`` has the datasets once more, as links, under names of its own. NeXus'
+definition for microscopes, NXem, demands more of the specimen and the instrument than a detector's
+stream knows; the entry keeps to the base classes, which every NeXus program reads. The attributes
+of ``/prenet4d`` say which programs wrote the file, whether it is ``complete``, the ``reason`` why
+not, and what became of the frames.
 
 It is written in HDF5's SWMR mode: a reader that opens it with ``swmr=True`` follows it, and all up
 to the last flush survives the writer's death. Until it is closed it opens in no other way; what a
@@ -148,7 +149,7 @@ class Hdf5Store:
         try:
             for name, value in ending.items():
                 if name == "end_time":
-                    self._file["Experiments/end_time"][()] = _fixed(value, _TEXT_BYTES)
+                    self._file["entry/end_time"][()] = _fixed(value, _TEXT_BYTES)
                 else:
                     text = isinstance(value, str)
                     self._ours.attrs.modify(
@@ -173,7 +174,7 @@ def _create(file: h5py.File, acquisition: Acquisition, options: StoreOptions) ->
             "authoring_program": program,
             "authoring_user": "",
             "NX_class": "NXroot",
-            "default": "Experiments",
+            "default": "entry",
         }
     )
     experiments = file.create_group("Experiments")
@@ -181,18 +182,18 @@ def _create(file: h5py.File, acquisition: Acquisition, options: StoreOptions) ->
         {
             "emd_group_type": "root",
             "python_class": "Root",
-            "NX_class": "NXentry",
-            "default": options.content[0],
         }
     )
     ours = file.create_group("prenet4d")
-    _describe_entry(experiments, ours, acquisition)
+    entry = file.create_group("entry")
+    entry.attrs.update({"NX_class": "NXentry", "default": options.content[0]})
+    _describe_entry(entry, ours, acquisition)
     for name in options.content:
         signal = experiments.create_group(name)
         _create_signal(signal, acquisition, _FILTERS[options.compression], options.fill)
+        _link_plot(entry.create_group(name), signal)
     ours.attrs.update(
         {
-            "NX_class": "NXcollection",
             "format": "prenet4d recording",
             "format_version": 2,
             "program": program,
@@ -246,10 +247,27 @@ def _describe_entry(entry: h5py.Group, ours: h5py.Group, acquisition: Acquisitio
     note["data"] = ours["provenance"]
 
 
+def _link_plot(plot: h5py.Group, signal: h5py.Group) -> None:
+    """The patterns of a HyperSpy signal as a NeXus plot."""
+    dims = [signal[f"dim{axis}"] for axis in range(signal["data"].ndim)]
+    names = [dim.attrs["name"] for dim in dims]
+    plot["data"] = signal["data"]
+    for name, dim in zip(names, dims, strict=True):
+        plot[name] = dim
+    plot.attrs.update(
+        {
+            "NX_class": "NXdata",
+            "signal": "data",
+            "axes": names,
+            **{f"{name}_indices": axis for axis, name in enumerate(names)},
+        }
+    )
+
+
 def _create_signal(
     group: h5py.Group, acquisition: Acquisition, filters: Mapping[str, Any], fill: Fill
 ) -> None:
-    """A HyperSpy signal, an EMD 1.0 array and a NeXus plot, all of the same dataset."""
+    """A HyperSpy signal and an EMD 1.0 array, both of the same dataset."""
     scan = acquisition.scan_shape
     h, w = acquisition.frame_shape
     navigation = ("y", "x") if scan else ("frame",)
@@ -267,10 +285,6 @@ def _create_signal(
         {
             "emd_group_type": "array",
             "python_class": "DataCube" if scan else "Array",
-            "NX_class": "NXdata",
-            "signal": "data",
-            "axes": [f"dim{axis}" for axis in range(data.ndim)],
-            **{f"dim{axis}_indices": axis for axis in range(data.ndim)},
             "package": "hyperspy",
             "package_version": "2.0",
         }

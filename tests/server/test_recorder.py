@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -195,9 +196,9 @@ def test_nexus_programs_find_the_default_plot_and_its_axes(tmp_path: Path, scan:
         axes = [plot[name] for name in plot.attrs["axes"]]
         assert [len(axis) for axis in axes] == list(data.shape)
         assert all((np.diff(axis[:]) == 1).all() for axis in axes)
-        assert [plot.attrs[f"dim{axis}_indices"] for axis in range(data.ndim)] == list(
-            range(data.ndim)
-        )
+        names = plot.attrs["axes"]
+        assert [plot.attrs[f"{name}_indices"] for name in names] == list(range(data.ndim))
+        assert data == data_of(file)
         for name in ("title", "start_time", "end_time", "entry_identifier", "program_name"):
             assert entry[name][()]
         assert entry["end_time"][()] > entry["start_time"][()]
@@ -205,6 +206,10 @@ def test_nexus_programs_find_the_default_plot_and_its_axes(tmp_path: Path, scan:
             child.attrs.get("NX_class") for child in entry.values() if isinstance(child, h5py.Group)
         }
         assert classes == {"NXdata", "NXinstrument", "NXprocess"}
+        under_names: list[str] = []
+        entry.visit(under_names.append)
+        # NeXus' own rule for names.
+        assert all(re.fullmatch(r"[a-z_]\w*", name.split("/")[-1]) for name in under_names)
         note = json.loads(entry["process/provenance/data"][()])
         assert note == provenance == json.loads(file["prenet4d/provenance"][()])
 
