@@ -121,11 +121,11 @@ def picture(name: str, images: dict[str, Image]) -> npt.NDArray[Any] | None:
 
 
 def color_range(name: str, values: npt.NDArray[Any]) -> tuple[float, float]:
-    """The values at the ends of a map's color scale: its 1st and 99th percentile."""
+    """The values at the ends of a map's color scale: its 2nd and 98th percentile."""
     known = values[np.isfinite(values)]
     if name == "flags" or not known.size:
         return 0.0, 1.0
-    low, high = (float(value) for value in np.percentile(known, (1, 99)))
+    low, high = (float(value) for value in np.percentile(known, (2, 98)))
     if name in ("center_y", "center_x"):
         most = max(abs(low), abs(high), 1e-3)
         return -most, most

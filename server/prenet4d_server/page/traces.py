@@ -91,7 +91,11 @@ class Traces:
         return columns
 
     def _figure(self, theme: Theme, chart: Chart) -> figure:
-        y_range = DataRange1d(start=0) if chart.from_zero else DataRange1d(range_padding=0.15)
+        y_range = (
+            DataRange1d(start=0, min_interval=4)
+            if chart.from_zero
+            else DataRange1d(range_padding=0.15)
+        )
         if chart.name in ("center_y", "center_x", "ratio", "theta"):
             y_range.min_interval = {"ratio": 0.002, "theta": 2.0}.get(chart.name, 1.0)
         plot = figure(

@@ -1,0 +1,47 @@
+"""Open pages without a browser: as many websockets that take everything the page's server sends.
+
+``python -m prenet4d_server.bench.visitors URL COUNT``; says ``ready`` once all are open.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+
+from tornado.httpclient import AsyncHTTPClient, HTTPRequest
+from tornado.websocket import websocket_connect
+
+NICENESS = 19
+"""Browsers run on other machines: the measured one must not pay for these."""
+_OPEN_TIMEOUT_S = 60.0
+
+
+async def visit(url: str, opened: asyncio.Event) -> None:
+    """Open the page and take what comes, for ever."""
+    answer = await AsyncHTTPClient().fetch(url, request_timeout=_OPEN_TIMEOUT_S)
+    token = answer.body.decode().split('"token":"')[1].split('"')[0]
+    request = HTTPRequest(
+        url.replace("http:", "ws:") + "/ws",
+        headers={"Origin": url, "Sec-WebSocket-Protocol": f"bokeh, {token}"},
+        request_timeout=_OPEN_TIMEOUT_S,
+    )
+    connection = await websocket_connect(request, compression_options={}, max_message_size=1 << 28)
+    while await connection.read_message() is not None:
+        opened.set()
+    raise SystemExit("The page's server has closed the connection.")
+
+
+async def main(url: str, count: int) -> None:
+    """Open so many pages, and keep them open."""
+    opened = [asyncio.Event() for _ in range(count)]
+    visitors = asyncio.gather(*(visit(url, event) for event in opened))
+    ready = asyncio.gather(*(event.wait() for event in opened))
+    await asyncio.wait((ready, visitors), return_when=asyncio.FIRST_COMPLETED)
+    print("ready", flush=True)
+    await visitors
+
+
+if __name__ == "__main__":
+    os.nice(NICENESS)
+    asyncio.run(main(sys.argv[1], int(sys.argv[2])))
