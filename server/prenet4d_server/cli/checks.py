@@ -183,6 +183,35 @@ def bench_stream(
         json_file.write_text(report.to_json() + "\n", encoding="utf-8")
 
 
+def bench_page(
+    pages: Annotated[int, typer.Option(min=1, help="How many pages are open.")] = 10,
+    seconds: Annotated[float, typer.Option(min=1, help="Length of each measurement.")] = 20.0,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns; medians are quoted.")] = 3,
+    frame: FrameOption = None,
+    backend: Annotated[
+        Literal["auto", "tensorrt", "torch", "identity"],
+        typer.Option(help="What runs the networks."),
+    ] = "auto",
+    json_file: Annotated[
+        Path | None, typer.Option("--json", dir_okay=False, help="Write all figures there.")
+    ] = None,
+) -> None:
+    """Measure what open pages cost: the service's rate with and without, in turns."""
+    from prenet4d_server.bench.page import GOAL, run
+    from prenet4d_server.cli.progress import bar
+
+    with bar("measuring") as advance:
+        report = run(
+            pages=pages, seconds=seconds, rounds=rounds, frame_shape=frame or Grid(256, 256),
+            backend=backend, say=advance,
+        )  # fmt: skip
+    for name, rates in (("no page", report.without), (f"{pages} pages", report.with_pages)):
+        print(f"{name + ' open':<16} {', '.join(f'{rate:,.1f}' for rate in rates)} frames/s")
+    print(f"Left of the rate: {report.ratio:.1%} (goal: at least {GOAL:.0%}).")
+    if json_file is not None:
+        json_file.write_text(report.to_json() + "\n", encoding="utf-8")
+
+
 def _bench_tables(report: Report) -> list[Any]:
     from rich.table import Table
 
@@ -256,5 +285,7 @@ def add_to(app: typer.Typer) -> None:
     # With a callback, `stream` stays a name of its own although it is the only one.
     bench.callback()(lambda: None)
     bench.command("stream", epilog=example)(bench_stream)
+    page_example = "Example:  [bold]prenet4d bench page --pages 10[/bold]"
+    bench.command("page", epilog=page_example)(bench_page)
     app.add_typer(bench)
     app.command(epilog="Example:  [bold]prenet4d doctor[/bold]")(doctor)
