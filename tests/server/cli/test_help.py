@@ -22,7 +22,7 @@ def test_all_commands_are_there():
     assert {path[0] for path in COMMANDS if path} == {
         *("serve", "config", "keygen", "watch", "record", "status", "freeze", "unfreeze"),
         *("recalibrate", "calibration", "simulate-detector", "replay", "train", "evaluate"),
-        "calibrate",
+        *("calibrate", "dashboard"),
         *("simulate", "demo", "bench", "doctor", "recording", "engines"),
     }
 
