@@ -25,8 +25,12 @@ VIRTUAL_NAMES = ("bright_field", "annular_dark_field", "sum", "com_y", "com_x")
 """What is measured: three sums of counts, and the center of mass relative to the reference center,
 in pixels, NaN where there are no counts."""
 
-BEYOND_THE_BEAM = 1.1
-"""The bright field detector's radius, found automatically, in radii of the direct beam's disk."""
+BEYOND_THE_BEAM, SOFT_EDGE = 1.1, 1.0
+"""The bright field detector's radius, found automatically: so many radii of the direct beam's disk,
+and so many pixels more, as its edge is soft."""
+CLEAR_OF_THE_BEAM = 1.4
+"""Where the annular dark field detector begins, in radii of the bright field detector: what the
+beam's edge sheds must not reach it."""
 SETTLED_AFTER = 64
 """Patterns in the running mean from which on automatic radii stay as they are."""
 
@@ -95,14 +99,15 @@ def find_radii(
 ) -> DetectorRadii:
     """Choose radii by a mean pattern: see :func:`beam_radius` for the arguments.
 
-    The bright field detector is a little larger than the direct beam; the annular one begins there
-    and ends with the largest circle that fits into the frame.
+    The bright field detector is a little larger than the direct beam, the annular one begins well
+    clear of it and ends with the largest circle that fits into the frame.
     """
     h, w = mean.shape
-    disk = BEYOND_THE_BEAM * max(beam_radius(mean, reference), 1.0)
+    disk = BEYOND_THE_BEAM * beam_radius(mean, reference) + SOFT_EDGE
+    hole = CLEAR_OF_THE_BEAM * disk
     cy, cx = reference
     largest = min(cy, h - 1 - cy, cx, w - 1 - cx) + 0.5
-    return DetectorRadii(disk, disk, max(largest, disk + 1.0))
+    return DetectorRadii(disk, hole, max(largest, hole + 1.0))
 
 
 class VirtualDetectors:
