@@ -151,7 +151,7 @@ class RunningService(Child):
     def __init__(self, folder: Path, **sections: dict[str, Any]) -> None:
         self.detector, self.stream, self.lossless, self.control, self.http = free_addresses(5)
         listening = {
-            name: {"address": getattr(self, name)}
+            name: {"address": getattr(self, name), **sections.pop(name, {})}
             for name in ("stream", "lossless", "control", "http")
         }
         source = {"address": self.detector, **sections.pop("source", {})}
