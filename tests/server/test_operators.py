@@ -4,9 +4,11 @@ import pytest
 import zmq
 from prenet4d_client import ControlClient, FrameSender
 from prenet4d_client.errors import CommandRefused, InvalidUse
+from prenet4d_server.cli import app
 from prenet4d_server.errors import ConfigError
 from prenet4d_server.service import Service
 from prenet4d_server.sockets import generate_keys, load_keys
+from typer.testing import CliRunner
 
 from .live import TIMEOUT_S, frames, settings, until
 
@@ -14,8 +16,13 @@ pytestmark = pytest.mark.skipif(not zmq.has("curve"), reason="this pyzmq was bui
 
 
 @pytest.fixture(scope="module")
-def operator():
-    public, secret = zmq.curve_keypair()
+def operator_file(tmp_path_factory):
+    return generate_keys(tmp_path_factory.mktemp("operator"))[1]
+
+
+@pytest.fixture(scope="module")
+def operator(operator_file):
+    public, secret = load_keys(operator_file)
     return public.decode(), secret.decode()
 
 
@@ -69,6 +76,17 @@ def test_others_may_ask_and_not_command(service, server_key):
                     getattr(asking, command)()
             with pytest.raises(CommandRefused, match="Only operators may load_calibration"):
                 asking.load_calibration({})
+
+
+def test_the_command_line_shows_the_operators_key(service, server_key, operator_file, tmp_path):
+    stranger = generate_keys(tmp_path)[1]
+    options = ["--control", service.endpoints["control"], "--server-key", server_key.decode()]
+    said = CliRunner().invoke(app, ["recalibrate", *options, "--client-key", str(operator_file)])
+    assert said.exit_code == 0, said.output
+    said = CliRunner().invoke(app, ["recalibrate", *options, "--client-key", str(stranger)])
+    assert isinstance(said.exception, CommandRefused)
+    said = CliRunner().invoke(app, ["recalibrate", *options, "--client-key", str(tmp_path)])
+    assert said.exit_code == 2
 
 
 def test_where_none_are_named_whoever_gets_in_may_command(key_file, server_key):

@@ -16,6 +16,13 @@ class Grid(NamedTuple):
     columns: int
 
 
+class ClientKeys(NamedTuple):
+    """A client's own CURVE keys, Z85."""
+
+    public: str
+    secret: str
+
+
 class Distortion(NamedTuple):
     """An ellipticity as a person writes it: the angle in degrees."""
 
@@ -92,6 +99,23 @@ def parse_server_key(text: str) -> str:
     return public.decode()
 
 
+def parse_client_key(text: str) -> ClientKeys:
+    """A secret key file that ``prenet4d keygen`` made.
+
+    Raises:
+        typer.BadParameter: it is none.
+    """
+    from prenet4d_server.errors import ConfigError
+    from prenet4d_server.sockets import load_keys
+
+    try:
+        keys = load_keys(Path(text))
+    except ConfigError as error:
+        raise typer.BadParameter(str(error)) from None
+    assert keys is not None
+    return ClientKeys(keys[0].decode(), keys[1].decode())
+
+
 def address(flags: str, text: str) -> Any:
     """An option that takes a ZeroMQ address."""
     return typer.Option(flags, parser=parse_address, metavar="ADDRESS", help=text)
@@ -129,6 +153,14 @@ ServerKeyOption: TypeAlias = Annotated[
         parser=parse_server_key,
         metavar="KEY",
         help="The service's public key or its file, where it asks for encryption.",
+    ),
+]
+ClientKeyOption: TypeAlias = Annotated[
+    ClientKeys | None,
+    typer.Option(
+        parser=parse_client_key,
+        metavar="FILE",
+        help="An operator's secret key file, where the service names its operators.",
     ),
 ]
 DataOption: TypeAlias = Annotated[

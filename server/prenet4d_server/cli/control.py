@@ -8,7 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
-from prenet4d_server.cli.arguments import ControlOption, ServerKeyOption
+from prenet4d_server.cli.arguments import (
+    ClientKeyOption,
+    ClientKeys,
+    ControlOption,
+    ServerKeyOption,
+)
 
 _DEFAULT = "tcp://127.0.0.1:5563"
 _RECORDER_S = 20.0
@@ -63,28 +68,42 @@ def _plain(value: object) -> str:
     return str(value)
 
 
-def freeze(control: ControlOption = _DEFAULT, server_key: ServerKeyOption = None) -> None:
+def freeze(
+    control: ControlOption = _DEFAULT,
+    server_key: ServerKeyOption = None,
+    client_key: ClientKeyOption = None,
+) -> None:
     """Keep the present ellipticity, whatever the patterns say, until unfreeze."""
-    _tell("freeze", control, server_key)
+    _tell("freeze", control, server_key, client_key)
     print("The calibration is frozen.")
 
 
-def unfreeze(control: ControlOption = _DEFAULT, server_key: ServerKeyOption = None) -> None:
+def unfreeze(
+    control: ControlOption = _DEFAULT,
+    server_key: ServerKeyOption = None,
+    client_key: ClientKeyOption = None,
+) -> None:
     """Let the ellipticity follow the patterns again."""
-    _tell("unfreeze", control, server_key)
+    _tell("unfreeze", control, server_key, client_key)
     print("The calibration follows the patterns.")
 
 
-def recalibrate(control: ControlOption = _DEFAULT, server_key: ServerKeyOption = None) -> None:
+def recalibrate(
+    control: ControlOption = _DEFAULT,
+    server_key: ServerKeyOption = None,
+    client_key: ClientKeyOption = None,
+) -> None:
     """Forget the running mean and the ellipticity, and find them anew."""
-    _tell("recalibrate", control, server_key)
+    _tell("recalibrate", control, server_key, client_key)
     print("The calibration starts over.")
 
 
-def _tell(command: str, control: str, server_key: str | None) -> None:
+def _tell(
+    command: str, control: str, server_key: str | None, client_key: ClientKeys | None
+) -> None:
     from prenet4d_client import ControlClient
 
-    with ControlClient(control, server_key=server_key) as service:
+    with ControlClient(control, server_key=server_key, keys=client_key) as service:
         getattr(service, command)()
 
 
@@ -116,13 +135,14 @@ def load(
     file: _File,
     control: ControlOption = _DEFAULT,
     server_key: ServerKeyOption = None,
+    client_key: ClientKeyOption = None,
 ) -> None:
     """Use a calibration that was saved."""
     from prenet4d_client import ControlClient
     from prenet4d_engines.calibration_file import read_calibration
 
     calibration = read_calibration(file)
-    with ControlClient(control, server_key=server_key) as service:
+    with ControlClient(control, server_key=server_key, keys=client_key) as service:
         service.load_calibration(calibration.model_dump(mode="json"))
     print(
         f"The service uses {file}: ratio {calibration.ratio:.4f}, "
@@ -136,20 +156,29 @@ def start(
     ] = None,
     control: ControlOption = _DEFAULT,
     server_key: ServerKeyOption = None,
+    client_key: ClientKeyOption = None,
 ) -> None:
     """Have the service record what it publishes, into the folder that it is configured with."""
     from prenet4d_client import ControlClient
 
-    with ControlClient(control, timeout=_RECORDER_S, server_key=server_key) as service:
+    with ControlClient(
+        control, timeout=_RECORDER_S, server_key=server_key, keys=client_key
+    ) as service:
         recording = service.start_recording(name)
     print(f"Recording {recording['name']} in {recording['directory']}: {recording['state']}.")
 
 
-def stop(control: ControlOption = _DEFAULT, server_key: ServerKeyOption = None) -> None:
+def stop(
+    control: ControlOption = _DEFAULT,
+    server_key: ServerKeyOption = None,
+    client_key: ClientKeyOption = None,
+) -> None:
     """Stop the recording and close its files."""
     from prenet4d_client import ControlClient
 
-    with ControlClient(control, timeout=_RECORDER_S, server_key=server_key) as service:
+    with ControlClient(
+        control, timeout=_RECORDER_S, server_key=server_key, keys=client_key
+    ) as service:
         recording = service.stop_recording()
     for file in recording["files"]:
         print(f"{recording['directory']}/{file}")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from prenet4d_server.cli.arguments import ServerKeyOption, address
+from prenet4d_server.cli.arguments import ClientKeyOption, ServerKeyOption, address
 
 
 def dashboard(
@@ -31,14 +30,7 @@ def dashboard(
         ),
     ] = None,
     server_key: ServerKeyOption = None,
-    client_key: Annotated[
-        Path | None,
-        typer.Option(
-            exists=True,
-            dir_okay=False,
-            help="Secret key file of an operator, where the service names its operators.",
-        ),
-    ] = None,
+    client_key: ClientKeyOption = None,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Listen beyond this machine; HTTP is not encrypted.")
     ] = False,
@@ -51,19 +43,18 @@ def dashboard(
     from prenet4d_server.page.settings import PageSettings, ServiceAddress
     from prenet4d_server.page_process import listen as open_listening
     from prenet4d_server.service import stopped_by_signals
-    from prenet4d_server.sockets import is_local, load_keys
+    from prenet4d_server.sockets import is_local
 
     if not is_local(listen) and not insecure:
         raise ConfigError(
             f"{listen} can be reached from other machines, and HTTP is not encrypted. Listen on "
             "127.0.0.1 and let others in through an ssh tunnel, or say --insecure."
         )
-    keys = load_keys(client_key)
     service = ServiceAddress(
         stream=stream or f"tcp://{connect}:5561",
         control=control or f"tcp://{connect}:5563",
         server_key=server_key,
-        client_keys=(keys[0].decode(), keys[1].decode()) if keys else None,
+        client_keys=client_key,
     )
     token = token or secrets.token_urlsafe(16)
     with stopped_by_signals() as stop:
