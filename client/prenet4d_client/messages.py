@@ -373,7 +373,8 @@ class Maps(Header):
     """``bright_field``, ``annular_dark_field``, ``sum`` (raw counts in the geometrically corrected
     pattern), ``com_y``, ``com_x`` (its center of mass relative to the reference center, pixels),
     ``center_y``, ``center_x`` (the raw frame's center in use, pixels), ``center_sigma`` (one sigma
-    of it, root mean square of both axes, pixels), ``flags`` (sums of ``FrameFlag``)."""
+    of it, root mean square of both axes, pixels; infinite where it is not known), ``flags`` (sums
+    of ``FrameFlag``)."""
     detectors: DetectorRadii | None = None
     """In use for the latest frames; ``None`` as long as nothing was measured with them."""
     frames: Annotated[int, Field(ge=0)]
