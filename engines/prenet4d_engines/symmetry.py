@@ -23,11 +23,13 @@ REACH: Final = 2.0
 """The refined center lies within this many bins of the network's, along each axis."""
 _STEP: Final = 0.25
 """Step in bins at which the correlation is evaluated; a parabola gives the rest."""
+_GUESS_SIGMA: Final = 0.2
+"""Sigma in bins of a guess at the right beam, on training materials."""
 _BLUR: Final = 1.0
 """Sigma in bins of the Gaussian that single electrons are smoothed with."""
 # The power law sigma = exp(a) counting^b network^c asymmetry^d, fitted on training materials by
 # `prenet4d_engines.train.sigmas.fit_refined`: again whenever the center network's weights change.
-_SIGMA: Final = (0.973, 0.202, 0.886, 0.280)
+_SIGMA: Final = (0.285, 0.014, 0.855, 0.3)
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ class Inversion:
 
     Attributes:
         factor: Pixels a side of a bin.
-        center: (n, 2) float32, in frame pixels.
+        center: (n, 2) float32, in frame pixels: the guess moved toward the symmetry's maximum, by
+            how much less noise that has.
         inside: (n,) bool, whether a maximum lies within reach.
         counting: (n, 2) float32, sigma that Poisson noise alone would leave.
         asymmetry: (n,) float32, 0 for perfect symmetry, at most 1.
@@ -80,7 +83,7 @@ def refine(frames: Tensor, mask: Tensor, found: CenterEstimate) -> CenterEstimat
 
 
 def inversion(frames: Tensor, mask: Tensor, guess: Tensor) -> Inversion:
-    """Look for the center of inversion near a guess.
+    """Look for the center of inversion near a guess and average both by their precision.
 
     Args:
         frames: (n, h, w) float32 counts, n > 0.
@@ -110,14 +113,17 @@ def inversion(frames: Tensor, mask: Tensor, guess: Tensor) -> Inversion:
     x = places[each, 1, column] + _STEP * _vertex(
         *(map_[each, row, column + i] for i in (-1, 0, 1))
     )
-    center = factor * torch.stack([y, x], 1) / 2 + 0.5 * (factor - 1)
+    counting = _counting_sigma(smooth)
+    # Where electrons are few, symmetry is noisier than the guess: their mean has the least error.
+    share = 1 / (1 + (counting / _GUESS_SIGMA) ** 2)
+    center = guess + share * (factor * torch.stack([y, x], 1) / 2 + 0.5 * (factor - 1) - guess)
 
     asymmetry = 1 - map_[each, row, column] / smooth.square().sum((1, 2)).clamp_min(1e-12)
     return Inversion(
         factor=factor,
         center=center,
         inside=inside,
-        counting=_counting_sigma(smooth),
+        counting=counting,
         asymmetry=asymmetry.clamp(1e-6, 1.0),
     )
 
