@@ -27,6 +27,7 @@ MAP_SIDE = 384
 """Larger scan maps are thinned out to at most so many probe positions a side."""
 STATUS_EVERY_S = 1.0
 STATUS_TIMEOUT_S = 2.0
+MAPS_TIMEOUT_S = 1.0
 COMMAND_TIMEOUT_S = 6.0
 _WAKE_S = 0.5
 
@@ -193,7 +194,7 @@ class Feed:
         with ScanMaps(
             self.service.stream,
             self.service.control,
-            timeout=STATUS_TIMEOUT_S,
+            timeout=MAPS_TIMEOUT_S,
             server_key=self.service.server_key,
         ) as maps:
             while not self._stop.is_set():
