@@ -22,7 +22,7 @@ class CorrectorConfig(BaseModel):
     """``(cy, cx)`` in pixels where centers are moved to; unset: the middle of the frame."""
     min_dose: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 100.0
     """Frames with fewer electrons are flagged ``LOW_DOSE``."""
-    min_beam_probability: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    min_beam_probability: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Frames in which the network sees a usable beam with less probability are ``NO_BEAM``."""
     ellipse_every: Annotated[int, Field(ge=1)] = 64
     """Patterns between two readings of the ellipticity; they form one window."""
