@@ -10,10 +10,14 @@ from http.cookiejar import CookieJar
 
 import psutil
 import pytest
+import zmq
+from prenet4d_client.errors import CommandRefused
 from prenet4d_server.errors import BindError
+from prenet4d_server.page.feed import Feed
 from prenet4d_server.page.settings import PageSettings, ServiceAddress
 from prenet4d_server.page_process import PageProcess, listen
 from prenet4d_server.service import Service
+from prenet4d_server.sockets import generate_keys
 from prometheus_client.parser import text_string_to_metric_families
 from tornado.httpclient import HTTPClientError, HTTPRequest
 from tornado.ioloop import IOLoop
@@ -186,6 +190,21 @@ def test_the_page_ends_with_the_service():
     with Service(settings(http=http)) as running:
         page = psutil.Process(running._page.pid)
     assert not page.is_running()
+
+
+@pytest.mark.skipif(not zmq.has("curve"), reason="this pyzmq was built without CURVE")
+def test_the_page_of_an_encrypted_service_is_one_of_its_operators(tmp_path):
+    somebody = zmq.curve_keypair()[0].decode()
+    key_file = generate_keys(tmp_path)[1]
+    security = {"secret_key_file": key_file, "operator_keys": [somebody]}
+    with Service(settings(http={"enabled": True}, security=security)) as running:
+        assert get(running.endpoints["http"] + "/healthz")[:2] == (200, b"yes\n")
+        page = PageSettings.model_validate_json(running._page._settings)
+        with (
+            Feed(page.service).client() as commanding,
+            pytest.raises(CommandRefused, match="No acquisition has begun"),
+        ):
+            commanding.freeze()
 
 
 def test_a_port_in_use_is_named_and_nothing_is_left_running(service):
