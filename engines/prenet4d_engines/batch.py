@@ -86,6 +86,11 @@ class CorrectedBatch:
 class PatternCorrector(Protocol):
     """The face that every corrector shows to the service; one instance serves one acquisition."""
 
+    @property
+    def state(self) -> State:
+        """Where the calibration stands."""
+        ...
+
     def process(
         self, frames: npt.NDArray[np.generic], indices: npt.NDArray[np.int64]
     ) -> CorrectedBatch:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from prenet4d_engines.backends import Backend, select
-from prenet4d_engines.batch import CorrectedBatch, Float32, FrameFlag
+from prenet4d_engines.batch import CorrectedBatch, Float32, FrameFlag, State
 from prenet4d_engines.calibration import Calibration
 from prenet4d_engines.calibrator import Calibrator, Reading
 from prenet4d_engines.config import CorrectorConfig
@@ -161,12 +161,17 @@ class Corrector:
             ellipticity=ellipticity,
             ratio_sigma=sigmas[0],
             theta_sigma=sigmas[1],
-            state=calibrator.state,
+            state=self.state,
             patterns_averaged=calibrator.patterns,
             reference_center=self.reference_center,
             virtual=virtual,
             detectors=self._detectors.radii,
         )
+
+    @property
+    def state(self) -> State:
+        """Where the calibration stands."""
+        return self._calibrator.state
 
     def mean(self) -> tuple[Float32, int]:
         """Return the running mean of the recentered raw patterns and their number.
@@ -200,7 +205,7 @@ class Corrector:
             frame_shape=self.frame_shape,
             detector=self._detector,
             patterns=self._calibrator.patterns,
-            how=f"ellipse network on the running mean, {self._calibrator.state}",
+            how=f"ellipse network on the running mean, {self.state}",
         )
 
     def load(self, calibration: Calibration) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from prenet4d_engines.batch import CorrectedBatch, Float32
+from prenet4d_engines.batch import CorrectedBatch, Float32, State
 from prenet4d_engines.calibration import Calibration
 from prenet4d_engines.geometry import Ellipticity, checked_center, reference_center
 from prenet4d_engines.virtual import DetectorRadii, VirtualDetectors
@@ -27,6 +27,8 @@ class IdentityCorrector:
         wants_virtual: tells, before each batch, whether to look at it with the virtual detectors.
         scan_shape, gain, …: everything else that a corrector takes is accepted and ignored.
     """
+
+    state: State = "frozen"
 
     def __init__(
         self,
@@ -63,7 +65,7 @@ class IdentityCorrector:
             ellipticity=Ellipticity(),
             ratio_sigma=None,
             theta_sigma=None,
-            state="frozen",
+            state=self.state,
             patterns_averaged=0,
             reference_center=self.reference_center,
             virtual=virtual,

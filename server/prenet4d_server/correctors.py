@@ -111,6 +111,11 @@ class Correction:
             raise EngineError("there is no corrector for this acquisition")
         return self._corrector
 
+    @property
+    def state(self) -> State | None:
+        """Where the calibration stands; ``None`` before the first acquisition."""
+        return None if self._corrector is None else self._corrector.state
+
     def begin(self, started: Started) -> None:
         """Make the corrector for an acquisition.
 

@@ -166,6 +166,8 @@ class Pipeline:
         def act() -> None:
             action()
             started = self.view.started
+            if self.view.state is not None:  # no batch need come to show what changed
+                self.view = replace(self.view, state=self.correction.state)
             self._publisher.event("info", code, message, started.acquisition_id if started else "")
 
         self.call(act)

@@ -108,6 +108,7 @@ def test_a_calibration_is_used_in_this_scan_and_the_next_until_it_is_forgotten(s
         scan()
         client.load_calibration(calibration)
         client.freeze()
+        assert client.status()["state"] == "frozen"
         assert client.save_calibration()["ratio"] == pytest.approx(1.04)
         for _ in range(2):
             telemetry = scan()
@@ -117,6 +118,7 @@ def test_a_calibration_is_used_in_this_scan_and_the_next_until_it_is_forgotten(s
         assert snapshot.header.result["ellipticity"]["ratio"] == pytest.approx(1.04)
         assert snapshot.mean.shape == SHAPE
         client.recalibrate()
+        assert client.status()["state"] == "calibrating"
         telemetry = scan()
         assert telemetry.state != "frozen"
         assert telemetry.ellipticity.ratio == 1.0
