@@ -12,6 +12,8 @@ import numpy.typing as npt
 Array: TypeAlias = npt.NDArray[Any]
 TRACKED, CENTER_OF_MASS = "center, tracked", "center of mass"
 """Names of the two methods that the demo's verdict is about."""
+LEAST_DRIFT_PX = 0.5
+"""Where centers drift by less from their mean, on average, nothing can be said of following it."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,24 @@ class Score:
         turn = math.degrees(self.found.theta - self.truth.theta)
         return (turn + 90) % 180 - 90
 
+    @property
+    def followed(self) -> float:
+        """The share of the true drift that the tracked center follows; ``nan`` where there is none.
+
+        It is the slope of the found centers over the true ones: 1 where they go along, and less
+        where they stay behind, which a median error over a slow drift need not show.
+        """
+        true = self.truth.centers - self.truth.centers.mean(axis=0)
+        if not np.hypot(*true.T).mean() > LEAST_DRIFT_PX:
+            return math.nan
+        found = np.asarray(self.found.tracked, np.float64).copy()
+        groups = self.truth.groups
+        for group in np.unique(groups) if groups is not None else [None]:
+            member = slice(None) if groups is None else groups == group
+            for centers in (true, found):
+                centers[member] -= centers[member].mean(axis=0)
+        return float((found * true).sum() / (true * true).sum())
+
     def complaints(self) -> list[str]:
         """What must not be so, one sentence each: frames lost, or values that make no sense."""
         told: list[str] = []
@@ -98,6 +118,8 @@ class Score:
             told.append(
                 f"The tracked center is off by {tracked:.2f} px (median; at most {self.most_px:g})."
             )
+        if not math.isnan(self.followed) and not abs(self.followed - 1) < 0.2:
+            told.append(f"The tracked center follows {self.followed:.0%} of the drift.")
         rival = self.centers[CENTER_OF_MASS].median
         # Up to a constant, a measured pattern that drift hardly cuts gives it an easy life.
         if self.truth.groups is None and not tracked < rival:

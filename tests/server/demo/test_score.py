@@ -67,6 +67,18 @@ def test_angles_compare_across_the_seam():
     assert near.theta_error_deg == pytest.approx(-math.degrees(0.02))
 
 
+def test_who_stays_behind_the_drift_is_found_out():
+    groups = np.arange(N) % 2
+    assert score().followed == pytest.approx(1.0)
+    for truth in (TRUTH, replace(TRUTH, groups=groups)):
+        half = Score(N, 1.0, truth, replace(FOUND, tracked=7 + CENTERS / 2), score().centers)
+        assert half.followed == pytest.approx(0.5)
+        assert "The tracked center follows 50% of the drift." in half.complaints()
+    still = replace(TRUTH, centers=np.full((N, 2), 3.0))
+    assert math.isnan(score(truth=still).followed)
+    assert score(truth=still).complaints() == []
+
+
 @pytest.mark.parametrize(
     ("changed", "sentence"),
     [
