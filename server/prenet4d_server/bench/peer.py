@@ -176,6 +176,6 @@ def frames_per_second(
         numbers = (simulator.rest, simulator.stream, *scan, size, runs)
         arguments = (str(_SCRIPT), *(str(number) for number in numbers), str(result))
         with Child("LiberTEM-live", *arguments, log=folder / "peer.log", python=python) as child:
-            child.wait(timeout=300)
+            child.wait(timeout=120)
     rates: list[float] = json.loads(result.read_text())
     return rates
