@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import deque
@@ -21,7 +22,7 @@ from prenet4d_server.page.history import History
 from prenet4d_server.page.settings import ServiceAddress
 from prenet4d_server.status import Status
 
-TOPICS = ("telemetry", "preview", "event", "acquisition_start", "acquisition_end")
+TOPICS = ("telemetry", "event", "acquisition_start", "acquisition_end")
 EVENTS = 100
 MAP_SIDE = 384
 """Larger scan maps are thinned out to at most so many probe positions a side."""
@@ -59,7 +60,10 @@ class Scan:
 
 
 class Feed:
-    """Keeps up with the service on three threads; what they find is replaced, never changed.
+    """Keeps up with the service on four threads; what they find is replaced, never changed.
+
+    What costs the service something, the maps and the preview, is asked for only while somebody
+    looks: between :meth:`arrive` and :meth:`leave`.
 
     Attributes that are read by the page's sessions: ``telemetry`` (the last batch's), ``preview``
     (the last frame and what became of it), ``maps``, ``status``, ``scan``, ``running``, ``events``,
@@ -88,11 +92,15 @@ class Feed:
         self.earlier: tuple[str, ...] = ()
         """Events from before the page's time, each with its time of day, oldest first."""
         self._events: deque[Event] = deque(maxlen=EVENTS)
+        self._viewers = 0
+        self._counting = threading.Lock()
+        self._watched = threading.Event()
         self._stop = threading.Event()
         self._threads = [
             threading.Thread(target=work, name=f"page-{name}", daemon=True)
             for name, work in (
-                ("stream", self._listen), ("maps", self._follow_maps), ("status", self._watch)
+                ("stream", self._listen), ("preview", self._follow_preview),
+                ("maps", self._follow_maps), ("status", self._watch),
             )
         ]  # fmt: skip
 
@@ -110,6 +118,19 @@ class Feed:
         self._stop.set()
         for thread in self._threads:
             thread.join()
+
+    def arrive(self) -> None:
+        """Somebody opened the page."""
+        with self._counting:
+            self._viewers += 1
+            self._watched.set()
+
+    def leave(self) -> None:
+        """Somebody closed it."""
+        with self._counting:
+            self._viewers -= 1
+            if self._viewers == 0:
+                self._watched.clear()
 
     def client(self, timeout: float = COMMAND_TIMEOUT_S) -> ControlClient:
         """A connection to the service's control socket, with the page's own rights."""
@@ -190,18 +211,33 @@ class Feed:
                 except NoAnswer:
                     self.history.flush_if_over()
 
+    def _follow_preview(self) -> None:
+        while self._wait_for_viewers():
+            with Subscriber(
+                self.service.stream, "preview", timeout=_WAKE_S, server_key=self.service.server_key
+            ) as stream:
+                while self._watched.is_set() and not self._stop.is_set():
+                    with contextlib.suppress(NoAnswer):
+                        self.take(stream.receive())
+
     def _follow_maps(self) -> None:
-        with ScanMaps(
-            self.service.stream,
-            self.service.control,
-            timeout=MAPS_TIMEOUT_S,
-            server_key=self.service.server_key,
-        ) as maps:
-            while not self._stop.is_set():
-                try:
-                    self.maps = _view(next(maps), maps)
-                except NoAnswer:
-                    continue
+        while self._wait_for_viewers():
+            with ScanMaps(
+                self.service.stream,
+                self.service.control,
+                timeout=MAPS_TIMEOUT_S,
+                server_key=self.service.server_key,
+            ) as maps:
+                while self._watched.is_set() and not self._stop.is_set():
+                    with contextlib.suppress(NoAnswer):
+                        self.maps = _view(next(maps), maps)
+
+    def _wait_for_viewers(self) -> bool:
+        """Wait until somebody looks; false where the feed is stopped before."""
+        while not self._stop.is_set():
+            if self._watched.wait(_WAKE_S):
+                return True
+        return False
 
     def _watch(self) -> None:
         answered: float | None = None

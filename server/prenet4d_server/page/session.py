@@ -74,6 +74,8 @@ class Session:
         )  # fmt: skip
         doc.config.update(reconnect_session=False, notify_connection_status=False)
         doc.js_on_event(ConnectionLost, CustomJS(code="window.prenet4d.lose()"))
+        feed.arrive()
+        doc.on_session_destroyed(lambda _context: feed.leave())
         self.update()
         ticking = doc.add_periodic_callback(self.update, round(1000 / updates_per_second))
 

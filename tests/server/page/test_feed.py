@@ -6,12 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from prenet4d_client.messages import Ellipticity
+from prenet4d_server import Service
 from prenet4d_server.page.feed import EVENTS, Feed
 from prenet4d_server.page.history import GAP_S, ROWS, History
 from prenet4d_server.page.settings import ServiceAddress
 from prenet4d_server.page.theme import DARK
 from prenet4d_server.page.traces import Traces
 
+from ..live import settings, until
 from .telling import event, start, telemetry
 
 
@@ -102,3 +104,22 @@ def test_who_comes_after_the_start_knows_the_scan_all_the_same(feed):
     feed.take(telemetry(1234.0))
     assert (feed.scan.acquisition_id, feed.scan.scan_shape) == ("scan", (4, 5))
     assert feed.running
+
+
+def test_maps_and_previews_are_asked_for_only_while_somebody_looks():
+    with Service(settings()) as service:
+        address = ServiceAddress(
+            stream=service.endpoints["stream"], control=service.endpoints["control"]
+        )
+        wants = service._publisher.wants
+        with Feed(address) as feed:
+            until(lambda: wants("telemetry"))
+            assert not wants("maps")
+            assert not wants("preview")
+            feed.arrive()
+            feed.arrive()
+            until(lambda: wants("maps") and wants("preview"))
+            feed.leave()
+            feed.leave()
+            until(lambda: not wants("maps") and not wants("preview"))
+            assert wants("telemetry")
