@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
+import hdf5plugin  # noqa: F401  (registers the recording's compression with HDF5)
 import numpy as np
 
 from prenet4d_server.demo.score import Array, Found
