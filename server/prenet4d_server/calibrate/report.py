@@ -11,7 +11,13 @@ import numpy.typing as npt
 from prenet4d_engines.calibration import Calibration
 
 from prenet4d_server.calibrate.find import Found
-from prenet4d_server.demo.picture import beam_radius, polar, radial_profile, ring_radii
+from prenet4d_server.demo.picture import (
+    beam_radius,
+    polar,
+    radial_profile,
+    ring_radii,
+    show_unrolled,
+)
 from prenet4d_server.errors import FileError
 
 Array = npt.NDArray[Any]
@@ -76,15 +82,7 @@ def draw(found: Found, path: Path) -> None:
     for ax, image, name in zip(
         axes[1], unrolled, ("as measured", "the ellipse taken out"), strict=True
     ):
-        ax.imshow(
-            image,
-            aspect="auto",
-            origin="lower",
-            cmap=_CMAP,
-            extent=(0, 360, 0, r_max),
-            vmin=limits[0],
-            vmax=limits[1],
-        )
+        show_unrolled(ax, image, r_max, limits)
         for radius in radii:
             ax.axhline(radius, color=_ELLIPSE, lw=0.8, ls=(0, (4, 3)))
         ax.set(ylim=(inner, r_max), xlabel="angle from +x toward +y [°]", ylabel="radius [px]")

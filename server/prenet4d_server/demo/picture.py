@@ -85,6 +85,14 @@ def polar(image: Array, center: tuple[float, float], r_max: float) -> Array:
     return np.asarray(map_coordinates(image, where, order=1, mode="constant", cval=np.nan))
 
 
+def show_unrolled(ax: Any, image: Array, r_max: float, limits: Array) -> None:
+    """Show an unrolled pattern, angles in degrees across and radii in px up to ``r_max`` upward."""
+    extent, (least, most) = (0, 360, 0, r_max), limits
+    ax.imshow(
+        image, aspect="auto", origin="lower", cmap=_CMAP, extent=extent, vmin=least, vmax=most
+    )
+
+
 def radial_profile(image: Array, center: tuple[float, float]) -> Array:
     """Mean over the angle around a center, in half-pixel steps from 0 to the nearest edge."""
     h, w = image.shape
@@ -203,15 +211,7 @@ def _rings(
     unrolled = [_flatten(polar(image, center, r_max), int(inner)) for image, center, _ in views]
     limits = np.nanpercentile(unrolled[1][int(inner) :], (2, 99.5))
     for ax, image, (_, _, name) in zip(axes[:2], unrolled, views, strict=True):
-        ax.imshow(
-            image,
-            aspect="auto",
-            origin="lower",
-            cmap=_CMAP,
-            extent=(0, 360, 0, r_max),
-            vmin=limits[0],
-            vmax=limits[1],
-        )
+        show_unrolled(ax, image, r_max, limits)
         for radius in radii:
             ax.axhline(radius, color="cyan", lw=0.7, ls=(0, (4, 3)))
         ax.set_title(f"mean unrolled around its center: {name}", fontsize=10)
