@@ -6,22 +6,17 @@ out between two batches.
 
 from __future__ import annotations
 
-import logging
-import os
-import queue
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from prenet4d_client import messages
 from prenet4d_client.messages import Counters, State
-from prenet4d_engines.batch import CorrectedBatch, Float32
+from prenet4d_engines.batch import CorrectedBatch
 from prenet4d_engines.errors import EngineError
 
 from prenet4d_server import outgoing
@@ -29,6 +24,7 @@ from prenet4d_server.batcher import Batch, Batcher
 from prenet4d_server.config import Settings
 from prenet4d_server.correctors import Correction, CorrectorMaker
 from prenet4d_server.counters import Ledger
+from prenet4d_server.errands import Errands
 from prenet4d_server.errors import CommandFailed, IngestDied, ServiceError
 from prenet4d_server.inlet import Inlet
 from prenet4d_server.mapping import Mapper
@@ -36,13 +32,11 @@ from prenet4d_server.meters import Meters
 from prenet4d_server.notices import Ended, Remark, Started
 from prenet4d_server.publisher import Publisher
 from prenet4d_server.remarks import Remarks
+from prenet4d_server.results import Results
 
 STEP_S = 0.2
-COMMAND_TIMEOUT_S = 4.0
 # What a corrector may raise for one batch: our own errors, and those of torch and the memory.
 CORRECTION_ERRORS = (EngineError, RuntimeError, ValueError, ArithmeticError, MemoryError)
-T = TypeVar("T")
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +63,7 @@ class Pipeline:
         on_corrected: Callable[[str, CorrectedBatch], None],
         provenance: Mapping[str, Any],
     ) -> None:
-        self._settings = settings
+        self._drain_s = settings.drain_s
         self._inlet = inlet
         self._batcher = Batcher(inlet, settings.batch)
         self._publisher = publisher
@@ -79,6 +73,7 @@ class Pipeline:
         )
         self.maps = Mapper(publisher, settings.stream.maps_every_s)
         self._meters = meters
+        self._results = Results(publisher, settings.stream, meters)
         self._on_corrected = on_corrected
         self._provenance = provenance
         self._came = self._looked = time.monotonic()
@@ -89,13 +84,9 @@ class Pipeline:
         self._ledgers: defaultdict[str, Ledger] = defaultdict(lambda: Ledger(self.total))
         self._counted = 0
         """Ring positions before this one have been entered as received."""
-        self._batches = 0
-        self._next_mean = 0.0
-        self._next_preview = 0.0
-        self._commands: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = (
-            queue.SimpleQueue()
-        )
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._errands = Errands()
+        self.call = self._errands.call
+        """Has this thread do something for another, between two batches."""
         self._stopping = threading.Event()
 
     @property
@@ -131,30 +122,12 @@ class Pipeline:
             self._drain()
         finally:
             self._inlet.kill()
-            self._refuse_commands()
+            self._errands.close()
 
     def stop(self) -> None:
         """Ask :meth:`run` to drain and return."""
         self._stopping.set()
-        os.eventfd_write(self._wake, 1)
-
-    def call(self, command: Callable[[], T], timeout_s: float = COMMAND_TIMEOUT_S) -> T:
-        """Have the pipeline's thread carry out a command between two batches.
-
-        Raises:
-            CommandFailed: it could not be carried out, or not in time.
-        """
-        answer: Future[T] = Future()
-        self._commands.put((command, answer))
-        os.eventfd_write(self._wake, 1)
-        try:
-            return answer.result(timeout_s)
-        except TimeoutError:
-            answer.cancel()
-            raise CommandFailed(
-                "The pipeline is busy: a batch takes long, or a lossless receiver holds it back. "
-                "Ask again."
-            ) from None
+        self._errands.wake()
 
     def command(self, action: Callable[[], object], code: str, message: str) -> None:
         """Have the pipeline's thread carry out what the operator asked for, and publish that.
@@ -174,10 +147,10 @@ class Pipeline:
 
     def step(self, timeout_s: float, *, hurry: bool = False) -> bool:
         """Do the next thing; returns whether there was one."""
-        self._carry_out_commands()
+        self._errands.run()
         self._remarks.flush()
         self.maps.publish_if_due()
-        came = self._batcher.next(timeout_s, (self._wake,), hurry=hurry)
+        came = self._batcher.next(timeout_s, (self._errands.descriptor,), hurry=hurry)
         self._count_received()
         self._looked = time.monotonic()
         if came is None:
@@ -207,25 +180,6 @@ class Pipeline:
         self._publisher.event(
             remark.level, remark.code, remark.message, remark.acquisition_id, **details
         )
-
-    def _carry_out_commands(self) -> None:
-        try:
-            os.eventfd_read(self._wake)
-        except BlockingIOError:
-            return
-        while not self._commands.empty():
-            command, answer = self._commands.get()
-            if answer.set_running_or_notify_cancel():
-                try:
-                    answer.set_result(command())
-                except (CommandFailed, EngineError) as error:
-                    answer.set_exception(CommandFailed(str(error)))
-
-    def _refuse_commands(self) -> None:
-        while not self._commands.empty():
-            _, answer = self._commands.get()
-            if answer.set_running_or_notify_cancel():
-                answer.set_exception(CommandFailed("The service is stopping."))
 
     # --- the data's way --------------------------------------------------------------------------
 
@@ -280,32 +234,30 @@ class Pipeline:
         self.view = replace(self.view, started=None)
 
     def _process(self, batch: Batch) -> None:
-        n, acquisition_id = len(batch), batch.acquisition.acquisition_id
-        ledger = self._ledgers[acquisition_id]
+        n, started = len(batch), batch.acquisition
+        ledger = self._ledgers[started.acquisition_id]
         taken = time.monotonic()
-        arrived = batch.slots.arrived.copy()
         try:
             result = self.correction.corrector.process(batch.frames, batch.indices.copy())
-            patterns = self._patterns(result, batch)
-            preview = self._preview(result, batch)
+            shown = self._results.take(result, batch)
         except CORRECTION_ERRORS as error:
             ledger.reject(n, "correction_failed")
-            self._publisher_remark(error, acquisition_id, n)
+            self._complain(error, started.acquisition_id, n)
             return
         finally:
             self._batcher.release(batch)
         done = time.monotonic()
         ledger.correct(n)
         self._meters.done(n)
-        self._meters.latency("queue", taken - arrived)
+        self._meters.latency("queue", taken - shown.arrived)
         self._meters.latency("compute", np.full(n, done - taken))
-        if self._batches == 0:  # later ones are entered once they are sent
-            self._meters.latency("total", done - arrived)
-        self._publish(batch.acquisition, result, patterns, arrived)
-        if preview is not None:
-            self._publisher.publish(preview)
+        self._results.publish(shown, backlog=self.backlog, counters=ledger.snapshot())
+        self._see(result, started)
+        if self._results.mean_is_due():
+            self._publish_mean(started.acquisition_id)
+        self.maps.add(result, automatic=self.correction.detectors is None)
 
-    def _publisher_remark(self, error: Exception, acquisition_id: str, frames: int) -> None:
+    def _complain(self, error: Exception, acquisition_id: str, frames: int) -> None:
         """A batch failed: say so, at a bounded rate; its frames have been counted already."""
         self._remarks.add(
             Remark(
@@ -317,33 +269,8 @@ class Pipeline:
             )
         )
 
-    def _publish(
-        self,
-        started: Started,
-        result: CorrectedBatch,
-        patterns: tuple[Float32 | None, Float32 | None],
-        arrived: npt.NDArray[np.float64],
-    ) -> None:
-        number, indices = self._batches, result.indices
-        self._batches += 1
-
-        def enter_latency() -> None:
-            self._meters.latency("total", time.monotonic() - arrived)
-
-        self._publisher.publish(
-            outgoing.telemetry(
-                started,
-                result,
-                number,
-                latencies=self._meters.latencies,
-                frames_per_second=self._meters.frames_per_second,
-                backlog=self.backlog,
-                counters=self._ledgers[started.acquisition_id].snapshot(),
-            ),
-            outgoing.patterns(messages.Corrected, started, number, indices, patterns[0]),
-            outgoing.patterns(messages.Aligned, started, number, indices, patterns[1]),
-            on_sent=enter_latency if number else None,
-        )
+    def _see(self, result: CorrectedBatch, started: Started) -> None:
+        """Show the other threads what this batch has told."""
         before = self.view.state
         self.view = View(
             started=started,
@@ -354,49 +281,12 @@ class Pipeline:
         )
         self._on_corrected(started.acquisition_id, result)
         if result.state != before:
-            self._tell_state(result, started.acquisition_id)
-        if time.monotonic() >= self._next_mean:
-            self._next_mean = time.monotonic() + self._settings.stream.mean_every_s
-            self._publish_mean(started.acquisition_id)
-        self.maps.add(result, automatic=self.correction.detectors is None)
-
-    def _patterns(
-        self, result: CorrectedBatch, batch: Batch
-    ) -> tuple[Float32 | None, Float32 | None]:
-        """The batch's corrected and aligned patterns, in memory of their own.
-
-        A corrector that corrects nothing returns the frames as they lie in the ring; they are
-        converted and copied only if somebody wants them.
-        """
-        if not np.may_share_memory(result.corrected, batch.frames):
-            return result.corrected, result.aligned
-        if not (self._publisher.wants("corrected") or self._publisher.wants("aligned")):
-            return None, None
-        copied = batch.frames.astype(np.float32)
-        return copied, copied
-
-    def _preview(self, result: CorrectedBatch, batch: Batch) -> outgoing.Outgoing | None:
-        """The batch's last frame for people to look at, where one is due and somebody looks."""
-        now, stream = time.monotonic(), self._settings.stream
-        if now < self._next_preview or not self._publisher.wants("preview"):
-            return None
-        self._next_preview = now + stream.preview_every_s
-        return outgoing.preview(batch.acquisition, result, batch.frames[-1], stream.preview_pixels)
-
-    def _tell_state(self, result: CorrectedBatch, acquisition_id: str) -> None:
-        state = "under way" if result.state == "calibrating" else result.state
-        self._publisher.event(
-            "warning" if result.state == "lost" else "info",
-            f"calibration_{result.state}",
-            f"The calibration is {state}: ratio {result.ellipticity.ratio:.5f}, "
-            f"theta {result.ellipticity.theta:.4f} rad.",
-            acquisition_id,
-        )
+            self._results.tell_state(result, started.acquisition_id)
 
     def _publish_mean(self, acquisition_id: str) -> None:
         if self._publisher.wants("mean") and (mean := self.correction.mean()) is not None:
             ellipticity = self.view.ellipticity or messages.Ellipticity()
-            self._publisher.publish(outgoing.mean(acquisition_id, *mean, ellipticity))
+            self._results.publish_mean(acquisition_id, mean, ellipticity)
 
     def _count_received(self) -> None:
         """Enter what has come for the acquisition that is running; later ones' when they begin."""
@@ -409,7 +299,7 @@ class Pipeline:
 
     def _drain(self) -> None:
         """Finish what has been received, for a bounded time; give up the rest and say so."""
-        deadline = time.monotonic() + self._settings.drain_s
+        deadline = time.monotonic() + self._drain_s
         self._inlet.stop()
         while time.monotonic() < deadline:
             waiting = bool(self._batcher.backlog or self._inlet.marks)

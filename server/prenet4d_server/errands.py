@@ -1,0 +1,80 @@
+"""What other threads have the pipeline's thread do for them, between two batches."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from prenet4d_engines.errors import EngineError
+
+from prenet4d_server.errors import CommandFailed
+
+TIMEOUT_S = 4.0
+T = TypeVar("T")
+
+
+class Errands:
+    """A queue of functions, with a descriptor that is readable while something waits in it."""
+
+    def __init__(self) -> None:
+        self._waiting: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = (
+            queue.SimpleQueue()
+        )
+        self.descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._lock = threading.Lock()  # nobody rings a descriptor that is another file's by now
+        self._closed = False
+
+    def call(self, errand: Callable[[], T], timeout_s: float = TIMEOUT_S) -> T:
+        """Have it done, and return what it returns; from any thread but the one that does it.
+
+        Raises:
+            CommandFailed: it failed, was not done in time, or the service is stopping.
+        """
+        answer: Future[T] = Future()
+        with self._lock:
+            if self._closed:
+                raise CommandFailed("The service is stopping.")
+            self._waiting.put((errand, answer))
+            os.eventfd_write(self.descriptor, 1)
+        try:
+            return answer.result(timeout_s)
+        except TimeoutError:
+            answer.cancel()
+            raise CommandFailed(
+                "The pipeline is busy: a batch takes long, or a lossless receiver holds it back. "
+                "Ask again."
+            ) from None
+
+    def wake(self) -> None:
+        """End the waiting for the descriptor; there may be nothing to do."""
+        with self._lock:
+            if not self._closed:
+                os.eventfd_write(self.descriptor, 1)
+
+    def run(self) -> None:
+        """Do what waits."""
+        try:
+            os.eventfd_read(self.descriptor)
+        except BlockingIOError:
+            return
+        while not self._waiting.empty():
+            errand, answer = self._waiting.get()
+            if answer.set_running_or_notify_cancel():
+                try:
+                    answer.set_result(errand())
+                except (CommandFailed, EngineError) as error:
+                    answer.set_exception(CommandFailed(str(error)))
+
+    def close(self) -> None:
+        """Refuse what waits and what comes from now on."""
+        with self._lock:
+            self._closed = True
+            os.close(self.descriptor)
+        while not self._waiting.empty():
+            _, answer = self._waiting.get()
+            if answer.set_running_or_notify_cancel():
+                answer.set_exception(CommandFailed("The service is stopping."))
