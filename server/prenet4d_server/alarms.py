@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
+
 from prenet4d_client.messages import Counters, Event, State
 from prenet4d_engines.batch import CorrectedBatch, Float32
-
 from prenet4d_server.config import AlarmSettings
 from prenet4d_server.notices import Details, Level, Started
 from prenet4d_server.status import AlarmCode, AlarmStatus

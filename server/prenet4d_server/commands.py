@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 from prenet4d_engines.virtual import DetectorRadii
-
 from prenet4d_server.config import Settings
 from prenet4d_server.control import Answer, Command
 from prenet4d_server.errors import CommandFailed

@@ -15,7 +15,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from prenet4d_engines.config import CorrectorConfig
 from pydantic import (
     BaseModel,
     ByteSize,
@@ -32,6 +31,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from prenet4d_engines.config import CorrectorConfig
 from prenet4d_server.errors import ConfigError
 from prenet4d_server.sockets import is_curve_key, is_local
 

@@ -10,10 +10,10 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeAlias
 
 import zmq
+
 from prenet4d_client.errors import ProtocolError
 from prenet4d_client.messages import ControlReply, ControlRequest
 from prenet4d_client.wire import Array, decode, encode
-
 from prenet4d_server.errors import CommandFailed
 from prenet4d_server.sockets import KeyPair, bind, protect
 

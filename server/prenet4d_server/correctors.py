@@ -13,7 +13,6 @@ from prenet4d_engines.calibration import Calibration
 from prenet4d_engines.config import CorrectorConfig
 from prenet4d_engines.errors import EngineError
 from prenet4d_engines.virtual import DetectorRadii
-
 from prenet4d_server.config import CorrectorSettings
 from prenet4d_server.errors import CommandFailed
 from prenet4d_server.notices import Started

@@ -113,6 +113,7 @@ def _gpu() -> Iterator[Finding]:
     if importlib.util.find_spec("torch") is None:
         return
     import torch
+
     from prenet4d_engines.backends.tensorrt.flavors import cuda_fault
 
     fault = cuda_fault()

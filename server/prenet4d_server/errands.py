@@ -10,7 +10,6 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from prenet4d_engines.errors import EngineError
-
 from prenet4d_server.errors import CommandFailed
 
 TIMEOUT_S = 4.0

@@ -15,7 +15,6 @@ from prenet4d_server.errors import FileError
 
 if TYPE_CHECKING:
     from prenet4d_engines.simulate import Kind, Scan
-
     from prenet4d_server.files import ScanFile
     from prenet4d_server.simulators import FrameFeed
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import zmq
+
 from prenet4d_client.errors import ProtocolError
 from prenet4d_client.messages import (
     STREAM_TOPICS,
@@ -29,7 +30,6 @@ from prenet4d_client.messages import (
     Registered,
 )
 from prenet4d_client.wire import decode, encode
-
 from prenet4d_server.config import LosslessSettings
 
 Parts: TypeAlias = Sequence[Any]

@@ -9,13 +9,13 @@ import time
 from typing import Any
 
 import numpy as np
+
 from prenet4d_client import messages
 from prenet4d_client.wire import Array
 from prenet4d_engines.batch import CorrectedBatch
 from prenet4d_engines.descan import Descan
 from prenet4d_engines.errors import FrameError
 from prenet4d_engines.maps import MAP_NAMES, MapAccumulator, Region
-
 from prenet4d_server.errors import CommandFailed
 from prenet4d_server.notices import Started
 from prenet4d_server.publisher import Publisher

@@ -8,8 +8,8 @@ from collections import deque
 
 import numpy as np
 import numpy.typing as npt
-from prenet4d_client.messages import Latencies, Latency
 
+from prenet4d_client.messages import Latencies, Latency
 from prenet4d_server.status import Histogram, Stage
 
 WINDOW = 2048

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import get_args
 
-from prenet4d_client.messages import Ellipticity, State
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import (
     CounterMetricFamily,
@@ -18,6 +17,7 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.registry import Collector
 
+from prenet4d_client.messages import Ellipticity, State
 from prenet4d_server.status import AlarmCode, RecordingStatus, Status
 
 __all__ = ["ServiceCollector", "Status", "exposition"]

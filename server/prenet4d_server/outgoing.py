@@ -7,11 +7,11 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+
 from prenet4d_client import messages
 from prenet4d_client.messages import Counters, Ellipticity, Latencies
 from prenet4d_client.wire import Array
 from prenet4d_engines.batch import CorrectedBatch
-
 from prenet4d_server.notices import Ended, Started
 
 Outgoing: TypeAlias = tuple[messages.Header, Mapping[str, Array] | None]

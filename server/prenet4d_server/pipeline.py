@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+
 from prenet4d_client import messages
 from prenet4d_client.messages import Counters, State
 from prenet4d_engines.batch import CorrectedBatch
 from prenet4d_engines.errors import EngineError
-
 from prenet4d_server import outgoing
 from prenet4d_server.batcher import Batch, Batcher
 from prenet4d_server.config import Settings

@@ -7,7 +7,6 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from prenet4d_engines import weights
-
 from prenet4d_server.config import Settings
 
 _PACKAGES = ("prenet4d", "numpy", "torch", "tensorrt")

@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import zmq
+
 from prenet4d_client.messages import Event, Header
 from prenet4d_client.wire import Array, encode
-
 from prenet4d_server.config import LosslessSettings, StreamSettings
 from prenet4d_server.lossless import Receivers
 from prenet4d_server.notices import Level

@@ -23,7 +23,6 @@ from prenet4d_client.messages import (
     Telemetry,
 )
 from prenet4d_client.wire import Message
-
 from prenet4d_server.errors import FileError
 from prenet4d_server.recording import ZARR, Recording
 from prenet4d_server.recording_layout import Acquisition, Compression, Fill

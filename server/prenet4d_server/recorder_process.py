@@ -16,10 +16,10 @@ from io import FileIO
 from pathlib import Path
 from typing import Literal
 
-from prenet4d_client import LosslessReceiver
-from prenet4d_client.errors import Prenet4dError
 from pydantic import BaseModel, ConfigDict
 
+from prenet4d_client import LosslessReceiver
+from prenet4d_client.errors import Prenet4dError
 from prenet4d_server import logs
 from prenet4d_server.config import LogSettings
 from prenet4d_server.errors import ServiceError

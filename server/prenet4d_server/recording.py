@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from prenet4d_client.messages import Counters, Event, Telemetry
 
+from prenet4d_client.messages import Counters, Event, Telemetry
 from prenet4d_server import recording_layout as layout
 from prenet4d_server.errors import FileError
 from prenet4d_server.recording_hdf5 import Hdf5Store

@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+
 from prenet4d_client.messages import AcquisitionStart
 
 Compression = Literal["none", "bslz4", "gzip"]

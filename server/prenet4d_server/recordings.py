@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from prenet4d_client.messages import Event
 from pydantic import ValidationError
 
+from prenet4d_client.messages import Event
 from prenet4d_server.config import LogSettings, RecordingSettings
 from prenet4d_server.errors import CommandFailed
 from prenet4d_server.notices import Level

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
 from prenet4d_client import messages
 from prenet4d_engines.batch import CorrectedBatch, Float32
-
 from prenet4d_server import outgoing
 from prenet4d_server.batcher import Batch
 from prenet4d_server.config import StreamSettings

@@ -15,10 +15,10 @@ from importlib.metadata import version
 from typing import Any, Self
 
 import zmq
+
 from prenet4d_client.messages import Event
 from prenet4d_engines.calibration import Calibration
 from prenet4d_engines.errors import EngineError
-
 from prenet4d_server import logs, machine
 from prenet4d_server.alarms import Alarms, Facts
 from prenet4d_server.commands import Commands

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from prenet4d_client.messages import Counters, DetectorRadii, Ellipticity, Latencies, State
 from pydantic import BaseModel, ConfigDict
+
+from prenet4d_client.messages import Counters, DetectorRadii, Ellipticity, Latencies, State
 
 Stage = Literal["queue", "compute", "total"]
 RecordingState = Literal["idle", "starting", "recording", "stopping"]

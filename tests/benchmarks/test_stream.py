@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
+
 from prenet4d_server.bench import peer
 from prenet4d_server.bench.stream import Report, example_frames
 from prenet4d_server.cli import app
 from prenet4d_server.sources.compression import decompress
-from typer.testing import CliRunner
 
 
 def test_tiny_run_is_complete(tmp_path):

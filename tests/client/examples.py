@@ -1,6 +1,7 @@
 """One message of every type, with values that are told apart easily."""
 
 import numpy as np
+
 from prenet4d_client import messages as m
 from prenet4d_client.wire import Array
 

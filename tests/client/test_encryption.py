@@ -5,6 +5,7 @@ import threading
 import numpy as np
 import pytest
 import zmq
+
 from prenet4d_client import (
     ControlClient,
     FrameSender,

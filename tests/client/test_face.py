@@ -5,8 +5,9 @@ import subprocess
 import sys
 from importlib.metadata import version
 
-import prenet4d_client
 import pytest
+
+import prenet4d_client
 
 
 def test_the_public_names():

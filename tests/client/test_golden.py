@@ -6,6 +6,7 @@ from pathlib import Path
 import msgpack
 import numpy as np
 import pytest
+
 from prenet4d_client.messages import MESSAGE_TYPES
 from prenet4d_client.wire import decode
 

@@ -6,6 +6,7 @@ import threading
 import numpy as np
 import pytest
 import zmq
+
 from prenet4d_client import NoAnswer, OversizeMessage, ScanMaps, decode, encode
 from prenet4d_client.messages import ControlReply, Maps
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zmq
+
 from prenet4d_client import decode, encode
 from prenet4d_client.messages import AcquisitionEnd, ControlReply, Registered
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from prenet4d_client import schema
 from prenet4d_client.messages import MESSAGE_TYPES
 

@@ -10,6 +10,7 @@ import threading
 import numpy as np
 import pytest
 import zmq
+
 from prenet4d_client import InvalidUse, NoAnswer, Subscriber, encode
 
 from .examples import EXAMPLES

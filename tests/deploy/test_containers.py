@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
+
 from prenet4d_server.cli import app
 from prenet4d_server.config import load_settings
-from typer.testing import CliRunner
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"

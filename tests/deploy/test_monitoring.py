@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from prenet4d_client import ControlClient, FrameSender
 from prenet4d_server.metrics import exposition
 from prenet4d_server.processes import RunningService, free_addresses

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import torch
-from prenet4d_engines.models import center, ellipse
 from torch import Tensor
+
+from prenet4d_engines.models import center, ellipse
 
 T = TypeVar("T")
 

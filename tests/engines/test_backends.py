@@ -6,6 +6,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+
 from prenet4d_engines import weights
 from prenet4d_engines.backends import TorchBackend, parity, select
 from prenet4d_engines.corrector import Corrector

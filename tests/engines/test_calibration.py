@@ -7,6 +7,7 @@ from datetime import datetime, timedelta, timezone
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from prenet4d_engines.calibration import Calibration
 from prenet4d_engines.descan import Descan
 from prenet4d_engines.errors import CalibrationError

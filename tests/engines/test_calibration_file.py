@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from test_calibration import GOOD, calibrations
+
 from prenet4d_engines.calibration import Calibration
 from prenet4d_engines.calibration_file import read_calibration, to_toml, write_calibration
 from prenet4d_engines.errors import CalibrationError
-from test_calibration import GOOD, calibrations
 
 KNOWN = Calibration.from_document(GOOD | {"detector": "camera 1", "patterns": 256})
 

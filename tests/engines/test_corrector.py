@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from moments import MomentBackend
+
 from prenet4d_engines import (
     Calibration,
     Corrector,

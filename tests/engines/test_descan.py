@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
-from prenet4d_engines.descan import Descan, fit_descan
 from pydantic import ValidationError
+
+from prenet4d_engines.descan import Descan, fit_descan
 
 SCAN = (24, 32)
 Y = (63.0, 1.5, -0.4, 0.8, 0.3, -0.6)

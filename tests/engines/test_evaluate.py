@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+
 from prenet4d_engines.backends import TorchBackend
 from prenet4d_engines.errors import SimulationError
 from prenet4d_engines.evaluate import evaluate, metrics, strain

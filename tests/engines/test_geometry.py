@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
 from prenet4d_engines.geometry import UNKNOWN_ANGLE_SIGMA, Ellipticity, reference_center
 from prenet4d_engines.resample import recentered_sum, resample
 

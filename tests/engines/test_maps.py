@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from prenet4d_engines import FrameFlag, IdentityCorrector, MapAccumulator
 from prenet4d_engines.errors import FrameError
 from prenet4d_engines.maps import MAP_NAMES, Region

@@ -6,8 +6,9 @@ import math
 
 import pytest
 import torch
-from prenet4d_engines.models import CenterNet, Denoiser, EllipseNet, center, denoiser, ellipse
 from torch import Tensor, nn
+
+from prenet4d_engines.models import CenterNet, Denoiser, EllipseNet, center, denoiser, ellipse
 
 SHAPES = [(128, 128), (192, 192), (256, 256), (515, 515), (512, 1028), (64, 50)]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from prenet4d_engines import simulate
 from prenet4d_engines.errors import SimulationError
 from prenet4d_engines.simulate import (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from prenet4d_engines.models.center import CenterEstimate
 from prenet4d_engines.simulate import Optics, Pattern, expose, ideal_detector, render
 from prenet4d_engines.simulate.content import direct_disk

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from prenet4d_engines.tracking import CenterTracker
 
 SCAN = (24, 40)

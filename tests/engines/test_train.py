@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
+
 from prenet4d_engines.errors import TrainingError
 from prenet4d_engines.models import CenterNet
 from prenet4d_engines.simulate import TRAINING
@@ -16,7 +18,6 @@ from prenet4d_engines.train.loop import NETWORKS
 from prenet4d_engines.train.losses import LOSSES
 from prenet4d_engines.train.samples import BATCHES, Samples, Task, _Seen, turned
 from prenet4d_engines.train.sigmas import fit_refined
-from safetensors.torch import load_file
 
 TASKS: tuple[Task, ...] = ("denoise", "center", "ellipse")
 MATERIALS = tuple(TRAINING.values())

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from moments import MomentBackend
+
 from prenet4d_engines import Corrector, CorrectorConfig, DetectorRadii, IdentityCorrector
 from prenet4d_engines.errors import FrameError
 from prenet4d_engines.virtual import VirtualDetectors, beam_radius, find_radii

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from prenet4d_engines.errors import WeightsError
 from prenet4d_engines.models import CenterNet, Denoiser, EllipseNet, center, denoiser
 from prenet4d_engines.train.shipping import figures

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+
 from prenet4d_client import FrameSender, Subscriber
 from prenet4d_client.errors import NoAnswer
 from prenet4d_client.wire import Message

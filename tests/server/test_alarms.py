@@ -7,6 +7,8 @@ import threading
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
+
 from prenet4d_client import LosslessReceiver
 from prenet4d_client.messages import Counters, Event
 from prenet4d_engines.batch import CorrectedBatch
@@ -16,7 +18,6 @@ from prenet4d_server.cli import app
 from prenet4d_server.config import AlarmSettings
 from prenet4d_server.notices import Started
 from prenet4d_server.service import Service
-from typer.testing import CliRunner
 
 from .live import TIMEOUT_S, frames, listening, sender, settings, until
 

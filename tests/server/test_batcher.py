@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
+
 from prenet4d_client import FrameSender
 from prenet4d_server.batcher import Batch, Batcher
 from prenet4d_server.config import BatchSettings

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import zmq
+
 from prenet4d_client import ControlClient
 from prenet4d_client.errors import CommandRefused
 from prenet4d_client.messages import ControlRequest, Heartbeat

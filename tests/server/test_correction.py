@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+
 from prenet4d_client import ControlClient
 from prenet4d_client.messages import FrameFlag
 from prenet4d_server.service import Service

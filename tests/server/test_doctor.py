@@ -4,6 +4,7 @@ import socket
 
 import pytest
 import torch
+
 from prenet4d_server import doctor
 
 

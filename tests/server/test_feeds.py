@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from prenet4d_server.errors import FileError
 from prenet4d_server.feeds import Drawing, open_feed, read_expectations
 

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from prenet4d_server.errors import FileError, HalfWrittenFile
 from prenet4d_server.files import open_scan
 from prenet4d_server.files.merlin import MibHeader

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from prenet4d_server.decoder import Decoder
 from prenet4d_server.errors import BadCounts, CorruptFrame
 from prenet4d_server.notices import Ended, Failed, Ready, Remark, Started, pack, unpack

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from prenet4d_server.errors import (
     BadStart,
     DuplicateFrame,

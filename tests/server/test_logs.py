@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from prenet4d_client import ControlClient, FrameSender
 from prenet4d_server import logs
 from prenet4d_server.config import LogSettings

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from prenet4d_client import CommandRefused, ControlClient, ScanMaps
 from prenet4d_server.service import Service
 

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
+
 from prenet4d_client import ControlClient
 from prenet4d_server import machine
 from prenet4d_server.counters import Ledger
@@ -15,7 +17,6 @@ from prenet4d_server.meters import BOUNDS_S, WINDOW, LatencyWindow, Meters
 from prenet4d_server.metrics import exposition
 from prenet4d_server.service import Service
 from prenet4d_server.status import GpuStatus, RecordingStatus, Status
-from prometheus_client.parser import text_string_to_metric_families
 
 from .live import balanced, frames, sender, settings, until
 

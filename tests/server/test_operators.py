@@ -2,13 +2,14 @@
 
 import pytest
 import zmq
+from typer.testing import CliRunner
+
 from prenet4d_client import ControlClient, FrameSender
 from prenet4d_client.errors import CommandRefused, InvalidUse
 from prenet4d_server.cli import app
 from prenet4d_server.errors import ConfigError
 from prenet4d_server.service import Service
 from prenet4d_server.sockets import generate_keys, load_keys
-from typer.testing import CliRunner
 
 from .live import TIMEOUT_S, frames, settings, until
 

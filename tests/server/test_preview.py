@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+
 from prenet4d_engines.geometry import Ellipticity
 from prenet4d_engines.identity import IdentityCorrector
 from prenet4d_server import outgoing

@@ -8,6 +8,7 @@ import time
 
 import psutil
 import pytest
+
 from prenet4d_server.processes import Child, ChildFailed, free_addresses
 
 

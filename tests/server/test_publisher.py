@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import zmq
+
 from prenet4d_client import LosslessReceiver, Subscriber
 from prenet4d_client.errors import ConnectionRefused
 from prenet4d_client.messages import (

@@ -7,9 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from prenet4d_server import Service
-
 from tests.server import live
+
+from prenet4d_server import Service
 
 ROOT = Path(__file__).parents[2]
 SEND, SUBSCRIBE = re.findall(

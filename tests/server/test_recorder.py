@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import zmq
+
 from prenet4d_client.lossless import LosslessReceiver
 from prenet4d_client.messages import (
     AcquisitionEnd,

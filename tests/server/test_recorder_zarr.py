@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from prenet4d_client.messages import Aligned, Event
 from prenet4d_client.wire import Message
 from prenet4d_server.errors import FileError

@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 import psutil
 import pytest
+
 from prenet4d_client import ControlClient, FrameSender
 from prenet4d_client.errors import CommandRefused
 from prenet4d_server.config import RecordingSettings

@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 import pytest
+
 from prenet4d_server.errors import CorruptFrame, FileError
 from prenet4d_server.sources.base import (
     AcquisitionEnd,

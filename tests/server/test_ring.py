@@ -9,6 +9,7 @@ import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from prenet4d_server.errors import ConfigError
 from prenet4d_server.ring import RingReader, RingWriter, wait_readable
 

@@ -8,10 +8,11 @@ import threading
 from contextlib import contextmanager
 
 import numpy as np
-import prenet4d_server
 import psutil
 import pytest
 import zmq
+
+import prenet4d_server
 from prenet4d_client import ControlClient, FrameSender, LosslessReceiver
 from prenet4d_client.errors import ConnectionRefused, NoAnswer
 from prenet4d_client.messages import AcquisitionEnd, AcquisitionStart, FrameFlag, Frames

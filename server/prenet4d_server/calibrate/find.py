@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
 from prenet4d_engines.batch import Float32
 from prenet4d_engines.calibration import Calibration
 from prenet4d_engines.config import CorrectorConfig
@@ -18,7 +19,6 @@ from prenet4d_engines.maps import MapAccumulator
 if TYPE_CHECKING:
     from prenet4d_client import ControlClient
     from prenet4d_engines.backends import Backend
-
     from prenet4d_server.files import ScanFile
 
 _BATCH = 32
@@ -62,6 +62,7 @@ def calibrate_file(
         FileError: a frame cannot be read.
     """
     import torch
+
     from prenet4d_engines.calibrator import read_ellipticity
     from prenet4d_engines.corrector import Corrector
 

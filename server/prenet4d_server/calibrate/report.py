@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from prenet4d_engines.calibration import Calibration
 
+from prenet4d_engines.calibration import Calibration
 from prenet4d_server.calibrate.find import Found
 from prenet4d_server.demo.picture import (
     beam_radius,
@@ -108,6 +108,7 @@ def check_picture(path: Path, *, overwrite: bool = False) -> None:
 def undistorted(mean: Array, calibration: Calibration) -> Array:
     """Take the ellipse out of a mean pattern (h, w) that is centered already."""
     import torch
+
     from prenet4d_engines.resample import resample
 
     image = torch.from_numpy(np.array(mean, np.float32))

@@ -99,7 +99,6 @@ def _expected() -> tuple[type[Exception], ...]:
     """The errors that are told to the user as they are; imported when there is one to tell."""
     from prenet4d_client.errors import Prenet4dError
     from prenet4d_engines.errors import EngineError
-
     from prenet4d_server.errors import ServiceError
 
     return (Prenet4dError, EngineError, ServiceError, OSError)

@@ -52,7 +52,6 @@ def calibrate(
 ) -> None:
     """Find the ellipticity of a file's patterns, or take it from a service, and keep it."""
     from prenet4d_engines.calibration_file import check_target, write_calibration
-
     from prenet4d_server.calibrate import find
     from prenet4d_server.calibrate.report import check_picture, draw, headline
     from prenet4d_server.cli.progress import bar

@@ -137,7 +137,6 @@ def replay(
 ) -> None:
     """Stream a file to a service that is running."""
     from prenet4d_client import FrameSender
-
     from prenet4d_server.cli.progress import bar
     from prenet4d_server.files import open_scan
     from prenet4d_server.service import stopped_by_signals

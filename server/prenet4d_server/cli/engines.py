@@ -67,7 +67,6 @@ def build(
     from prenet4d_engines.backends.tensorrt.cache import EngineCache
     from prenet4d_engines.backends.tensorrt.flavors import load
     from prenet4d_engines.backends.tensorrt.making import make
-
     from prenet4d_server.cli.progress import bar
 
     toolkit, folder = load(flavor), EngineCache(cache)

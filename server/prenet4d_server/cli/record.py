@@ -45,7 +45,6 @@ def record(
 ) -> None:
     """Record scans to HDF5 that opens in HyperSpy, py4DSTEM and LiberTEM, or to Zarr, live."""
     from prenet4d_client import LosslessReceiver
-
     from prenet4d_server.cli.progress import counter
     from prenet4d_server.recorder import Recorder
     from prenet4d_server.recorder import record as run

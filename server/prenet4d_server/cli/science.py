@@ -53,7 +53,6 @@ def train(
 ) -> None:
     """Train a network on simulated patterns."""
     from prenet4d_engines.train import train as run
-
     from prenet4d_server.cli.progress import bar
 
     with bar(f"training {task}") as advance:
@@ -114,9 +113,9 @@ def evaluate(
     ] = 0,
 ) -> None:
     """Compare the networks with classical methods on patterns that training never saw."""
-    from prenet4d_engines.evaluate import evaluate as run
     from rich.console import Console
 
+    from prenet4d_engines.evaluate import evaluate as run
     from prenet4d_server.cli.progress import bar
     from prenet4d_server.feeds import read_expectations
 

@@ -12,9 +12,9 @@ from typing import Any, TypeAlias
 
 from bokeh.document import Document
 from bokeh.models import Button, Div, FileInput, TextInput
+
 from prenet4d_client import ControlClient
 from prenet4d_client.errors import Prenet4dError
-
 from prenet4d_server.page.feed import Feed
 from prenet4d_server.page.theme import look
 

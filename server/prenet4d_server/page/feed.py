@@ -11,13 +11,13 @@ from typing import Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import ValidationError
+
 from prenet4d_client import ControlClient, Subscriber
 from prenet4d_client.errors import NoAnswer, Prenet4dError, ProtocolError
 from prenet4d_client.maps import ScanMaps
 from prenet4d_client.messages import Event, Maps
 from prenet4d_client.wire import Message
-from pydantic import ValidationError
-
 from prenet4d_server.page.history import History
 from prenet4d_server.page.settings import ServiceAddress
 from prenet4d_server.status import Status

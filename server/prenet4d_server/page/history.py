@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+
 from prenet4d_client.wire import Message
 
 ROWS = 3600

@@ -20,9 +20,9 @@ from bokeh.models import (
 )
 from bokeh.palettes import Cividis256, Greys256, Inferno256, Turbo256, Viridis256
 from bokeh.plotting import figure
+
 from prenet4d_client.messages import DetectorRadii
 from prenet4d_client.wire import Message
-
 from prenet4d_server.page import words
 from prenet4d_server.page.feed import Feed, Image
 from prenet4d_server.page.theme import Theme, blank, image_figure, look

@@ -16,9 +16,6 @@ from bokeh.server.server import BaseServer
 from bokeh.server.tornado import BokehTornado
 from bokeh.server.views.doc_handler import DocHandler
 from bokeh.server.views.ws import WSHandler
-from prenet4d_client.errors import Prenet4dError
-from prenet4d_engines.calibration import Calibration
-from prenet4d_engines.calibration_file import to_toml
 from prometheus_client import CONTENT_TYPE_LATEST
 from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPServerRequest
@@ -26,6 +23,9 @@ from tornado.ioloop import IOLoop
 from tornado.web import ErrorHandler, RequestHandler, StaticFileHandler
 from tornado.websocket import WebSocketHandler
 
+from prenet4d_client.errors import Prenet4dError
+from prenet4d_engines.calibration import Calibration
+from prenet4d_engines.calibration_file import to_toml
 from prenet4d_server.metrics import exposition
 from prenet4d_server.page.feed import Feed
 from prenet4d_server.page.session import FOLDER, Session

@@ -10,9 +10,9 @@ import time
 from html import escape
 
 import numpy as np
+
 from prenet4d_client.messages import Counters, Ellipticity
 from prenet4d_client.wire import Message
-
 from prenet4d_server.page.feed import Feed
 
 _STATES = {

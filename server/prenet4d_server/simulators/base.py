@@ -16,8 +16,8 @@ from typing import Any, Literal, Protocol, TypeAlias, TypedDict, get_args
 import numpy as np
 import numpy.typing as npt
 import zmq
-from prenet4d_client.errors import NoAnswer
 
+from prenet4d_client.errors import NoAnswer
 from prenet4d_server.errors import ConfigError
 
 Frames: TypeAlias = npt.NDArray[Any]

@@ -8,8 +8,8 @@ from typing import Any, Unpack
 
 import numpy as np
 import zmq
-from prenet4d_client import messages, wire
 
+from prenet4d_client import messages, wire
 from prenet4d_server.simulators.base import FrameFeed, Frames, Options, Parts, run
 from prenet4d_server.sources.zmq_source import connect
 

@@ -14,9 +14,9 @@ import msgpack
 import numpy as np
 import numpy.typing as npt
 import zmq
+
 from prenet4d_client import messages, wire
 from prenet4d_client.errors import ProtocolError
-
 from prenet4d_server.errors import BadMessage, CorruptFrame, FrameError, WrongFrame
 from prenet4d_server.sockets import KeyPair, bind, protect
 from prenet4d_server.sources.base import (

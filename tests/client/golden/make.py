@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import msgpack
+
 from prenet4d_client.messages import VERSION, Header
 from prenet4d_client.wire import Array, encode
 

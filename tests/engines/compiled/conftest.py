@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+
 from prenet4d_engines import weights
 from prenet4d_engines.backends.tensorrt import flavors
 from prenet4d_engines.backends.tensorrt.flavors import Toolkit

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from prenet4d_engines.backends import tensorrt
 from prenet4d_engines.backends.tensorrt import api, flavors
 

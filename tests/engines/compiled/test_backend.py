@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
 from prenet4d_engines import weights
 from prenet4d_engines.backends import TorchBackend, parity, select
 from prenet4d_engines.backends.tensorrt import flavors

@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+
 from prenet4d_engines.backends import parity
 from prenet4d_engines.backends.tensorrt import flavors
 from prenet4d_engines.backends.tensorrt.build import TensorInfo, build

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+
 from prenet4d_engines.backends.parity import Deviation
 from prenet4d_engines.backends.tensorrt.cache import EngineCache, Recipe, Sidecar, misfit, now
 from prenet4d_engines.backends.tensorrt.flavors import Gpu

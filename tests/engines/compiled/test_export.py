@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+
 from prenet4d_engines import weights
 from prenet4d_engines.backends import parity
 from prenet4d_engines.errors import FrameError

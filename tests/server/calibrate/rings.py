@@ -1,6 +1,7 @@
 """Scans of rings whose distortion and drift are known."""
 
 import numpy as np
+
 from prenet4d_engines.geometry import Ellipticity
 
 SHAPE = (96, 96)

@@ -5,6 +5,8 @@ import sys
 import h5py
 import numpy as np
 import pytest
+from scipy.ndimage import map_coordinates
+
 from prenet4d_client import ControlClient
 from prenet4d_engines.backends import select
 from prenet4d_engines.calibration_file import read_calibration
@@ -14,7 +16,6 @@ from prenet4d_server.calibrate.report import details, draw, headline, ring, undi
 from prenet4d_server.cli import run
 from prenet4d_server.files import open_scan
 from prenet4d_server.service import Service
-from scipy.ndimage import map_coordinates
 
 from ..live import listening, sender, settings, until
 from .rings import SCAN, SHAPE, TRUE, rings

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+
 from prenet4d_engines.backends.tensorrt import flavors
 from prenet4d_server.cli import run
 

@@ -8,6 +8,7 @@ import pytest
 import typer
 from hypothesis import given
 from hypothesis import strategies as st
+
 from prenet4d_server.cli import run
 from prenet4d_server.cli.arguments import (
     parse_address,

@@ -5,8 +5,9 @@ import sys
 
 import pytest
 import typer.main
-from prenet4d_server.cli import app
 from typer.testing import CliRunner
+
+from prenet4d_server.cli import app
 
 
 def _commands(group, path=()):

@@ -7,6 +7,7 @@ import sys
 import h5py
 import numpy as np
 import pytest
+
 from prenet4d_server.processes import Child, RunningService
 
 SCAN = (6, 8)

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
+
 from prenet4d_client import Message, messages
 from prenet4d_server.cli.watch import View, event_line, line, screen, sparkline
-from rich.console import Console
 
 
 def telemetry(n=3, state="locked", expected=100, **changed):

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+
 from prenet4d_server.demo import Demo, run
 from prenet4d_server.feeds import Drawing
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+
 from prenet4d_server.demo.picture import (
     Scene,
     beam_radius,

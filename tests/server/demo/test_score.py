@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+
 from prenet4d_server.demo.score import (
     CENTER_OF_MASS,
     TRACKED,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+
 from prenet4d_client import messages as m
 from prenet4d_client.wire import Message, decode, encode
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from prenet4d_client import ControlClient, FrameSender
 from prenet4d_client.errors import Prenet4dError
 from prenet4d_server.page.maps import KINDS

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+
 from prenet4d_client.messages import Ellipticity
 from prenet4d_server import Service
 from prenet4d_server.page.feed import EVENTS, Feed

@@ -11,6 +11,11 @@ from http.cookiejar import CookieJar
 import psutil
 import pytest
 import zmq
+from prometheus_client.parser import text_string_to_metric_families
+from tornado.httpclient import HTTPClientError, HTTPRequest
+from tornado.ioloop import IOLoop
+from tornado.websocket import websocket_connect
+
 from prenet4d_client.errors import CommandRefused
 from prenet4d_server.errors import BindError
 from prenet4d_server.page.feed import Feed
@@ -18,10 +23,6 @@ from prenet4d_server.page.settings import PageSettings, ServiceAddress
 from prenet4d_server.page_process import PageProcess, listen
 from prenet4d_server.service import Service
 from prenet4d_server.sockets import generate_keys
-from prometheus_client.parser import text_string_to_metric_families
-from tornado.httpclient import HTTPClientError, HTTPRequest
-from tornado.ioloop import IOLoop
-from tornado.websocket import websocket_connect
 
 from ..live import FREE, TIMEOUT_S, frames, listening, sender, settings, until
 

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+
 from prenet4d_client import messages as m
 from prenet4d_server.page import words
 from prenet4d_server.page.feed import Feed

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from prenet4d_client.errors import NoAnswer
 from prenet4d_server.errors import BadMessage, BindError, ConfigError, CorruptFrame
 from prenet4d_server.simulators import (

@@ -18,6 +18,7 @@ import h5py
 import hdf5plugin
 import numpy as np
 import zmq
+
 from prenet4d_server.sources import AcquisitionEnd, AcquisitionStart, Fault
 
 WAIT_S = 20.0

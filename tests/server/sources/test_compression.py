@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
 from prenet4d_server.errors import CorruptFrame
 from prenet4d_server.sources.compression import compress, decompress
 

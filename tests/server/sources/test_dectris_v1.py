@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from prenet4d_server.errors import BadMessage, BadStart, CorruptFrame, SequenceError, WrongFrame
 from prenet4d_server.sources import AcquisitionEnd, AcquisitionStart, DectrisV1Source, Fault
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from prenet4d_server.errors import CorruptFrame, WrongFrame
 from prenet4d_server.sources.compression import decompress_together
 from prenet4d_server.sources.encoded import EncodedBlock, EncodedFrame

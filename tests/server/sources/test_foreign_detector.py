@@ -20,6 +20,7 @@ from pathlib import Path
 import lz4.block
 import numpy as np
 import pytest
+
 from prenet4d_server.sources import DectrisV1Source
 
 from .detector import WAIT_S, bslz4, poll_to_end, read

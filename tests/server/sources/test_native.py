@@ -7,6 +7,7 @@ import pytest
 import zmq
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from prenet4d_client import messages, wire
 from prenet4d_server.errors import BadMessage, BindError, CorruptFrame, WrongFrame
 from prenet4d_server.sources import AcquisitionEnd, AcquisitionStart, Fault, NativeSource

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from prenet4d_server.errors import CorruptFrame
 from prenet4d_server.sources import compression, sparse_bits
 from prenet4d_server.sources.compression import compress, decompress, decompress_together
