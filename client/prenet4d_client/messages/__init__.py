@@ -1,0 +1,92 @@
+"""The messages of the wire protocol: one pydantic model for each type, and nothing else.
+
+Its ``LAYOUT`` says which arrays a message carries; where two of them have a side of the same name
+(``n`` frames of ``h`` × ``w`` pixels), it has the same length.
+
+Units and coordinates: pixels, ``[y, x]``, pixel centers at integers, ``(0, 0)`` the first pixel's;
+angles in radians from +x (columns) toward +y (rows); times in seconds since the epoch; latencies in
+milliseconds; intensities in detector counts.
+
+Fields and message types may be added within a version (receivers ignore the fields and skip the
+messages that they do not know); anything else that changes makes a new version.
+"""
+
+from prenet4d_client.messages.control import ControlReply, ControlRequest
+from prenet4d_client.messages.header import (
+    VERSION,
+    ArrayRule,
+    ArraySpec,
+    DType,
+    FrameDType,
+    Header,
+    Shape,
+)
+from prenet4d_client.messages.ingest import AcquisitionEnd, AcquisitionStart, Counters, Frames
+from prenet4d_client.messages.lossless import Credit, Goodbye, Heartbeat, Register, Registered
+from prenet4d_client.messages.stream import (
+    Aligned,
+    Corrected,
+    Descan,
+    DetectorRadii,
+    Ellipticity,
+    Event,
+    FrameFlag,
+    Latencies,
+    Latency,
+    Maps,
+    Mean,
+    Preview,
+    State,
+    Telemetry,
+)
+
+_TYPES: tuple[type[Header], ...] = (
+    AcquisitionStart, Frames, AcquisitionEnd,
+    Telemetry, Corrected, Aligned, Mean, Preview, Maps, Event,
+    Register, Registered, Credit, Heartbeat, Goodbye,
+    ControlRequest, ControlReply,
+)  # fmt: skip
+MESSAGE_TYPES: dict[str, type[Header]] = {
+    model.model_fields["type"].default: model for model in _TYPES
+}
+STREAM_TOPICS = (
+    "telemetry", "corrected", "aligned", "mean", "preview", "maps", "event", "acquisition_start",
+    "acquisition_end",
+)  # fmt: skip
+
+__all__ = [
+    "MESSAGE_TYPES",
+    "STREAM_TOPICS",
+    "VERSION",
+    "AcquisitionEnd",
+    "AcquisitionStart",
+    "Aligned",
+    "ArrayRule",
+    "ArraySpec",
+    "ControlReply",
+    "ControlRequest",
+    "Corrected",
+    "Counters",
+    "Credit",
+    "DType",
+    "Descan",
+    "DetectorRadii",
+    "Ellipticity",
+    "Event",
+    "FrameDType",
+    "FrameFlag",
+    "Frames",
+    "Goodbye",
+    "Header",
+    "Heartbeat",
+    "Latencies",
+    "Latency",
+    "Maps",
+    "Mean",
+    "Preview",
+    "Register",
+    "Registered",
+    "Shape",
+    "State",
+    "Telemetry",
+]

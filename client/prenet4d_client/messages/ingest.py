@@ -1,0 +1,84 @@
+"""FrameSender → service: an acquisition and its frames.
+
+What the service says of them when it publishes their start and their end is in the same messages.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal, get_args
+
+from pydantic import Field
+
+from prenet4d_client.messages.header import INDICES, ArrayRule, FrameDType, Header, Part
+
+_FRAME_DTYPES: tuple[str, ...] = get_args(FrameDType)
+
+
+class AcquisitionStart(Header):
+    """An acquisition (usually one scan) begins."""
+
+    LAYOUT: ClassVar = {
+        "pixel_mask": ArrayRule(
+            ("bool",),
+            ("h", "w"),
+            "True where a pixel can be trusted; absent: all can.",
+            optional=True,
+        )
+    }
+    type: Literal["acquisition_start"] = "acquisition_start"
+    frame_shape: tuple[Annotated[int, Field(ge=8, le=8192)], Annotated[int, Field(ge=8, le=8192)]]
+    """``(h, w)`` in pixels."""
+    dtype: FrameDType
+    """Of every frame of the acquisition."""
+    scan_shape: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
+    """``(ny, nx)``; frame ``i`` belongs to probe position ``(i // nx, i % nx)``."""
+    expected_frames: Annotated[int, Field(ge=1)] | None = None
+    """How many frames will come; ``None`` where the detector runs until it is stopped."""
+    saturation_value: float | None = None
+    """Counts at and above which a pixel is saturated."""
+    gain: Annotated[float, Field(gt=0)] = 1.0
+    """Counts per electron."""
+    detector: str = "native"
+    """Where the frames come from, for people to read."""
+    metadata: dict[str, str | int | float | bool | None] = Field(default_factory=dict)
+    """Whatever else is to be kept with the acquisition, under names of the sender's choice."""
+    provenance: dict[str, Any] = Field(default_factory=dict)
+    """What corrects it; the service fills it in: ``versions`` of programs, ``engine``, ``weights``
+    (network → SHA-256), ``machine``, ``configuration``, and the ``calibration`` it began with."""
+
+
+class Frames(Header):
+    """One or many raw frames."""
+
+    LAYOUT: ClassVar = {
+        "indices": INDICES,
+        "frames": ArrayRule(_FRAME_DTYPES, ("n", "h", "w"), "Raw detector images, in counts."),
+    }
+    type: Literal["frames"] = "frames"
+
+
+class Counters(Part):
+    """Every frame is in exactly one place: received = corrected + rejected + shed + in_flight."""
+
+    received: int = 0
+    corrected: int = 0
+    rejected: int = 0
+    """Could not be used."""
+    shed: int = 0
+    """Dropped because the service could not keep up and was told to drop."""
+    in_flight: int = 0
+    rejected_by_reason: dict[str, int] = Field(default_factory=dict)
+
+
+class AcquisitionEnd(Header):
+    """The acquisition is over; also published as the last word on it, with its counters."""
+
+    type: Literal["acquisition_end"] = "acquisition_end"
+    aborted: bool = False
+    """It ended early: the sender failed, or the service gave it up."""
+    reason: str = ""
+    """Why it was aborted, for people to read."""
+    frames: Annotated[int, Field(ge=0)] | None = None
+    """How many frames the sender sent, where it says so."""
+    counters: Counters | None = None
+    """What became of this acquisition's frames; the service fills it in."""
