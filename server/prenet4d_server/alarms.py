@@ -13,15 +13,20 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from prenet4d_client.messages import Counters, Event, State
 from prenet4d_engines.batch import CorrectedBatch, Float32
+from prenet4d_server.beam_moves import BeamMoves
 from prenet4d_server.config import AlarmSettings
 from prenet4d_server.notices import Details, Level, Started
 from prenet4d_server.status import AlarmCode, AlarmStatus
+
+_Int64: TypeAlias = npt.NDArray[np.int64]
+_UInt8: TypeAlias = npt.NDArray[np.uint8]
 
 LOOK_EVERY_S = 0.2
 CLEAR_SHARE = 0.7
@@ -73,8 +78,6 @@ class _Seen:
 
     time: float
     acquisition_id: str
-    center: tuple[float, float]
-    """[cy, cx] in pixels, the median; NaN where no beam was seen."""
     frames: int
     flagged: int
 
@@ -94,7 +97,8 @@ class Alarms:
         self._settings = settings
         self._patterns_to_lock = patterns_to_lock
         self._tell = tell
-        self._new: deque[tuple[str, Float32, npt.NDArray[np.uint8]]] = deque(maxlen=_UNSEEN)
+        self._new: deque[tuple[str, _Int64, Float32, _UInt8]] = deque(maxlen=_UNSEEN)
+        self._moves = BeamMoves(settings.center_moved_s, None)
         self._seen: list[_Seen] = []
         self._counted: deque[tuple[float, Counters]] = deque()
         self._acquisition_id = ""
@@ -124,7 +128,7 @@ class Alarms:
 
     def see(self, acquisition_id: str, batch: CorrectedBatch) -> None:
         """Take note of a corrected batch; called on the pipeline's thread, which has no time."""
-        self._new.append((acquisition_id, batch.tracked, batch.flags))
+        self._new.append((acquisition_id, batch.indices, batch.tracked, batch.flags))
 
     def look(self, facts: Facts, now: float) -> None:
         """Raise and clear what the facts, and the batches seen, ask for at this moment."""
@@ -132,6 +136,8 @@ class Alarms:
         if acquisition_id != self._acquisition_id:
             self._acquisition_id = acquisition_id
             self._unstable_since = now
+            scan_shape = facts.started.scan_shape if facts.started else None
+            self._moves = BeamMoves(self._settings.center_moved_s, scan_shape)
         if facts.started is None or facts.state in ("locked", "frozen"):
             self._unstable_since = now
         self._counted.append((now, facts.counters))
@@ -191,10 +197,10 @@ class Alarms:
         """Everything whose threshold is not 0."""
         seen = self._seen = self._recent(now)
         for reading in (
-            self._center(seen, now),
+            self._center(now),
             self._ellipticity(facts, now),
             self._silence(facts),
-            self._flagged(seen, now),
+            self._flagged(seen),
             self._rejected(),
             self._backlog(facts),
             *self._behind(facts),
@@ -206,37 +212,28 @@ class Alarms:
         """What this acquisition's batches of the last seconds showed, the newest included."""
         came = []
         while self._new:
-            acquisition_id, tracked, flags = self._new.popleft()
+            acquisition_id, *figures = self._new.popleft()
             if acquisition_id == self._acquisition_id:
-                came.append((tracked, flags))
-        keep = max(SHARE_OVER_S, self._settings.center_moved_s)
+                came.append(figures)
         recent = [
             one
             for one in self._seen
-            if one.time >= now - keep and one.acquisition_id == self._acquisition_id
+            if one.time >= now - SHARE_OVER_S and one.acquisition_id == self._acquisition_id
         ]
         if came:
-            tracked, flags = (np.concatenate(part) for part in zip(*came, strict=True))
-            centers = tracked[np.isfinite(tracked).all(axis=1)]
-            cy, cx = np.median(centers, axis=0) if len(centers) else (np.nan, np.nan)
+            indices, tracked, flags = (np.concatenate(part) for part in zip(*came, strict=True))
+            self._moves.see(now, indices, tracked)
             flagged = int(np.count_nonzero(flags))
-            recent.append(
-                _Seen(now, self._acquisition_id, (float(cy), float(cx)), len(flags), flagged)
-            )
+            recent.append(_Seen(now, self._acquisition_id, len(flags), flagged))
         return recent
 
-    def _center(self, seen: list[_Seen], now: float) -> Reading:
-        over = self._settings.center_moved_s
-        moved = 0.0
-        recent = [one.center for one in seen if one.time >= now - over]
-        centers = np.array([center for center in recent if np.isfinite(center).all()])
-        if len(centers):
-            moved = float(np.hypot(*(centers - centers[-1]).T).max())
+    def _center(self, now: float) -> Reading:
+        moved, over = self._moves.latest(now)
         return Reading(
             "center_moved",
             moved,
             self._settings.center_moved_px,
-            f"Beam center moved {moved:.1f} px in {over:g} s.",
+            f"Beam center moved {moved:.1f} px in {over:.2g} s.",
             "Beam center is steady again.",
         )
 
@@ -268,9 +265,8 @@ class Alarms:
             "The detector sends again, or its acquisition is over.",
         )
 
-    def _flagged(self, seen: list[_Seen], now: float) -> Reading:
-        recent = [one for one in seen if one.time >= now - SHARE_OVER_S]
-        frames, flagged = sum(one.frames for one in recent), sum(one.flagged for one in recent)
+    def _flagged(self, seen: list[_Seen]) -> Reading:
+        frames, flagged = sum(one.frames for one in seen), sum(one.flagged for one in seen)
         share = flagged / frames if frames >= SHARE_OF_FRAMES else 0.0
         return Reading(
             "many_flagged",

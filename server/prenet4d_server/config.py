@@ -219,8 +219,9 @@ class AlarmSettings(_Section):
     """
 
     center_moved_px: _Threshold = 5.0
-    """The tracked beam center has moved by more pixels than this within center_moved_s. Choose it
-    larger than what the descan moves it by within a batch."""
+    """The tracked beam center has moved by more pixels than this within center_moved_s. It is
+    compared with the same columns of the scan's lines before: neither the descan along a line nor
+    the fly-back counts."""
     center_moved_s: _Positive = 2.0
     """See center_moved_px."""
     ellipticity_s: _Threshold = 60.0

@@ -45,19 +45,20 @@ class Watched:
         self.alarms.look(Facts(**({"started": STARTED} | facts)), self.now)  # type: ignore[arg-type]
         return [event.code for event in self.events[before:]]
 
-    def see(self, centers: list[tuple[float, float]], flags: int = 0, name: str = "scan") -> None:
-        """A batch has been corrected just now."""
-        self.alarms.see(name, corrected(centers, flags))
+    def see(self, centers: object, flags: int = 0, name: str = "scan", first: int = 0) -> None:
+        """A batch that begins with this frame has been corrected just now."""
+        self.alarms.see(name, corrected(centers, flags, first))
 
     @property
     def standing(self) -> list[str]:
         return [alarm.code for alarm in self.alarms.active]
 
 
-def corrected(centers: list[tuple[float, float]], flags: int = 0) -> CorrectedBatch:
-    n = len(centers)
-    batch = IdentityCorrector((8, 8)).process(np.ones((n, 8, 8), np.uint16), np.arange(n))
+def corrected(centers: object, flags: int = 0, first: int = 0) -> CorrectedBatch:
     tracked = np.array(centers, np.float32)
+    n = len(tracked)
+    indices = np.arange(first, first + n)
+    batch = IdentityCorrector((8, 8)).process(np.ones((n, 8, 8), np.uint16), indices)
     return dataclasses.replace(batch, tracked=tracked, flags=np.full(n, flags, np.uint8))
 
 
@@ -104,6 +105,48 @@ def test_a_beam_that_moves_is_told_and_one_that_drifts_slowly_is_not() -> None:
     assert watched.events[0].message == "Beam center moved 6.0 px in 2 s."
     assert watched.look(0) == []
     assert watched.look(3) == ["center_moved_cleared"]
+
+
+class Scanned(Watched):
+    """Lines of 100 positions, along which the descan moves the center by 12 px and back."""
+
+    scan = dataclasses.replace(STARTED, scan_shape=(100, 100))
+
+    def lines(
+        self, first: int, last: int, line_s: float, jump: tuple[float, float] = (0, 0)
+    ) -> list[str]:
+        """Everything that is told while these lines come, at each look what came since."""
+        told = []
+        for number in range(round(first * line_s / 0.2), round(last * line_s / 0.2)):
+            new = np.arange(round(number * 0.2 / line_s * 100),
+                            round((number + 1) * 0.2 / line_s * 100))  # fmt: skip
+            along, drift = new % 100 * 0.12, new // 100 * 0.002
+            self.see(np.stack([along + drift, drift], axis=1) + jump, first=int(new[0]))
+            told += self.look(started=self.scan)
+        return told
+
+
+@pytest.mark.parametrize("line_s", [0.02, 0.4, 1.0, 1.4, 5.0])
+def test_the_descan_along_a_line_and_the_fly_back_are_no_move_and_a_jump_is(line_s: float) -> None:
+    watched = Scanned(center_moved_px=5.0)
+    watched.look(started=watched.scan)
+    lines = round(20 / line_s)
+    assert watched.lines(0, lines, line_s) == []
+    told = watched.lines(lines, 2 * lines, line_s, jump=(-4.0, 4.5))
+    assert told == ["center_moved", "center_moved_cleared"]
+    moved = float(watched.events[0].message.split("moved ")[1].split()[0])
+    assert moved == pytest.approx(6.0, abs=0.5)
+    assert watched.events[0].message.endswith(f" px in {max(2.0, line_s):.2g} s.")
+
+
+def test_a_beam_that_goes_on_moving_over_many_lines_is_told() -> None:
+    watched = Scanned(center_moved_px=5.0)
+    watched.look(started=watched.scan)
+    watched.lines(0, 100, 0.1)
+    told = []
+    for step in range(10):  # 4 px/s
+        told += watched.lines(100 + 2 * step, 102 + 2 * step, 0.1, jump=(0, 0.8 * step))
+    assert told == ["center_moved"]
 
 
 def test_another_acquisition_does_not_count_as_a_move() -> None:
