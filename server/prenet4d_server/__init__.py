@@ -8,7 +8,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from prenet4d_server.config import Settings, example_toml, load_settings
+    from prenet4d_server.config import Settings
+    from prenet4d_server.config_file import example_toml, load_settings
     from prenet4d_server.errors import ServiceError
     from prenet4d_server.service import Service, serve
     from prenet4d_server.sockets import generate_keys
@@ -27,9 +28,9 @@ _HOMES = {
     "Service": "service",
     "ServiceError": "errors",
     "Settings": "config",
-    "example_toml": "config",
+    "example_toml": "config_file",
     "generate_keys": "sockets",
-    "load_settings": "config",
+    "load_settings": "config_file",
     "serve": "service",
 }
 

@@ -1,19 +1,9 @@
-"""The service's settings: one pydantic model, read from a TOML file, the environment and flags.
-
-What is said later wins: defaults, then the TOML file, then environment variables
-(``PRENET4D_SOURCE__KIND=dectris2``: section and field joined by two underscores), then what the
-caller passes (the command line's flags).
-"""
+"""The service's settings: one pydantic model; :mod:`prenet4d_server.config_file` reads it."""
 
 from __future__ import annotations
 
-import difflib
-import json
-import os
-import tomllib
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -21,7 +11,6 @@ from pydantic import (
     ConfigDict,
     Field,
     SecretStr,
-    ValidationError,
     model_validator,
 )
 from pydantic_settings import (
@@ -32,12 +21,11 @@ from pydantic_settings import (
 )
 
 from prenet4d_engines.config import CorrectorConfig
-from prenet4d_server.errors import ConfigError
 from prenet4d_server.sockets import is_curve_key, is_local
 
 ENVIRONMENT_PREFIX = "PRENET4D_"
 
-_FILE = "_file"
+FILE = "_file"
 """Carries the TOML file to ``Settings``, where it ranks below the environment."""
 
 _Positive = Annotated[float, Field(gt=0)]
@@ -290,7 +278,7 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - nor secrets' folder
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Flags, then the environment, then the TOML file that :func:`load_settings` was given."""
-        file = getattr(init_settings, "init_kwargs", {}).pop(_FILE, {})
+        file = getattr(init_settings, "init_kwargs", {}).pop(FILE, {})
         return init_settings, env_settings, InitSettingsSource(settings_cls, file)
 
     @model_validator(mode="after")
@@ -329,93 +317,3 @@ class Settings(BaseSettings):
                     f"security.operator_keys: {key!r} is no public CURVE key of 40 characters."
                 )
         return self
-
-
-def load_settings(path: Path | str | None = None, **sections: Any) -> Settings:
-    """Read the settings from a TOML file, the environment and keyword arguments; later ones win.
-
-    Args:
-        path: a TOML file laid out as :func:`example_toml` shows.
-        sections: ``source={"kind": "native"}``, …: only what is to be changed.
-
-    Raises:
-        ConfigError: the file cannot be read, or something in it, in the environment or in
-            ``sections`` is unknown or makes no sense; the message names it.
-    """
-    _refuse_unknown_environment()
-    try:
-        return Settings(**{_FILE: _read_toml(path) if path else {}, **sections})
-    except ValidationError as error:
-        raise ConfigError(_sentence(error)) from None
-
-
-def _read_toml(path: Path | str) -> dict[str, Any]:
-    try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"The configuration {path} cannot be read: {error.strerror}.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"The configuration {path} is not valid TOML: {error}.") from None
-
-
-def _refuse_unknown_environment() -> None:
-    """A misspelled section would otherwise be ignored in silence, as pydantic-settings has it."""
-    for name in os.environ:
-        if name.startswith(ENVIRONMENT_PREFIX):
-            section = name.removeprefix(ENVIRONMENT_PREFIX).split("__")[0].lower()
-            if section not in Settings.model_fields:
-                raise ConfigError(
-                    f"The environment variable {name} sets an unknown section {section!r}."
-                    + _did_you_mean(section, Settings.model_fields)
-                )
-
-
-def _sentence(error: ValidationError) -> str:
-    """The first thing that is wrong, and where."""
-    first = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        *path, key = [str(part) for part in first["loc"]]
-        known: Any = Settings
-        for part in path:
-            known = known.model_fields[part].annotation
-        return f"There is no setting {where!r}." + _did_you_mean(key, known.model_fields)
-    message = first["msg"].removeprefix("Value error, ")
-    return f"{where}: {message}." if where and not message.endswith(".") else message
-
-
-def _did_you_mean(key: str, known: Mapping[str, Any]) -> str:
-    match = difflib.get_close_matches(key, known, n=1)
-    return f" Did you mean {match[0]!r}?" if match else f" There are: {', '.join(known)}."
-
-
-def example_toml() -> str:
-    """A commented configuration that holds every setting at its default."""
-    top: list[str] = []
-    sections: list[str] = []
-    for name, field in Settings.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            sections += ["", *_comment(field.annotation.__doc__ or ""), f"[{name}]"]
-            for key, inner in field.annotation.model_fields.items():
-                sections += _comment(inner.description or "", indent="  ")
-                sections.append(_assignment(key, inner.get_default(call_default_factory=True)))
-        else:
-            top += [*_comment(field.description or ""), _assignment(name, field.get_default())]
-    head = "# Every setting of the prenet4d service, at its default. Delete what you do not change."
-    return "\n".join([head, "", *top, *sections]) + "\n"
-
-
-def _comment(text: str, indent: str = "") -> Iterator[str]:
-    for line in text.strip().splitlines():
-        yield f"#{indent} {line.strip()}".replace("``", "").rstrip()
-
-
-def _assignment(key: str, value: Any) -> str:
-    if value is None:
-        return f"# {key} ="
-    if isinstance(value, ByteSize):
-        return f'{key} = "{value.human_readable()}"'
-    if isinstance(value, Path):
-        value = str(value)
-    # JSON's booleans, numbers, strings and flat lists are TOML's too.
-    return f"{key} = {json.dumps(value)}"

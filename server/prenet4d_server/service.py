@@ -56,7 +56,7 @@ class Service:
     leaving, what has been received is drained, for at most ``drain_s``.
 
     Args:
-        settings: what :func:`~prenet4d_server.config.load_settings` returns.
+        settings: what :func:`~prenet4d_server.load_settings` returns.
 
     Raises:
         ConfigError, BindError, FileError, IngestDied: on entering; nothing is left running.
@@ -339,7 +339,7 @@ def serve(settings: Settings, calibration: Calibration | None = None) -> int:
     """Run the service until Ctrl-C or SIGTERM, in the main thread.
 
     Args:
-        settings: what :func:`~prenet4d_server.config.load_settings` returns.
+        settings: what :func:`~prenet4d_server.load_settings` returns.
         calibration: start from it.
 
     Returns:

@@ -13,7 +13,7 @@ import yaml
 from typer.testing import CliRunner
 
 from prenet4d_server.cli import app
-from prenet4d_server.config import load_settings
+from prenet4d_server.config_file import load_settings
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from prenet4d_server.config import Settings, example_toml, load_settings
+from prenet4d_server.config import Settings
+from prenet4d_server.config_file import example_toml, load_settings
 from prenet4d_server.errors import ConfigError
 from prenet4d_server.sockets import generate_keys, load_keys
 

@@ -6,7 +6,7 @@ from importlib.metadata import version
 
 from prenet4d_client import ControlClient
 from prenet4d_engines import weights
-from prenet4d_server.config import load_settings
+from prenet4d_server.config_file import load_settings
 from prenet4d_server.provenance import provenance
 from prenet4d_server.service import Service
 

@@ -68,7 +68,7 @@ def serve(
 ) -> None:
     """Run the service until Ctrl-C: take frames in, correct them, publish what comes out."""
     from prenet4d_server import service as runner
-    from prenet4d_server.config import load_settings
+    from prenet4d_server.config_file import load_settings
 
     sections = _said(
         source={
@@ -113,7 +113,7 @@ def config(
     ] = None,
 ) -> None:
     """Print a commented configuration with every setting at its default."""
-    from prenet4d_server.config import example_toml, load_settings
+    from prenet4d_server.config_file import example_toml, load_settings
 
     if check is None:
         print(example_toml(), end="")

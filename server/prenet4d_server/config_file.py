@@ -1,0 +1,111 @@
+"""Settings read from a TOML file, the environment and flags; and an example of such a file.
+
+What is said later wins: defaults, then the TOML file, then environment variables
+(``PRENET4D_SOURCE__KIND=dectris2``: section and field joined by two underscores), then what the
+caller passes (the command line's flags).
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ByteSize, ValidationError
+
+from prenet4d_server.config import ENVIRONMENT_PREFIX, FILE, Settings
+from prenet4d_server.errors import ConfigError
+
+
+def load_settings(path: Path | str | None = None, **sections: Any) -> Settings:
+    """Read the settings from a TOML file, the environment and keyword arguments; later ones win.
+
+    Args:
+        path: a TOML file laid out as :func:`example_toml` shows.
+        sections: ``source={"kind": "native"}``, …: only what is to be changed.
+
+    Raises:
+        ConfigError: the file cannot be read, or something in it, in the environment or in
+            ``sections`` is unknown or makes no sense; the message names it.
+    """
+    _refuse_unknown_environment()
+    try:
+        return Settings(**{FILE: _read_toml(path) if path else {}, **sections})
+    except ValidationError as error:
+        raise ConfigError(_sentence(error)) from None
+
+
+def _read_toml(path: Path | str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"The configuration {path} cannot be read: {error.strerror}.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"The configuration {path} is not valid TOML: {error}.") from None
+
+
+def _refuse_unknown_environment() -> None:
+    """A misspelled section would otherwise be ignored in silence, as pydantic-settings has it."""
+    for name in os.environ:
+        if name.startswith(ENVIRONMENT_PREFIX):
+            section = name.removeprefix(ENVIRONMENT_PREFIX).split("__")[0].lower()
+            if section not in Settings.model_fields:
+                raise ConfigError(
+                    f"The environment variable {name} sets an unknown section {section!r}."
+                    + _did_you_mean(section, Settings.model_fields)
+                )
+
+
+def _sentence(error: ValidationError) -> str:
+    """The first thing that is wrong, and where."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        *path, key = [str(part) for part in first["loc"]]
+        known: Any = Settings
+        for part in path:
+            known = known.model_fields[part].annotation
+        return f"There is no setting {where!r}." + _did_you_mean(key, known.model_fields)
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{where}: {message}." if where and not message.endswith(".") else message
+
+
+def _did_you_mean(key: str, known: Mapping[str, Any]) -> str:
+    match = difflib.get_close_matches(key, known, n=1)
+    return f" Did you mean {match[0]!r}?" if match else f" There are: {', '.join(known)}."
+
+
+def example_toml() -> str:
+    """A commented configuration that holds every setting at its default."""
+    top: list[str] = []
+    sections: list[str] = []
+    for name, field in Settings.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            sections += ["", *_comment(field.annotation.__doc__ or ""), f"[{name}]"]
+            for key, inner in field.annotation.model_fields.items():
+                sections += _comment(inner.description or "", indent="  ")
+                sections.append(_assignment(key, inner.get_default(call_default_factory=True)))
+        else:
+            top += [*_comment(field.description or ""), _assignment(name, field.get_default())]
+    head = "# Every setting of the prenet4d service, at its default. Delete what you do not change."
+    return "\n".join([head, "", *top, *sections]) + "\n"
+
+
+def _comment(text: str, indent: str = "") -> Iterator[str]:
+    for line in text.strip().splitlines():
+        yield f"#{indent} {line.strip()}".replace("``", "").rstrip()
+
+
+def _assignment(key: str, value: Any) -> str:
+    if value is None:
+        return f"# {key} ="
+    if isinstance(value, ByteSize):
+        return f'{key} = "{value.human_readable()}"'
+    if isinstance(value, Path):
+        value = str(value)
+    # JSON's booleans, numbers, strings and flat lists are TOML's too.
+    return f"{key} = {json.dumps(value)}"
