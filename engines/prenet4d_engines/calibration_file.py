@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import tempfile
 import tomllib
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -16,6 +13,7 @@ from pydantic import BaseModel
 
 from prenet4d_engines.calibration import Calibration
 from prenet4d_engines.errors import CalibrationError
+from prenet4d_engines.whole_file import write_whole
 
 _HEAD = "# A calibration of prenet4d: the ellipticity that it takes out of every pattern."
 
@@ -37,16 +35,7 @@ def write_calibration(
     path = Path(path)
     check_target(path, overwrite=overwrite)
     text = to_toml(calibration) if _suffix(path) == ".toml" else calibration.to_json()
-    handle, written = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with open(handle, "w", encoding="utf-8", newline="\n") as out:  # noqa: PTH123 - a handle
-            out.write(text)
-        Path(written).chmod(0o666 & ~_umask())
-        Path(written).replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            Path(written).unlink()
-        raise
+    write_whole(path, text.encode())
 
 
 def check_target(path: Path, *, overwrite: bool = False) -> None:
@@ -131,9 +120,3 @@ def _suffix(path: Path) -> str:
             f"A calibration is kept in a .toml or a .json file; {path.name!r} is neither."
         )
     return suffix
-
-
-def _umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask

@@ -12,7 +12,6 @@ import hashlib
 import hmac
 import os
 import secrets
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from prenet4d_engines.backends.parity import Deviation
 from prenet4d_engines.backends.tensorrt.flavors import Flavor, Gpu
 from prenet4d_engines.errors import BackendError
 from prenet4d_engines.weights import Name
+from prenet4d_engines.whole_file import write_whole
 
 _SECRET: Final = "secret"
 _LOCK: Final = "lock"
@@ -164,9 +164,9 @@ class EngineCache:
     def store(self, sidecar: Sidecar, plan: bytes) -> Sidecar:
         """Write a plan and its document, sealed, while `building`; return the document."""
         sidecar = sidecar.sealed(self._secret_made())
-        _write(self.folder / sidecar.plan, plan)
+        write_whole(self.folder / sidecar.plan, plan)
         document = sidecar.model_dump_json(indent=2) + "\n"
-        _write(self.folder / f"{sidecar.recipe.key}.json", document.encode())
+        write_whole(self.folder / f"{sidecar.recipe.key}.json", document.encode())
         return sidecar
 
     def timing(self, flavor: Flavor, version: str, gpu: Gpu) -> bytes:
@@ -185,7 +185,7 @@ class EngineCache:
     def store_timing(self, flavor: Flavor, version: str, gpu: Gpu, data: bytes) -> None:
         """Keep a timing cache for the next build, while `building`."""
         seal = hmac.digest(self._secret_made(), data, "sha256")
-        _write(self._timing_path(flavor, version, gpu), seal + data)
+        write_whole(self._timing_path(flavor, version, gpu), seal + data)
 
     def remove(self, entries: list[Entry]) -> int:
         """Remove documents and every plan that none names any more; return the bytes freed."""
@@ -256,7 +256,7 @@ class EngineCache:
     def _secret_made(self) -> bytes:
         """Return this cache's secret, made first where there is none; call it while building."""
         if self._secret() is None:
-            _write(self.folder / _SECRET, secrets.token_bytes(32))
+            write_whole(self.folder / _SECRET, secrets.token_bytes(32), private=True)
         return (self.folder / _SECRET).read_bytes()
 
     def _timing_path(self, flavor: Flavor, version: str, gpu: Gpu) -> Path:
@@ -299,20 +299,6 @@ def misfit(
 def now() -> datetime:
     """Return the time of a build."""
     return datetime.now(UTC)
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all, also after a crash."""
-    part = tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False)  # noqa: SIM115
-    try:
-        with part:
-            part.write(data)
-            part.flush()
-            os.fsync(part.fileno())
-        Path(part.name).replace(path)
-    except BaseException:
-        Path(part.name).unlink(missing_ok=True)
-        raise
 
 
 def _remove(path: Path) -> int:
