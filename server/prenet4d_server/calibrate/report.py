@@ -11,19 +11,20 @@ import numpy.typing as npt
 
 from prenet4d_engines.calibration import Calibration
 from prenet4d_server.calibrate.find import Found
-from prenet4d_server.demo.picture import (
+from prenet4d_server.errors import FileError
+from prenet4d_server.unrolled import (
+    CMAP,
     beam_radius,
+    flatten,
     polar,
     radial_profile,
     ring_radii,
     show_unrolled,
 )
-from prenet4d_server.errors import FileError
 
 Array = npt.NDArray[Any]
 
 FORMATS = (".png", ".pdf", ".svg")
-_CMAP = "inferno"
 _ELLIPSE, _CIRCLE = "#35d0ff", "#ffffff"
 _RINGS = 3
 
@@ -65,7 +66,7 @@ def draw(found: Found, path: Path) -> None:
         (after, None, "the ellipse taken out, and circles"),
     )
     for ax, (image, distortion, title) in zip(axes[0], views, strict=True):
-        ax.imshow(np.log1p(np.nan_to_num(image * scale).clip(min=0)), cmap=_CMAP, vmin=0)
+        ax.imshow(np.log1p(np.nan_to_num(image * scale).clip(min=0)), cmap=CMAP, vmin=0)
         for radius in radii:
             y, x = ring(center, radius, None)
             ax.plot(x, y, color=_CIRCLE, lw=0.7, alpha=0.8, ls=(0, (1, 3)))
@@ -77,7 +78,7 @@ def draw(found: Found, path: Path) -> None:
         ax.tick_params(labelsize=8)
     r_max = len(profile) / 2
     inner = 1.5 * beam_radius(profile)
-    unrolled = [_flat(polar(image, center, r_max), profile) for image in (before, after)]
+    unrolled = [flatten(polar(image, center, r_max), profile) for image in (before, after)]
     limits = np.nanpercentile(unrolled[1][int(2 * inner) :], (2, 99.5))
     for ax, image, name in zip(
         axes[1], unrolled, ("as measured", "the ellipse taken out"), strict=True
@@ -160,10 +161,3 @@ def details(calibration: Calibration) -> list[str]:
             f"{fit.residual[0]:.3f} px in y, {fit.residual[1]:.3f} px in x"
         )
     return lines
-
-
-def _flat(unrolled: Array, profile: Array) -> Array:
-    """An unrolled pattern in shares of its radial profile, so that faint rings show as well."""
-    level = np.maximum(profile[: len(unrolled)], profile.max() * 1e-6 + 1e-12)
-    smooth = np.convolve(np.pad(level, 8, mode="edge"), np.ones(17) / 17, mode="valid")
-    return np.asarray(np.log(np.maximum(unrolled / smooth[:, None], 1e-3)))

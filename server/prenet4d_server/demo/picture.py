@@ -8,11 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.ndimage import map_coordinates
 
 from prenet4d_server.demo.score import Array, Score
+from prenet4d_server.unrolled import (
+    CMAP,
+    beam_radius,
+    flatten,
+    polar,
+    radial_profile,
+    ring_radii,
+    show_unrolled,
+)
 
-_CMAP = "inferno"
 _FOUND, _SINGLE, _TRUE = "#d1495b", "#9fb3c8", "#222222"
 
 
@@ -74,62 +81,10 @@ def _mean(patterns: Array) -> Array:
     return np.asarray(total / np.maximum(count, 1))
 
 
-def polar(image: Array, center: tuple[float, float], r_max: float) -> Array:
-    """Unroll an image around a center: (radius from 0 in half px, 360 angles).
-
-    Pixels outside the image are NaN.
-    """
-    radius = np.arange(0, r_max, 0.5)[:, None]
-    angle = np.radians(np.arange(360))[None, :]
-    where = [center[0] + radius * np.sin(angle), center[1] + radius * np.cos(angle)]
-    return np.asarray(map_coordinates(image, where, order=1, mode="constant", cval=np.nan))
-
-
-def show_unrolled(ax: Any, image: Array, r_max: float, limits: Array) -> None:
-    """Show an unrolled pattern, angles in degrees across and radii in px up to ``r_max`` upward."""
-    extent, (least, most) = (0, 360, 0, r_max), limits
-    ax.imshow(
-        image, aspect="auto", origin="lower", cmap=_CMAP, extent=extent, vmin=least, vmax=most
-    )
-
-
-def radial_profile(image: Array, center: tuple[float, float]) -> Array:
-    """Mean over the angle around a center, in half-pixel steps from 0 to the nearest edge."""
-    h, w = image.shape
-    r_max = min(center[0], center[1], h - 1 - center[0], w - 1 - center[1])
-    return np.asarray(np.nanmean(polar(image, center, r_max), axis=1))
-
-
-def beam_radius(profile: Array) -> float:
-    """Where a radial profile first falls below half of the direct beam's value, in px.
-
-    Where the beam is hidden behind a stop, so that the profile is brightest further out, a
-    twentieth of the profile's length.
-    """
-    inner = max(3, len(profile) // 10)
-    if int(np.argmax(profile)) >= inner:
-        return float(len(profile) / 40)
-    level = profile[: max(3, inner // 4)].mean() / 2
-    below = np.flatnonzero(profile < level)
-    return float(below[0] / 2) if len(below) else float(len(profile) / 4)
-
-
-def ring_radii(profile: Array, most: int = 4) -> list[float]:
-    """Radii in px of the strongest local maxima of a radial profile outside the direct beam."""
-    from scipy.signal import find_peaks
-
-    smooth = np.convolve(np.log1p(profile), np.ones(5) / 5, mode="same")
-    first = int(2.6 * beam_radius(profile))
-    peaks, properties = find_peaks(smooth[:-6], prominence=0.02)
-    strength = {int(p): s for p, s in zip(peaks, properties["prominences"], strict=True)}
-    outside = sorted((p for p in strength if p > first), key=lambda p: -strength[p])
-    return sorted(p / 2 for p in outside[:most])
-
-
 def _show(ax: Any, image: Array, title: str, *, top: float, bottom: float = 0.0) -> None:
     ax.imshow(
         np.log1p(np.maximum(np.nan_to_num(image), 0)),
-        cmap=_CMAP,
+        cmap=CMAP,
         vmin=math.log1p(bottom),
         vmax=math.log1p(top),
         interpolation="nearest",
@@ -204,12 +159,14 @@ def _rings(
     """The mean unrolled around its center, where circles are straight, and its profile."""
     axes = figure.subplots(1, 3, width_ratios=(1.25, 1.25, 1))
     figure.subplots_adjust(left=0.038, right=0.988, top=0.88, bottom=0.14, wspace=0.13)
-    h, w = after.shape
-    r_max = 0.48 * min(h, w)
-    inner = 2 * beam_radius(radial_profile(after, scene.reference))
+    reference_profile = radial_profile(after, scene.reference)
+    r_max = len(reference_profile) / 2
+    inner = beam_radius(reference_profile)
     views = [(before, start, "as measured"), (after, scene.reference, "aligned")]
-    unrolled = [_flatten(polar(image, center, r_max), int(inner)) for image, center, _ in views]
-    limits = np.nanpercentile(unrolled[1][int(inner) :], (2, 99.5))
+    unrolled = [
+        flatten(polar(image, center, r_max), reference_profile) for image, center, _ in views
+    ]
+    limits = np.nanpercentile(unrolled[1][int(2 * inner) :], (2, 99.5))
     for ax, image, (_, _, name) in zip(axes[:2], unrolled, views, strict=True):
         show_unrolled(ax, image, r_max, limits)
         for radius in radii:
@@ -217,7 +174,7 @@ def _rings(
         ax.set_title(f"mean unrolled around its center: {name}", fontsize=10)
         ax.set_xlabel("angle [°]", fontsize=9)
         ax.set_ylabel("radius [px]", fontsize=9)
-        ax.set_ylim(inner / 2, r_max)
+        ax.set_ylim(inner, r_max)
         ax.tick_params(labelsize=8)
     for image, center, color, name in (
         (before, start, _SINGLE, "as measured"),
@@ -229,18 +186,6 @@ def _rings(
     axes[2].set_xlabel("radius [px]", fontsize=9)
     axes[2].legend(fontsize=9, frameon=False)
     axes[2].tick_params(labelsize=8)
-
-
-def _flatten(unrolled: Array, inner: int) -> Array:
-    """Logarithm of an unrolled pattern with its smooth fall-off taken out."""
-    logarithm = np.log(np.maximum(unrolled, np.nanmax(unrolled) * 1e-5 + 1e-12))
-    trend = np.nanmean(logarithm, axis=1)
-    r = np.arange(len(trend))
-    good = np.isfinite(trend) & (r > inner)
-    if good.sum() < 8:
-        return np.asarray(logarithm)
-    fit = np.polynomial.Polynomial.fit(r[good], trend[good], 3)
-    return np.asarray(logarithm - fit(r)[:, None])
 
 
 def _scan(
