@@ -21,6 +21,7 @@ from prenet4d_engines.simulate.draw import (
 )
 from prenet4d_engines.simulate.gallery import draw_gallery
 from prenet4d_engines.simulate.materials import HELD_OUT, MATERIALS, TRAINING, Material
+from prenet4d_engines.simulate.multislice import Multislice
 from prenet4d_engines.simulate.pattern import KINDS, Kind, Optics, Pattern
 from prenet4d_engines.simulate.render import distortion, render
 from prenet4d_engines.simulate.scan import Drift, Scan, draw_scan, simulate_scan
@@ -34,6 +35,7 @@ __all__ = [
     "Drift",
     "Kind",
     "Material",
+    "Multislice",
     "Optics",
     "Pattern",
     "Scan",

@@ -7,6 +7,8 @@ reflection is missing from the direct beam at the conjugate place.
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 
 from prenet4d_engines.simulate.materials import Material
@@ -25,7 +27,18 @@ from prenet4d_engines.simulate.pattern import (
     X,
     Y,
 )
-from prenet4d_engines.simulate.scattering import extinction_distance, reflections, wavelength
+from prenet4d_engines.simulate.scattering import (
+    extinction_distance,
+    mass_factor,
+    reflections,
+    wavelength,
+)
+
+_HOLZ_LINES: Final = 8
+_HOLZ_STEEPNESS: Final = 4.0
+"""Reflections whose rocking curve is that steep across the disk draw lines, not fringes."""
+_BANDS: Final = 14
+"""Kikuchi bands that one crystal draws at most."""
 
 
 def log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
@@ -94,7 +107,7 @@ def crystal_disks(
     g = found.g @ orientation.T
     xy = g[:, :2] if strain is None else g[:, :2] @ (np.eye(2) - strain)
     s0 = thickness * (-g[:, 2] - 0.5 * lam * found.length**2)
-    slope = thickness * lam * per_px * xy  # per pixel, (n, [x, y])
+    slope = -thickness * lam * per_px * xy  # per pixel, (n, [x, y]): bright toward the beam
     reach = np.abs(s0) - np.linalg.norm(slope, axis=1) * optics.radius
     nearest = np.maximum(reach, 0.0)
     epsilon = thickness / extinction_distance(found.amplitude, found.volume, optics.volts)
@@ -117,11 +130,52 @@ def crystal_disks(
         disks[:, FLAT] = envelope[chosen] * np.exp(rng.normal(0, 0.45, len(chosen)))
     if rocking and len(chosen):
         deficits = disks[:4].copy()
-        deficits[:, [Y, X]] = 0.0
         deficits[:, ROCK] = -0.9 * scatter[:4] / max(1.0, scatter[:4].sum())
-        disks = np.concatenate([disks, deficits])
+        steep = np.linalg.norm(slope[chosen], axis=1) * optics.radius
+        narrow = np.flatnonzero((steep > _HOLZ_STEEPNESS) & (np.abs(s0[chosen]) < steep))
+        lines = disks[narrow[:_HOLZ_LINES]].copy()
+        lines[:, ROCK] = -0.9
+        lines = np.concatenate([deficits, lines])
+        lines[:, [Y, X]] = 0.0
+        disks = np.concatenate([disks, lines])
     disks[:, RADIUS], disks[:, EDGE] = optics.radius, optics.edge
     return disks
+
+
+def kikuchi_bands(
+    material: Material, optics: Optics, orientation: Array, frame_size: float
+) -> Array:
+    """Return the Kikuchi bands (k, 6) of one crystal: what it does to its own diffuse scattering.
+
+    Electrons that were scattered diffusely into a direction that meets Bragg's law for a reflection
+    g leave it for the direction plus g. Both directions lie on lines perpendicular to g, at
+    -(g_z / lambda + g^2 / 2) / g_xy and |g_xy| further on. They move with the crystal, not with the
+    beam; the line nearer to the beam loses, the other one gains. Between them a strong reflection
+    draws a bright band. The width of a line is that of the two-beam rocking curve.
+
+    Returns:
+        normal y and x, middle, half width, softness (px), strength (1 for the strongest).
+    """
+    found = reflections(material)
+    g = found.g @ orientation.T
+    across = np.linalg.norm(g[:, :2], axis=1)
+    # one of each pair +g, -g; not those along the beam, whose lines are far from straight
+    chosen = (across > 0.7 * found.length) & ((g[:, 1] > 0) | ((g[:, 1] == 0) & (g[:, 0] > 0)))
+    middle = -g[:, 2] / wavelength(optics.volts) / np.maximum(across, 1e-12)
+    half = 0.5 * found.length**2 / np.maximum(across, 1e-12)
+    per_angstrom = optics.pixels_per_inverse_angstrom
+    chosen &= (np.abs(middle) - half) * per_angstrom < 0.7 * frame_size
+    picked = np.flatnonzero(chosen)
+    power = found.amplitude[picked] * np.exp(-0.25 * found.length[picked] ** 2)
+    picked = picked[np.argsort(power)[::-1][:_BANDS]]
+    width = found.amplitude[picked] * mass_factor(optics.volts) / (np.pi * found.volume)
+    bands = np.zeros((len(picked), 6))
+    bands[:, 0], bands[:, 1] = (g[picked, 1::-1] / across[picked, None]).T
+    bands[:, 2], bands[:, 3] = middle[picked] * per_angstrom, half[picked] * per_angstrom
+    bands[:, 4] = np.hypot(per_angstrom * width / found.length[picked], 0.6)
+    if len(picked):
+        bands[:, 5] = found.amplitude[picked] / found.amplitude[picked].max()
+    return bands
 
 
 def direct_disk(optics: Optics, amplitude: float = 1.0) -> Array:

@@ -19,11 +19,12 @@ from prenet4d_engines.simulate.content import log_uniform
 from prenet4d_engines.simulate.detector import Detector, draw_detector
 from prenet4d_engines.simulate.draw import draw_center, draw_pattern
 from prenet4d_engines.simulate.materials import Material
-from prenet4d_engines.simulate.pattern import FLAT, ROCK, Array, Kind, Pattern, X, Y
+from prenet4d_engines.simulate.pattern import FLAT, RADIUS, ROCK, Array, Kind, Pattern, X, Y
 
 EDGE_REACH: Final = 0.45
 """Centers lie within this share of the frame's sides around its middle."""
-_WITHOUT_BEAM: Final = 0.08
+_WITHOUT_BEAM: Final = 0.12
+_CUT: Final = 0.12
 _STOPPED: Final = 0.35
 _STOPPED_KINDS: Final[dict[Kind, float]] = {
     "rings": 0.4,
@@ -50,6 +51,8 @@ def draw_difficult(
     """
     if rng.random() < _WITHOUT_BEAM:
         return draw_without_beam(rng, frame_shape), draw_detector(rng, frame_shape)
+    if rng.random() < _CUT:
+        return _cut_beam(rng, frame_shape, material)
     reach = EDGE_REACH if rng.random() < 0.5 else 0.2
     center = draw_center(rng, frame_shape, reach)
     stopped = rng.random() < _STOPPED
@@ -78,6 +81,35 @@ def draw_difficult(
             flat *= camera.transmission
         camera = replace(camera, transmission=flat.astype(np.float32))
     return pattern, camera
+
+
+def _cut_beam(
+    rng: np.random.Generator, frame_shape: tuple[int, int], material: Material | None
+) -> tuple[Pattern, Detector]:
+    """Draw a beam that the frame's edge cuts, with flares of its own beside it, often saturated."""
+    kinds: tuple[Kind, ...] = ("vacuum", "vacuum", "cbed", "spots", "amorphous")
+    kind = kinds[int(rng.integers(len(kinds)))]
+    size = min(frame_shape)
+    pattern = draw_pattern(rng, frame_shape, kind=kind, material=material)
+    disks = pattern.disks.copy()
+    if kind == "vacuum":
+        disks[:, RADIUS] = log_uniform(rng, 0.02, 0.14) * size
+    radius = float(disks[0, RADIUS])
+    across = min(radius * rng.uniform(0.1, 1.2), 0.4 * size)
+    # one axis near an edge, the other anywhere
+    axis, far = int(rng.integers(2)), bool(rng.integers(2))
+    center = [float(rng.uniform(0.1, 0.9) * side) for side in frame_shape]
+    center[axis] = frame_shape[axis] - 1 - across if far else across
+    blobs = np.empty((int(rng.integers(0, 5)), 4))
+    angles = rng.uniform(0, 2 * np.pi, len(blobs))
+    away = radius * rng.uniform(0.8, 3.5, len(blobs))
+    blobs[:, 0], blobs[:, 1] = away * np.sin(angles), away * np.cos(angles)
+    blobs[:, 2] = radius * rng.uniform(0.3, 1.2, len(blobs))
+    blobs[:, 3] = rng.uniform(0.02, 0.5) * rng.dirichlet(np.ones(len(blobs))) if len(blobs) else 0
+    camera = draw_detector(rng, frame_shape)
+    if rng.random() < 0.5:
+        camera = replace(camera, saturation=float(2 ** rng.integers(2, 12)))
+    return replace(pattern.moved((center[0], center[1])), disks=disks, blobs=blobs), camera
 
 
 def draw_without_beam(rng: np.random.Generator, frame_shape: tuple[int, int]) -> Pattern:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 
 from prenet4d_engines.simulate.content import (
@@ -11,6 +13,7 @@ from prenet4d_engines.simulate.content import (
     draw_orientation,
     grain_disks,
     halo_profile,
+    kikuchi_bands,
     log_uniform,
     ring_profile,
 )
@@ -28,6 +31,9 @@ from prenet4d_engines.simulate.pattern import (
     Y,
 )
 from prenet4d_engines.simulate.scattering import Reflections, reflections
+
+_WITH_KIKUCHI: Final = 0.4
+"""Share of single crystals whose diffuse scattering shows Kikuchi bands."""
 
 
 def _strong_spacing(found: Reflections) -> float:
@@ -120,7 +126,9 @@ def draw_pattern(
         crystals = 2 if rng.random() < 0.12 else 1
         rocking = kind == "cbed" or rng.random() < 0.4
         for _ in range(crystals):
-            disks = np.concatenate([disks, _draw_crystal(rng, material, optics, longest, rocking)])
+            orientation = draw_orientation(rng, reflections(material).cell)
+            crystal = _draw_crystal(rng, material, optics, orientation, longest, rocking)
+            disks = np.concatenate([disks, crystal])
         if rng.random() < 0.2:
             radial = halo_profile(rng, optics, _spacing(optics, material), length)
             share = rng.uniform(0.02, 0.4)
@@ -149,10 +157,14 @@ def draw_pattern(
         blobs[:, 2] = rng.uniform(0.12, 0.5, count) * size
         blobs[:, 3] = rng.uniform(0.005, 0.12, count)
     floor = log_uniform(rng, 1e-4, 0.1)
+    bands = np.zeros((0, 6))
+    if kind in ("cbed", "spots") and crystals == 1 and rng.random() < _WITH_KIKUCHI:
+        bands = kikuchi_bands(material, optics, orientation, longest)
+        bands[:, 5] *= rng.uniform(0.05, 0.6)
     if kind == "blank":
         disks, radial, share = np.zeros((0, 10)), np.zeros(0), 0.0
         floor = 1.0
-    return Pattern(kind, center, ellipticity, disks, radial, share, blobs, floor)
+    return Pattern(kind, center, ellipticity, disks, radial, share, blobs, floor, bands)
 
 
 def _spacing(optics: Optics, material: Material) -> float:
@@ -160,15 +172,19 @@ def _spacing(optics: Optics, material: Material) -> float:
 
 
 def _draw_crystal(
-    rng: np.random.Generator, material: Material, optics: Optics, longest: float, rocking: bool
+    rng: np.random.Generator,
+    material: Material,
+    optics: Optics,
+    orientation: Array,
+    longest: float,
+    rocking: bool,
 ) -> Array:
-    cell = reflections(material).cell
     strain = rng.normal(0, 0.006, (2, 2))
     disks = crystal_disks(
         rng,
         material,
         optics,
-        draw_orientation(rng, cell),
+        orientation,
         thickness=log_uniform(rng, 40.0, 1200.0),
         frame_size=longest,
         rocking=rocking,

@@ -1,7 +1,10 @@
 """Crystals that patterns are simulated from, and which of them training may see.
 
-Lattice parameters are room-temperature values as tabulated in R. W. G. Wyckoff, *Crystal
-Structures* (2nd ed., 1963-1971), to the precision that a diffraction pattern can tell.
+Lattice parameters and positions are room-temperature values as tabulated in R. W. G. Wyckoff,
+*Crystal Structures* (2nd ed., 1963-1971), to the precision that a diffraction pattern can tell;
+PbTiO3 after Shirane, Pepinsky and Frazer, Acta Cryst. 9 (1956) 131; black phosphorus after Brown
+and Rundqvist, Acta Cryst. 19 (1965) 684; monoclinic ZrO2 after McCullough and Trueblood, Acta
+Cryst. 12 (1959) 507.
 """
 
 from __future__ import annotations
@@ -99,6 +102,90 @@ def _perovskite(name: str, a: float, large: str, small: str) -> Material:
     )
 
 
+def _spinel(name: str, a: float, tetrahedral: str, octahedral: str, u: float) -> Material:
+    """Normal spinel, origin at a tetrahedral site (-43m), oxygen at (u, u, u) with u near 3/8."""
+    v = 0.25 - u
+    tetra = ((0.0, 0.0, 0.0), (0.25, 0.25, 0.25))
+    octa = (
+        (0.625, 0.625, 0.625),
+        (0.625, 0.875, 0.875),
+        (0.875, 0.625, 0.875),
+        (0.875, 0.875, 0.625),
+    )
+    oxygen: tuple[tuple[float, float, float], ...] = (
+        (u, u, u),
+        (u, -u, -u),
+        (-u, u, -u),
+        (-u, -u, u),
+    )
+    oxygen += ((v, v, v), (v, 0.25 + u, 0.25 + u), (0.25 + u, v, 0.25 + u), (0.25 + u, 0.25 + u, v))
+    sites: tuple[Site, ...] = ()
+    for element, positions in ((tetrahedral, tetra), (octahedral, octa), ("O", oxygen)):
+        for position in positions:
+            sites += _face_centered(element, *position)
+    return _cubic(name, a, sites)
+
+
+def _wurtzite(name: str, a: float, c: float, metal: str, anion: str, u: float) -> Material:
+    return Material(
+        name,
+        (a, a, c),
+        _HEX,
+        _at(metal, (1 / 3, 2 / 3, 0), (2 / 3, 1 / 3, 0.5))
+        + _at(anion, (1 / 3, 2 / 3, u), (2 / 3, 1 / 3, 0.5 + u)),
+    )
+
+
+def _rutile(name: str, a: float, c: float, metal: str, u: float) -> Material:
+    return Material(
+        name,
+        (a, a, c),
+        _CUBIC,
+        _at(metal, (0, 0, 0), (0.5, 0.5, 0.5))
+        + _at(
+            "O",
+            (u, u, 0),
+            (1 - u, 1 - u, 0),
+            (0.5 + u, 0.5 - u, 0.5),
+            (0.5 - u, 0.5 + u, 0.5),
+        ),
+    )
+
+
+def _rhombohedral(
+    name: str, a: float, c: float, *basis: tuple[str, tuple[tuple[float, float, float], ...]]
+) -> Material:
+    """Hexagonal cell of a rhombohedral lattice (obverse setting): the basis at three points."""
+    lattice = ((0.0, 0.0, 0.0), (2 / 3, 1 / 3, 1 / 3), (1 / 3, 2 / 3, 2 / 3))
+    sites = tuple(
+        (element, (x + u) % 1, (y + v) % 1, (z + w) % 1)
+        for element, positions in basis
+        for x, y, z in positions
+        for u, v, w in lattice
+    )
+    return Material(name, (a, a, c), _HEX, sites)
+
+
+def _corundum(name: str, a: float, c: float, metal: str, z: float, x: float) -> Material:
+    return _rhombohedral(
+        name,
+        a,
+        c,
+        (metal, ((0, 0, z), (0, 0, 0.5 - z), (0, 0, -z), (0, 0, 0.5 + z))),
+        (
+            "O",
+            (
+                (x, 0, 0.25),
+                (0, x, 0.25),
+                (-x, -x, 0.25),
+                (-x, 0, 0.75),
+                (0, -x, 0.75),
+                (x, x, 0.75),
+            ),
+        ),
+    )
+
+
 def _trilayer(name: str, a: float, c: float, metal: str, chalcogen: str) -> Material:
     """2H dichalcogenide, two trilayers a cell, chalcogens at z = 0.621."""
     z = 0.621
@@ -111,8 +198,6 @@ def _trilayer(name: str, a: float, c: float, metal: str, chalcogen: str) -> Mate
     )
     return Material(name, (a, a, c), _HEX, sites)
 
-
-_RUTILE = 0.305
 
 TRAINING: Final[dict[str, Material]] = {
     m.name: m
@@ -145,24 +230,135 @@ TRAINING: Final[dict[str, Material]] = {
             _HEX,
             _at("C", (0, 0, 0.25), (0, 0, 0.75), (1 / 3, 2 / 3, 0.25), (2 / 3, 1 / 3, 0.75)),
         ),
+        _wurtzite("GaN", 3.180, 5.166, "Ga", "N", 0.375),
+        _rutile("TiO2", 4.594, 2.958, "Ti", 0.305),
+        _fcc("Pb", 4.9505),
+        _fcc("Rh", 3.8031),
+        _fcc("Ir", 3.8389),
+        _bcc("V", 3.0240),
+        _bcc("Nb", 3.3004),
+        _bcc("Ta", 3.3058),
+        _hcp("Zr", 3.232, 5.147),
+        _hcp("Re", 2.7609, 4.4583),
+        _hcp("Ru", 2.7039, 4.2817),
+        _zincblende("diamond", 3.5668, "C", "C"),
+        _zincblende("GaP", 5.4505, "Ga", "P"),
+        _zincblende("InAs", 6.036, "In", "As"),
+        _zincblende("AlAs", 5.6622, "Al", "As"),
+        _zincblende("GaSb", 6.118, "Ga", "Sb"),
+        _zincblende("ZnSe", 5.6676, "Zn", "Se"),
+        _zincblende("SiC", 4.348, "Si", "C"),
+        _rocksalt("NiO", 4.1684, "Ni", "O"),
+        _rocksalt("PbTe", 6.454, "Pb", "Te"),
+        _rocksalt("LiF", 4.0173, "Li", "F"),
+        _rocksalt("TiN", 4.235, "Ti", "N"),
+        _rocksalt("KCl", 6.2929, "K", "Cl"),
+        _cubic("CsCl", 4.123, _at("Cs", (0, 0, 0)) + _at("Cl", (0.5, 0.5, 0.5))),
+        _cubic(
+            "Cu3Au",
+            3.748,
+            _at("Au", (0, 0, 0)) + _at("Cu", (0, 0.5, 0.5), (0.5, 0, 0.5), (0.5, 0.5, 0)),
+        ),
+        _fluorite("ThO2", 5.5997, "Th", "O"),
+        _fluorite("BaF2", 6.2001, "Ba", "F"),
+        _perovskite("LaAlO3", 3.778, "La", "Al"),
+        _perovskite("BaZrO3", 4.1929, "Ba", "Zr"),
         Material(
-            "GaN",
-            (3.180, 3.180, 5.166),
+            "PbTiO3",
+            (3.904, 3.904, 4.152),
+            _CUBIC,
+            _at("Pb", (0, 0, 0))
+            + _at("Ti", (0.5, 0.5, 0.541))
+            + _at("O", (0.5, 0.5, 0.112), (0.5, 0, 0.612), (0, 0.5, 0.612)),
+        ),
+        _spinel("MgAl2O4", 8.0800, "Mg", "Al", 0.387),
+        _spinel("Fe3O4", 8.3940, "Fe", "Fe", 0.379),
+        _wurtzite("ZnO", 3.2495, 5.2069, "Zn", "O", 0.382),
+        _wurtzite("CdS", 4.1348, 6.7490, "Cd", "S", 0.377),
+        _wurtzite("AlN", 3.111, 4.978, "Al", "N", 0.385),
+        _rutile("SnO2", 4.7373, 3.1864, "Sn", 0.307),
+        _corundum("Al2O3", 4.7589, 12.991, "Al", 0.352, 0.306),
+        _corundum("Fe2O3", 5.035, 13.72, "Fe", 0.355, 0.300),
+        _trilayer("WS2", 3.154, 12.362, "W", "S"),
+        _trilayer("MoSe2", 3.288, 12.900, "Mo", "Se"),
+        Material(
+            "TiS2",
+            (3.408, 3.408, 5.701),
             _HEX,
-            _at("Ga", (1 / 3, 2 / 3, 0), (2 / 3, 1 / 3, 0.5))
-            + _at("N", (1 / 3, 2 / 3, 0.375), (2 / 3, 1 / 3, 0.875)),
+            _at("Ti", (0, 0, 0)) + _at("S", (1 / 3, 2 / 3, 0.25), (2 / 3, 1 / 3, 0.75)),
         ),
         Material(
-            "TiO2",
-            (4.594, 4.594, 2.958),
-            _CUBIC,
-            _at("Ti", (0, 0, 0), (0.5, 0.5, 0.5))
+            "h-BN",
+            (2.504, 2.504, 6.661),
+            _HEX,
+            _at("B", (1 / 3, 2 / 3, 0.25), (2 / 3, 1 / 3, 0.75))
+            + _at("N", (2 / 3, 1 / 3, 0.25), (1 / 3, 2 / 3, 0.75)),
+        ),
+        _rhombohedral(
+            "Bi2Te3",
+            4.3835,
+            30.487,
+            ("Te", ((0, 0, 0), (0, 0, 0.212), (0, 0, -0.212))),
+            ("Bi", ((0, 0, 0.400), (0, 0, -0.400))),
+        ),
+        _rhombohedral("Sb", 4.307, 11.273, ("Sb", ((0, 0, 0.2336), (0, 0, -0.2336)))),
+        _cubic(
+            "Cu2O",
+            4.2696,
+            _at("O", (0, 0, 0), (0.5, 0.5, 0.5)) + _face_centered("Cu", 0.25, 0.25, 0.25),
+        ),
+        _cubic(
+            "FeS2",
+            5.4067,
+            _face_centered("Fe", 0, 0, 0)
             + _at(
-                "O",
-                (_RUTILE, _RUTILE, 0),
-                (1 - _RUTILE, 1 - _RUTILE, 0),
-                (0.5 + _RUTILE, 0.5 - _RUTILE, 0.5),
-                (0.5 - _RUTILE, 0.5 + _RUTILE, 0.5),
+                "S",
+                *(
+                    position
+                    for u in (0.386, -0.386)
+                    for position in (
+                        (u, u, u),
+                        (u + 0.5, 0.5 - u, -u),
+                        (-u, u + 0.5, 0.5 - u),
+                        (0.5 - u, -u, u + 0.5),
+                    )
+                ),
+            ),
+        ),
+        Material(
+            "beta-Sn",
+            (5.8197, 5.8197, 3.1749),
+            _CUBIC,
+            _at("Sn", (0, 0, 0), (0.5, 0.5, 0.5), (0, 0.5, 0.25), (0.5, 0, 0.75)),
+        ),
+        Material(
+            "black P",
+            (3.3136, 10.478, 4.3763),
+            _CUBIC,
+            tuple(
+                ("P", x, (s * y + v) % 1, (t * z + w) % 1)
+                for x, v, w in ((0.0, 0.0, 0.0), (0.5, 0.5, 0.0))
+                for y, z in ((0.10168, 0.08056),)
+                for s, t, v, w in (
+                    (1, 1, v, w),
+                    (-1, -1, v, w),
+                    (-1, 1, v + 0.5, w + 0.5),
+                    (1, -1, v + 0.5, w + 0.5),
+                )
+            ),
+        ),
+        Material(
+            "ZrO2",
+            (5.169, 5.232, 5.341),
+            (90.0, 99.25, 90.0),
+            tuple(
+                (element, (s * x) % 1, (t * y + v) % 1, (s * z + v) % 1)
+                for element, x, y, z in (
+                    ("Zr", 0.2758, 0.0411, 0.2082),
+                    ("O", 0.0703, 0.3359, 0.3406),
+                    ("O", 0.4423, 0.7549, 0.4789),
+                )
+                for s, t, v in ((1, 1, 0.0), (-1, -1, 0.0), (-1, 1, 0.5), (1, -1, 0.5))
             ),
         ),
     )

@@ -49,6 +49,8 @@ class Pattern:
         radial_share: Share of the frame's electrons that the radial profile carries.
         blobs: (m, 4): y, x, sigma, share of the frame's electrons: smooth off-center background.
         floor: Share of the frame's electrons spread evenly over it.
+        bands: (b, 6): Kikuchi bands that modulate the radial profile: normal y and x, middle, half
+            width and softness of the edges in px, relative change of the intensity.
     """
 
     kind: Kind
@@ -59,6 +61,7 @@ class Pattern:
     radial_share: float = 0.0
     blobs: Array = field(default_factory=lambda: np.zeros((0, 4)))
     floor: float = 0.0
+    bands: Array = field(default_factory=lambda: np.zeros((0, 6)))
 
     @property
     def has_beam(self) -> bool:

@@ -49,6 +49,10 @@ def render(
     image /= sums.clamp_min(1e-20)
 
     smooth, shares = _render_radial(patterns, frame_shape, torch.device(device))
+    for i, pattern in enumerate(patterns):
+        if len(pattern.bands) and shares[i] > 0:
+            smooth[i] *= _kikuchi(pattern, frame_shape, torch.device(device))
+            smooth[i] *= shares[i] / smooth[i].sum().clamp_min(1e-20)
     blob_share = torch.zeros(n, device=device)
     for i, pattern in enumerate(patterns):
         for y, x, sigma, share in pattern.blobs:
@@ -104,6 +108,25 @@ def _render_radial(
     image = below.lerp_(above, part)
     image *= (share / image.sum((1, 2)).clamp_min(1e-20))[:, None, None]
     return image, share
+
+
+def _kikuchi(pattern: Pattern, frame_shape: tuple[int, int], device: torch.device) -> Tensor:
+    """Return what a pattern's Kikuchi bands multiply its diffuse scattering with, (h, w)."""
+    h, w = frame_shape
+    inverse = _inverse_distortions([pattern])[0].to(device)
+    bands = torch.from_numpy(pattern.bands.astype(np.float32)).to(device)
+    normal = bands[:, :2] @ inverse  # (b, 2): what turns pixels into distances along each normal
+    dy = torch.arange(h, device=device) - pattern.center[0]
+    dx = torch.arange(w, device=device) - pattern.center[1]
+    middle, half, soft, change = (v[:, None, None] for v in bands[:, 2:].T)
+    along = normal[:, 0, None, None] * dy[:, None] + normal[:, 1, None, None] * dx - middle
+    below, above = (along + half) / soft, (along - half) / soft
+    inside = 0.5 * (torch.tanh(below) - torch.tanh(above))
+    # The line farther from the beam gains what the nearer one loses: none where it is central.
+    lean = torch.tanh(middle / half)
+    lines = lean * (1 / (1 + above**2) - 1 / (1 + below**2))
+    factor: Tensor = (1 + (change * (inside + lines)).sum(0)).clamp_min(0.1)
+    return factor
 
 
 def _inverse_distortions(patterns: Sequence[Pattern]) -> Tensor:

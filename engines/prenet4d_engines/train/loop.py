@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader
 from prenet4d_engines.errors import TrainingError
 from prenet4d_engines.models import CenterNet, Denoiser, EllipseNet
 from prenet4d_engines.simulate.materials import TRAINING
+from prenet4d_engines.simulate.multislice import Multislice
 from prenet4d_engines.train.losses import LOSSES
 from prenet4d_engines.train.samples import BATCHES, VALIDATION_SEED, Sample, Samples, Task
 
@@ -76,6 +77,7 @@ def train(
     minutes: float | None = None,
     start_from: Path | None = None,
     peak_rate: float | None = None,
+    multislice: Path | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Path:
     """Train one network from simulated patterns.
@@ -94,6 +96,8 @@ def train(
         start_from: Weights (safetensors) to begin with instead of random ones.
         peak_rate: Learning rate after the warm-up; None for the network's own. Half of it or less
             suits weights that were trained before.
+        multislice: Computed patterns of training materials (`prenet4d simulate --multislice`), of
+            which a quarter of the samples is made; validation is the same with and without them.
         on_progress: Called every few steps.
 
     Returns:
@@ -101,7 +105,9 @@ def train(
 
     Raises:
         TrainingError: Unknown task, bad numbers, nothing to resume, weights that do not fit,
-            or a loss that is not finite.
+            computed patterns of materials that are kept for evaluation, or a loss that is not
+            finite.
+        SimulationError: `multislice` holds no computed patterns.
     """
     if task not in NETWORKS:
         raise TrainingError(f"There is no network {task!r}. Choose one of {', '.join(NETWORKS)}.")
@@ -109,6 +115,12 @@ def train(
         raise TrainingError("steps must be at least 1 and batch_size an even number.")
     if not 0 <= seed < VALIDATION_SEED:
         raise TrainingError(f"The seed must lie in [0, {VALIDATION_SEED}): others are not ours.")
+    computed = Multislice.load(multislice) if multislice is not None else None
+    if computed is not None and not set(computed.materials) <= set(TRAINING):
+        raise TrainingError(
+            f"{multislice} holds patterns of {', '.join(set(computed.materials) - set(TRAINING))}, "
+            "which training must not see: they belong to the evaluation."
+        )
     out_dir.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
@@ -137,7 +149,7 @@ def train(
         log.unlink(missing_ok=True)
 
     loader = DataLoader(
-        Samples(task, batch_size, seed, start=step),
+        Samples(task, batch_size, seed, start=step, computed=computed),
         batch_size=None,
         num_workers=workers,
         prefetch_factor=8 if workers else None,

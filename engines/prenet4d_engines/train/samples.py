@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
@@ -17,9 +18,15 @@ from prenet4d_engines.simulate.detector import (
     draw_dose,
     expose,
 )
-from prenet4d_engines.simulate.difficult import draw_difficult
-from prenet4d_engines.simulate.draw import draw_ellipticity, draw_optics, draw_pattern
+from prenet4d_engines.simulate.difficult import EDGE_REACH, draw_difficult
+from prenet4d_engines.simulate.draw import (
+    draw_center,
+    draw_ellipticity,
+    draw_optics,
+    draw_pattern,
+)
 from prenet4d_engines.simulate.materials import TRAINING, Material
+from prenet4d_engines.simulate.multislice import Multislice
 from prenet4d_engines.simulate.pattern import EDGE, Kind, Pattern
 from prenet4d_engines.simulate.render import render
 
@@ -32,6 +39,8 @@ VALIDATION_SEED: Final = 9_000_000
 _CENTER_SHAPES: Final = ((128, 128), (128, 128), (128, 128), (96, 96), (160, 160), (96, 192))
 _DIFFICULT: Final = 0.5
 """Share of the center network's frames that `draw_difficult` draws."""
+_COMPUTED: Final = 0.25
+"""Share of patterns that were computed by multislice, where there are any."""
 _EXPOSURES: Final = 2
 """How often one expectation is exposed: rendering costs more than counting."""
 
@@ -50,8 +59,23 @@ def _one_of(rng: np.random.Generator, materials: Sequence[Material]) -> Material
     return materials[int(rng.integers(len(materials)))]
 
 
+Computed = tuple[Pattern, NDArray[np.float32]]
+"""What is known of a computed pattern (kind, center, ellipticity), and the pattern itself."""
+
+
+def _draw_computed(
+    rng: np.random.Generator, shape: tuple[int, int], computed: Multislice, reach: float
+) -> Computed:
+    center, ellipticity = draw_center(rng, shape, reach), draw_ellipticity(rng)
+    image, _ = computed.draw(rng, shape, center=center, ellipticity=ellipticity)
+    return Pattern("cbed", center, ellipticity), image
+
+
 def denoise_batch(
-    rng: np.random.Generator, batch_size: int, materials: Sequence[Material]
+    rng: np.random.Generator,
+    batch_size: int,
+    materials: Sequence[Material],
+    computed: Multislice | None = None,
 ) -> Sample:
     """Frames, rates and masks (n, 128, 128): windows of frames of 128 to 384 pixels.
 
@@ -60,7 +84,12 @@ def denoise_batch(
     """
     side = 128
     patterns: list[Pattern] = []
-    for _ in range(batch_size // _EXPOSURES):
+    images: dict[int, NDArray[np.float32]] = {}
+    for i in range(batch_size // _EXPOSURES):
+        if computed is not None and rng.random() < _COMPUTED:
+            pattern, images[i] = _draw_computed(rng, (side, side), computed, 0.45)
+            patterns.append(pattern)
+            continue
         virtual = int(rng.choice([128, 192, 256, 256, 384]))
         pattern = draw_pattern(rng, (virtual, virtual), material=_one_of(rng, materials))
         # windows crowd around the beam, where the structure is
@@ -69,7 +98,7 @@ def denoise_batch(
         patterns.append(
             pattern.moved((pattern.center[0] - corner[0], pattern.center[1] - corner[1]))
         )
-    seen = _expose_all(rng, patterns, (side, side))
+    seen = _expose_all(rng, patterns, (side, side), images)
     return {
         "frame": torch.stack([s.frame for s in seen]),
         "rate": torch.stack([s.rate for s in seen]),
@@ -78,13 +107,23 @@ def denoise_batch(
 
 
 def center_batch(
-    rng: np.random.Generator, batch_size: int, materials: Sequence[Material]
+    rng: np.random.Generator,
+    batch_size: int,
+    materials: Sequence[Material],
+    computed: Multislice | None = None,
 ) -> Sample:
     """Frames and masks (n, h, w), center (n, 2) in px, usable (n,) 0 or 1; half are difficult."""
     shape = _CENTER_SHAPES[rng.integers(len(_CENTER_SHAPES))]
     patterns: list[Pattern] = []
     cameras: list[Detector | None] = []
-    for _ in range(batch_size // _EXPOSURES):
+    images: dict[int, NDArray[np.float32]] = {}
+    for i in range(batch_size // _EXPOSURES):
+        if computed is not None and rng.random() < _COMPUTED:
+            reach = EDGE_REACH if rng.random() < 0.25 else 0.2
+            pattern, images[i] = _draw_computed(rng, shape, computed, reach)
+            patterns.append(pattern)
+            cameras.append(None)
+            continue
         material = _one_of(rng, materials)
         if rng.random() < _DIFFICULT:
             pattern, camera = draw_difficult(rng, shape, material=material)
@@ -93,7 +132,7 @@ def center_batch(
         else:
             patterns.append(draw_pattern(rng, shape, material=material))
             cameras.append(None)
-    seen = _expose_all(rng, patterns, shape, cameras)
+    seen = _expose_all(rng, patterns, shape, images, cameras)
     usable = [float(p.has_beam) for p in patterns for _ in range(_EXPOSURES)]
     return {
         "frame": torch.stack([s.frame for s in seen]),
@@ -107,16 +146,21 @@ def _expose_all(
     rng: np.random.Generator,
     patterns: list[Pattern],
     shape: tuple[int, int],
+    images: Mapping[int, NDArray[np.float32]],
     cameras: Sequence[Detector | None] | None = None,
 ) -> list[_Seen]:
     """Expose every pattern a few times, each with its own dose, symmetry and drawn camera.
 
-    Where `cameras` holds one for a pattern, all its exposures are taken with that one.
+    `images` are computed patterns by their place in the list; the others are rendered. Where
+    `cameras` holds one for a pattern, all its exposures are taken with that one.
     """
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     seen = []
     given = cameras or [None] * len(patterns)
-    for pattern, expected, own in zip(patterns, render(patterns, shape), given, strict=True):
+    rendered = render(patterns, shape)
+    for i, image in images.items():
+        rendered[i] = torch.from_numpy(image)
+    for pattern, expected, own in zip(patterns, rendered, given, strict=True):
         for _ in range(_EXPOSURES):
             beam = pattern.center if pattern.has_beam else None
             camera = own or draw_detector(rng, shape, beam)
@@ -190,7 +234,10 @@ def draw_mean(
 
 
 def ellipse_batch(
-    rng: np.random.Generator, batch_size: int, materials: Sequence[Material]
+    rng: np.random.Generator,
+    batch_size: int,
+    materials: Sequence[Material],
+    computed: Multislice | None = None,
 ) -> Sample:
     """Mean patterns and validity (n, h, w) and the distortion's vector (n, 2)."""
     side = int(rng.choice([128, 128, 128, 192, 256]))
@@ -201,9 +248,15 @@ def ellipse_batch(
         # half broad, half what is left after a first correction
         largest = 1.13 if rng.random() < 0.5 else 1.02
         ratio, theta = draw_ellipticity(rng, largest)
-        expected = render(draw_mean(rng, shape, (ratio, theta), materials), shape).mean(
-            0, keepdim=True
-        )
+        if computed is not None and rng.random() < _COMPUTED:
+            middle = np.asarray(shape) / 2 - 0.5 + rng.normal(0, 0.15, 2)
+            drawn, _ = computed.draw(
+                rng, shape, center=(middle[0], middle[1]), ellipticity=(ratio, theta)
+            )
+            expected = torch.from_numpy(drawn)[None]
+        else:
+            grains = draw_mean(rng, shape, (ratio, theta), materials)
+            expected = render(grains, shape).mean(0, keepdim=True)
         for _ in range(_EXPOSURES):
             camera: Detector = replace(draw_detector(rng, shape), saturation=float("inf"))
             dose = draw_dose(rng) * float(np.exp(rng.uniform(np.log(32), np.log(1024))))
@@ -223,18 +276,30 @@ def ellipse_batch(
     }
 
 
-BATCHES: Final[dict[Task, Callable[[np.random.Generator, int, Sequence[Material]], Sample]]] = {
+BATCHES: Final[dict[Task, Callable[..., Sample]]] = {
     "denoise": denoise_batch,
     "center": center_batch,
     "ellipse": ellipse_batch,
 }
+"""``batch(rng, batch_size, materials, computed=None)`` of each task."""
 
 
 class Samples(IterableDataset[Sample]):
-    """Batches of a task without end; (seed, start, worker) fixes every one of them."""
+    """Batches of a task without end; (seed, start, worker) fixes every one of them.
 
-    def __init__(self, task: Task, batch_size: int, seed: int, start: int = 0):
+    A quarter of the patterns is dealt from `computed`, where it is given.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        batch_size: int,
+        seed: int,
+        start: int = 0,
+        computed: Multislice | None = None,
+    ):
         self.task, self.batch_size, self.seed, self.start = task, batch_size, seed, start
+        self.computed = computed
 
     def __iter__(self) -> Iterator[Sample]:
         """Yield batches."""
@@ -244,4 +309,4 @@ class Samples(IterableDataset[Sample]):
         rng = np.random.default_rng([self.seed, self.start, worker])
         materials = tuple(TRAINING.values())
         while True:
-            yield BATCHES[self.task](rng, self.batch_size, materials)
+            yield BATCHES[self.task](rng, self.batch_size, materials, self.computed)

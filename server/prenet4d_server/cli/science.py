@@ -50,6 +50,12 @@ def train(
     peak_rate: Annotated[
         float | None, typer.Option("--rate", min=1e-7, help="Learning rate after the warm-up.")
     ] = None,
+    multislice: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, dir_okay=False, help="Computed patterns to make a quarter of the samples."
+        ),
+    ] = None,
 ) -> None:
     """Train a network on simulated patterns."""
     from prenet4d_engines.train import train as run
@@ -73,6 +79,7 @@ def train(
             minutes=minutes,
             start_from=start_from,
             peak_rate=peak_rate,
+            multislice=multislice,
             on_progress=tell,
         )
     print(f"The weights are in {weights}.")
@@ -80,17 +87,48 @@ def train(
 
 def simulate(
     gallery: Annotated[
-        Path, typer.Option("--gallery", dir_okay=False, help="Write the page of pictures there.")
-    ],
+        Path | None,
+        typer.Option(dir_okay=False, help="Write a page of pictures there."),
+    ] = None,
+    multislice: Annotated[
+        Path | None,
+        typer.Option(dir_okay=False, help="Compute patterns by multislice (abTEM) into that file."),
+    ] = None,
     frame: FrameOption = None,
     seed: Annotated[int, typer.Option(min=0, help="Of everything that is drawn.")] = 0,
+    patterns: Annotated[int, typer.Option(min=1, help="How many to compute.")] = 3200,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that compute.")] = 2,
+    held_out: Annotated[
+        bool,
+        typer.Option(
+            "--held-out", help="Compute the evaluation's materials, one pattern of each case."
+        ),
+    ] = False,
 ) -> None:
-    """Draw a page of simulated patterns, to look at beside measured ones."""
-    from prenet4d_engines.simulate import draw_gallery
+    """Draw a page of simulated patterns, or compute patterns by multislice for training."""
+    from prenet4d_engines.simulate import HELD_OUT, TRAINING, draw_gallery
+    from prenet4d_engines.simulate.multislice import PER_CASE, compute
+    from prenet4d_server.cli.progress import bar
 
-    shape = (frame.rows, frame.columns) if frame else (256, 256)
-    draw_gallery(gallery, frame_shape=shape, seed=seed)
-    print(f"The pictures are in {gallery}.")
+    if gallery is None and multislice is None:
+        raise typer.BadParameter("Ask for --gallery FILE or --multislice FILE, or both.")
+    if gallery is not None:
+        shape = (frame.rows, frame.columns) if frame else (256, 256)
+        draw_gallery(gallery, frame_shape=shape, seed=seed)
+        print(f"The pictures are in {gallery}.")
+    if multislice is not None:
+        with bar("multislice") as advance:
+            computed = compute(
+                tuple((HELD_OUT if held_out else TRAINING).values()),
+                patterns=patterns,
+                seed=seed,
+                per_case=1 if held_out else PER_CASE,
+                workers=workers,
+                on_progress=lambda share: advance(share, f"{patterns} patterns"),
+            )
+        computed.save(multislice)
+        materials = len(set(computed.materials))
+        print(f"{len(computed)} patterns of {materials} materials are in {multislice}.")
 
 
 def evaluate(
