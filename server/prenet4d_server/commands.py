@@ -10,7 +10,7 @@ from typing import Any
 
 from prenet4d_engines.virtual import DetectorRadii
 from prenet4d_server.config import Settings
-from prenet4d_server.control import Answer, Command
+from prenet4d_server.control import Answer, Command, Later
 from prenet4d_server.errors import CommandFailed
 from prenet4d_server.pipeline import Pipeline
 from prenet4d_server.recordings import Recordings
@@ -143,18 +143,16 @@ class Commands:
         arrays = {} if mean is None else {"mean": mean[0]}
         return self._status().model_dump(mode="json"), arrays
 
-    def start_recording(self, arguments: dict[str, Any]) -> Answer:
+    def start_recording(self, arguments: dict[str, Any]) -> Later:
         """Record, into files called ``name``."""
         name = arguments.get("name")
         if not (name is None or isinstance(name, str)):
             raise CommandFailed("The name of a recording is a text.")
-        self._recordings.start(name)
-        return self._recording()
+        return Later(self._recordings.start(name), self._recording)
 
-    def stop_recording(self, _: dict[str, Any]) -> Answer:
+    def stop_recording(self, _: dict[str, Any]) -> Later:
         """Close the recording's files."""
-        self._recordings.stop()
-        return self._recording()
+        return Later(self._recordings.stop(), self._recording)
 
     def _recording(self) -> Answer:
         status = self._recordings.status

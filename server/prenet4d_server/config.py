@@ -163,11 +163,20 @@ class HttpSettings(_Section):
     """Whether to serve them, in a process of their own."""
     address: str = "tcp://127.0.0.1:5564"
     """Where to listen for HTTP; port * takes any free one."""
-    operator_token: SecretStr | None = None
+    operator_token: Annotated[SecretStr, Field(min_length=8)] | None = None
     """Who opens the page with it may command; others may only look. By default one is made at every
     start, and the log tells the page's address with it."""
+    operator_token_file: Path | None = None
+    """The file that holds the token, and nothing else, to keep it over restarts and out of this
+    configuration. Where there is no such file, it is made, with a new token."""
     updates_per_second: Annotated[float, Field(gt=0, le=20)] = 2.0
     """How often a page in a browser is brought up to date."""
+
+    @model_validator(mode="after")
+    def _one_token(self) -> HttpSettings:
+        if self.operator_token is not None and self.operator_token_file is not None:
+            raise ValueError("Set operator_token or operator_token_file, not both.")
+        return self
 
 
 class SecuritySettings(_Section):

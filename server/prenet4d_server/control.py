@@ -6,20 +6,35 @@ import contextlib
 import logging
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import zmq
 
 from prenet4d_client.errors import ProtocolError
-from prenet4d_client.messages import ControlReply, ControlRequest
+from prenet4d_client.messages import ControlReply, ControlRequest, Header
 from prenet4d_client.wire import Array, decode, encode
 from prenet4d_server.errors import CommandFailed
 from prenet4d_server.sockets import KeyPair, bind, protect
 
 Answer: TypeAlias = tuple[dict[str, Any], dict[str, Array]]
 """A command's result and arrays."""
-Command: TypeAlias = Callable[[dict[str, Any]], Answer]
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """The answer to a command that takes its time; others are answered meanwhile."""
+
+    done: Future[None]
+    """When it is carried out, or why it failed: a CommandFailed."""
+    answer: Callable[[], Answer]
+    """Called then, on the control thread."""
+
+
+Command: TypeAlias = Callable[[dict[str, Any]], Answer | Later]
 
 ASKING = frozenset({"status", "config", "save_calibration", "maps", "snapshot"})
 """Commands that change nothing."""
@@ -64,14 +79,20 @@ class Control:
             self._socket.close(0)
             raise
         self._stop = os.eventfd(0, os.EFD_CLOEXEC)
+        self._due = os.eventfd(0, os.EFD_CLOEXEC)
+        self._late: deque[tuple[bytes, int, Later]] = deque()
+        """What can be answered now: who asked, the request's sequence number, and the answer."""
+        self._closing = threading.Lock()
+        self._closed = False
         self._thread = threading.Thread(target=self._run, name="control", daemon=True)
 
     def start(self, commands: Mapping[str, Command]) -> None:
         """Answer from now on, what has been asked already included.
 
         Args:
-            commands: name → what to do with the request's arguments; raises CommandFailed to
-                refuse, with a sentence that is sent to the client.
+            commands: name → what to do with the request's arguments, without waiting for
+                anything; raises CommandFailed to refuse, with a sentence that is sent to the
+                client.
         """
         self._commands = commands
         self._thread.start()
@@ -83,54 +104,90 @@ class Control:
 
     def close(self) -> None:
         """Stop answering."""
+        with self._closing:
+            self._closed = True
         os.eventfd_write(self._stop, 1)
         if self._thread.ident is not None:
             self._thread.join()
         self._socket.close(LINGER_MS)
         os.close(self._stop)
+        os.close(self._due)
 
     def _run(self) -> None:
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
         poller.register(self._stop, zmq.POLLIN)
+        poller.register(self._due, zmq.POLLIN)
         while self._stop not in (ready := dict(poller.poll())):
             if self._socket in ready:
                 identity, *parts = self._socket.recv_multipart(copy=False)
-                self._reply(identity.bytes, *self._answer(parts))
+                self._answer(identity.bytes, parts)
+            if self._due in ready:
+                self._answer_late()
 
-    def _answer(self, parts: list[zmq.Frame]) -> tuple[ControlReply, dict[str, Array]]:
+    def _answer(self, asker: bytes, parts: list[zmq.Frame]) -> None:
+        """Reply to a request, now or later."""
         try:
             request = decode([part.bytes for part in parts], max_bytes=_MAX_BYTES).header
         except ProtocolError as error:
             log.warning("A control request cannot be read: %s", error)
-            return self._refusal(0, str(error)), {}
+            self._reply(asker, self._refusal(0, str(error)), {})
+            return
+        sequence = request.sequence
+        try:
+            answer = self._carry_out(request, parts)
+        except CommandFailed as error:
+            self._reply(asker, self._refusal(sequence, str(error)), {})
+            return
+        if isinstance(answer, Later):
+            answer.done.add_done_callback(lambda _: self._is_due(asker, sequence, answer))
+        else:
+            self._reply(asker, self._success(sequence, answer), answer[1])
+
+    def _carry_out(self, request: Header, parts: list[zmq.Frame]) -> Answer | Later:
+        """Carry out what is asked, or begin to.
+
+        Raises:
+            CommandFailed: it cannot be done, or not for this client.
+        """
         if not isinstance(request, ControlRequest):
-            return self._refusal(
-                request.sequence, f"A {request.type} message is no control request."
-            ), {}
+            raise CommandFailed(f"A {request.type} message is no control request.")
         command = self._commands.get(request.command)
         if command is None:
-            return self._refusal(
-                request.sequence,
-                f"There is no command {request.command!r}; there are {', '.join(self._commands)}.",
-            ), {}
+            raise CommandFailed(
+                f"There is no command {request.command!r}; there are {', '.join(self._commands)}."
+            )
         if not (request.command in ASKING or self._may_command(parts[0])):
-            return self._refusal(
-                request.sequence,
+            raise CommandFailed(
                 f"Only operators may {request.command}: this client's key is not among "
-                "security.operator_keys.",
-            ), {}
-        try:
-            result, arrays = command(request.arguments)
-        except CommandFailed as error:
-            return self._refusal(request.sequence, str(error)), {}
-        reply = ControlReply(
-            ok=True, result=result, sequence=request.sequence, publisher=self._publisher
-        )
-        return reply, arrays
+                "security.operator_keys."
+            )
+        return command(request.arguments)
+
+    def _is_due(self, asker: bytes, sequence: int, later: Later) -> None:
+        """Have the control thread answer; on any thread, also after the end of this."""
+        with self._closing:
+            if not self._closed:
+                self._late.append((asker, sequence, later))
+                os.eventfd_write(self._due, 1)
+
+    def _answer_late(self) -> None:
+        os.eventfd_read(self._due)
+        while self._late:
+            asker, sequence, later = self._late.popleft()
+            try:
+                later.done.result()
+                answer = later.answer()
+            except CommandFailed as error:
+                self._reply(asker, self._refusal(sequence, str(error)), {})
+            else:
+                self._reply(asker, self._success(sequence, answer), answer[1])
 
     def _may_command(self, part: zmq.Frame) -> bool:
         return self._operators is None or part.get("User-Id") in self._operators
+
+    def _success(self, sequence: int, answer: Answer) -> ControlReply:
+        return ControlReply(ok=True, result=answer[0], sequence=sequence, publisher=self._publisher)
 
     def _refusal(self, sequence: int, error: str) -> ControlReply:
         return ControlReply(ok=False, error=error, sequence=sequence, publisher=self._publisher)

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, InvalidStateError
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -24,7 +25,7 @@ from prenet4d_server.sockets import within_reach
 from prenet4d_server.status import RecordingState, RecordingStatus
 
 ANSWER_S = 3.0
-"""How long a command waits for the process; after that its answer says how far it is."""
+"""How long a command may go without an answer; after that its answer says how far it is."""
 CLOSE_S = 20.0
 _NAME = re.compile(r"\w[\w .+=-]*")
 _NAME_BYTES = 120
@@ -55,13 +56,15 @@ class Recordings:
         self._server_key = server_key.decode() if server_key else None
         self._log = log
         self._tell = tell
-        self._changed = threading.Condition()
+        self._changed = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
         self._name = ""
         self._started: float | None = None
         self._report: Report | None = None
         self._stopping = False
+        self._begun: Future[None] = Future()
+        self._ended: Future[None] = Future()
 
     @property
     def status(self) -> RecordingStatus | None:
@@ -89,11 +92,11 @@ class Recordings:
         process = self._process
         return None if process is None else process.pid
 
-    def start(self, name: str | None) -> None:
-        """Start a recording; when this returns, nothing is missed from now on.
+    def start(self, name: str | None) -> Future[None]:
+        """Start a recording; once it is done, nothing is missed any more.
 
-        Where the process takes long to start, this returns before that, and the status says
-        ``starting``.
+        Where the process takes long to start, it counts as done before that, and the status says
+        ``starting``. Where it does not start, a CommandFailed says why.
 
         Args:
             name: of the file, without a suffix; the time of day by default.
@@ -126,20 +129,16 @@ class Recordings:
             )
             self._name, self._started = path.stem, time.time()
             self._report, self._stopping = None, False
+            self._begun, self._ended = Future(), Future()
             _write(self._process, order.model_dump_json())
             self._reader = threading.Thread(
                 target=self._read, args=(self._process, path), name="recording", daemon=True
             )
             self._reader.start()
-            self._changed.wait_for(
-                lambda: self._report is not None or self._process is None, ANSWER_S
-            )
-            if self._process is None:
-                why = self._report.error if self._report else ""
-                raise CommandFailed(why or "The recorder did not start; the log says why.")
+            return _patient(self._begun)
 
-    def stop(self) -> None:
-        """Stop the recording; its files are closed when this returns, unless the disk is slow.
+    def stop(self) -> Future[None]:
+        """Stop the recording; once it is done, its files are closed, unless the disk is slow.
 
         Raises:
             CommandFailed: there is none.
@@ -149,7 +148,7 @@ class Recordings:
                 raise CommandFailed("Nothing is being recorded.")
             self._stopping = True
             _write(self._process, "stop")
-            self._changed.wait_for(lambda: self._process is None, ANSWER_S)
+            return _patient(self._ended)
 
     def close(self) -> None:
         """Wait for the end of the recording, which the service's farewell to receivers brings."""
@@ -203,8 +202,8 @@ class Recordings:
                 report = _parse(line)
                 with self._changed:
                     first, self._report = self._report is None, report
-                    self._changed.notify_all()
                 if first and not report.error:
+                    _settle(self._begun)
                     self._say("info", "recording_started", f"Recording {path.name} began.")
         with self._changed:
             last = self._report or Report()
@@ -212,7 +211,9 @@ class Recordings:
                 died = f"The recorder died with status {process.returncode}."
                 last = last.model_copy(update={"error": died, "complete": False})
             self._report, self._process = last, None
-            self._changed.notify_all()
+            begun, ended = self._begun, self._ended
+        _settle(begun, last.error or "The recorder did not start; the log says why.")
+        _settle(ended)
         if last.error:
             self._say("error", "recording_failed", f"Recording {path.name} failed: {last.error}")
         else:
@@ -222,6 +223,24 @@ class Recordings:
 
     def _say(self, level: Level, code: str, message: str) -> None:
         self._tell(Event(level=level, code=code, message=message))
+
+
+def _patient(done: Future[None]) -> Future[None]:
+    """The same, done after ``ANSWER_S`` at the latest."""
+    patience = threading.Timer(ANSWER_S, _settle, [done])
+    patience.daemon = True
+    patience.start()
+    done.add_done_callback(lambda _: patience.cancel())
+    return done
+
+
+def _settle(done: Future[None], failure: str = "") -> None:
+    """It is done, or it failed, unless that was said before."""
+    with contextlib.suppress(InvalidStateError):
+        if failure:
+            done.set_exception(CommandFailed(failure))
+        else:
+            done.set_result(None)
 
 
 def _parse(line: str) -> Report:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import secrets
 import signal
 import threading
 import time
@@ -29,6 +28,7 @@ from prenet4d_server.errors import ConfigError, ServiceError
 from prenet4d_server.inlet import Inlet
 from prenet4d_server.meters import Meters
 from prenet4d_server.notices import Remark
+from prenet4d_server.operator_token import OperatorToken
 from prenet4d_server.page.settings import PageSettings, ServiceAddress
 from prenet4d_server.page_process import PageProcess, listen
 from prenet4d_server.pipeline import Pipeline
@@ -256,8 +256,8 @@ class Service:
         self, undo: contextlib.ExitStack, keys: KeyPair | None, page_keys: KeyPair | None
     ) -> None:
         http = self.settings.http
-        token = http.operator_token
-        secret = secrets.token_urlsafe(16) if token is None else token.get_secret_value()
+        said = http.operator_token.get_secret_value() if http.operator_token else None
+        token = OperatorToken(said, http.operator_token_file)
         listening, self.endpoints["http"] = listen(http.address)
         page = self._page = PageProcess(listening, self._on_page_death)
         undo.callback(page.close)
@@ -270,12 +270,12 @@ class Service:
         page.start(
             PageSettings(
                 service=service,
-                operator_token=secret,
+                operator_token=token.secret,
                 updates_per_second=http.updates_per_second,
                 log=self.settings.log,
             )
         )
-        log.info("Operators open the page with %s/?token=%s", self.endpoints["http"], secret)
+        log.info("Operators open the page with %s", token.address(self.endpoints["http"]))
 
     def _on_page_death(self, status: int) -> None:
         self._publisher.announce(

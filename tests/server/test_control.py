@@ -1,5 +1,7 @@
 """The control socket: commands are carried out or refused with a sentence."""
 
+from concurrent.futures import Future
+
 import numpy as np
 import pytest
 import zmq
@@ -8,9 +10,11 @@ from prenet4d_client import ControlClient
 from prenet4d_client.errors import CommandRefused
 from prenet4d_client.messages import ControlRequest, Heartbeat
 from prenet4d_client.wire import decode, encode
+from prenet4d_server.control import Control, Later
+from prenet4d_server.errors import CommandFailed
 from prenet4d_server.service import Service
 
-from .live import frames, listening, sender, settings, until
+from .live import FREE, frames, listening, sender, settings, until
 
 
 @pytest.fixture(scope="module")
@@ -88,3 +92,36 @@ def test_commands_are_carried_out_between_batches(service, client):
         listener.wait_for("telemetry", 2)
         source.end()
         listener.wait_for("acquisition_end")
+
+
+def test_others_are_answered_while_a_command_takes_its_time():
+    begun: Future[None] = Future()
+    failing: Future[None] = Future()
+    never: Future[None] = Future()
+    commands = {
+        "slow": lambda _: Later(begun, lambda: ({"what": "slow"}, {})),
+        "failing": lambda _: Later(failing, lambda: ({}, {})),
+        "never": lambda _: Later(never, lambda: ({}, {})),
+        "status": lambda _: ({"what": "quick"}, {}),
+    }
+    with zmq.Context() as context:
+        control = Control(FREE, publisher="life", context=context)
+        control.start(commands)
+        with context.socket(zmq.DEALER) as patient, ControlClient(control.address) as client:
+            patient.linger = 0
+            patient.connect(control.address)
+            for number, command in enumerate(("slow", "failing", "never")):
+                request = ControlRequest(command=command, sequence=number)
+                patient.send_multipart(encode(request))
+            assert client.status() == {"what": "quick"}
+            failing.set_exception(CommandFailed("It did not start."))
+            begun.set_result(None)
+            replies = {}
+            while len(replies) < 2:
+                assert patient.poll(20_000)
+                reply = decode(patient.recv_multipart()).header
+                replies[reply.sequence] = reply
+            assert (replies[0].ok, replies[0].result) == (True, {"what": "slow"})
+            assert (replies[1].ok, replies[1].error) == (False, "It did not start.")
+        control.close()
+        never.set_result(None)  # nobody is there any more

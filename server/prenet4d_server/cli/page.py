@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -29,6 +30,12 @@ def dashboard(
             help="Who opens the page with it may command; by default one is made.",
         ),
     ] = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="The file that holds the token, and keeps it; made if missing."
+        ),
+    ] = None,
     server_key: ServerKeyOption = None,
     client_key: ClientKeyOption = None,
     insecure: Annotated[
@@ -36,9 +43,8 @@ def dashboard(
     ] = False,
 ) -> None:
     """Serve the operator's page here, for a service that runs elsewhere."""
-    import secrets
-
     from prenet4d_server.errors import ConfigError
+    from prenet4d_server.operator_token import OperatorToken
     from prenet4d_server.page.__main__ import serve_page
     from prenet4d_server.page.settings import PageSettings, ServiceAddress
     from prenet4d_server.page_process import listen as open_listening
@@ -56,12 +62,18 @@ def dashboard(
         server_key=server_key,
         client_keys=client_key,
     )
-    token = token or secrets.token_urlsafe(16)
+    if token and token_file:
+        raise ConfigError("Give --token or --token-file, not both.")
+    operator = OperatorToken(token or None, token_file)
     with stopped_by_signals() as stop:
         listening, url = open_listening(listen)
         with listening:
-            print(f"Look:    {url}/\nCommand: {url}/?token={token}\nStop with Ctrl-C.", flush=True)
-            serve_page(PageSettings(service=service, operator_token=token), listening, stop)
+            print(
+                f"Look:    {url}/\nCommand: {operator.address(url)}\nStop with Ctrl-C.", flush=True
+            )
+            serve_page(
+                PageSettings(service=service, operator_token=operator.secret), listening, stop
+            )
 
 
 def add_to(app: typer.Typer) -> None:

@@ -20,8 +20,8 @@ from prenet4d_server.page.theme import look
 
 Command: TypeAlias = Callable[[ControlClient], object]
 VIEWER = (
-    "You are looking only. To command, open this page with the operator's token: "
-    "the service's log tells the whole address."
+    "You are looking only. To command, enter the operator's token: the service's log tells it, or "
+    "where it is kept."
 )
 OPERATOR = "You may command."
 
