@@ -83,6 +83,10 @@ class CorrectedBatch:
     """The radii of the virtual detectors that saw it."""
 
 
+Outcome: TypeAlias = CorrectedBatch | Exception
+"""What became of a batch: its patterns, or why it cannot be corrected."""
+
+
 class PatternCorrector(Protocol):
     """The face that every corrector shows to the service; one instance serves one acquisition."""
 
@@ -95,6 +99,19 @@ class PatternCorrector(Protocol):
         self, frames: npt.NDArray[np.generic], indices: npt.NDArray[np.int64]
     ) -> CorrectedBatch:
         """Correct frames (n, h, w), any order; results of the calibration apply to later calls."""
+        ...
+
+    def submit(
+        self, frames: npt.NDArray[np.generic], indices: npt.NDArray[np.int64]
+    ) -> list[Outcome]:
+        """Take a batch, as :meth:`process` does; return what became of those that are finished.
+
+        They come in the order in which they were submitted. ``frames`` must not change before.
+        """
+        ...
+
+    def finish(self) -> list[Outcome]:
+        """Return what became of the batches that are still on their way."""
         ...
 
     def mean(self) -> tuple[Float32, int]:

@@ -45,6 +45,10 @@ class CorrectorConfig(BaseModel):
     threads: Annotated[int, Field(ge=1)] | None = None
     """CPU threads, each for frames of its own; unset: one for each core."""
 
+    cpu_fallback: bool = False
+    """When a GPU fails in the middle of a scan and does not come back: true: the CPU goes on, many
+    times slower. false: the frames that follow are rejected."""
+
     @model_validator(mode="after")
     def _can_lock(self) -> Self:
         if self.averaging_window < self.patterns_to_lock:

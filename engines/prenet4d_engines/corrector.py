@@ -6,32 +6,67 @@
 Denoiser and center network both read the raw frames. The single-frame centers are tracked over the
 scan, one resampling takes shift and ellipse out of the denoised and of the raw pattern together.
 Recentered raw patterns feed the running mean from which the ellipticity is read; what was read
-applies from the next call on.
+applies from the next batch on.
+
+A GPU works on one batch while another one crosses the bus and the host tracks the centers of a
+third: `Corrector.submit` takes batches and returns those that are finished. The results are the
+same, whichever way frames go in.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections import deque
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from prenet4d_engines.backends import Backend, select
 from prenet4d_engines.batch import CorrectedBatch, Float32, FrameFlag, State
 from prenet4d_engines.calibration import Calibration
-from prenet4d_engines.calibrator import Calibrator, Reading
+from prenet4d_engines.calibrator import Calibrator, Standing
 from prenet4d_engines.config import CorrectorConfig
 from prenet4d_engines.errors import CalibrationError, FrameError
 from prenet4d_engines.geometry import checked_center, reference_center
-from prenet4d_engines.models import center, denoiser
-from prenet4d_engines.resample import resample
-from prenet4d_engines.symmetry import refine
+from prenet4d_engines.lanes import Fetched
+from prenet4d_engines.reading import Reading
+from prenet4d_engines.stages import FOUND, Camera, Slot, Station
 from prenet4d_engines.tracking import CenterTracker
-from prenet4d_engines.virtual import DetectorRadii, VirtualDetectors
+from prenet4d_engines.virtual import DetectorRadii, VirtualDetectors, figures
 
 _DTYPES = ("uint8", "uint16", "uint32", "float32")
+Indices = npt.NDArray[np.int64]
+
+
+class Memory(NamedTuple):
+    """What a corrector knew of the scan, without the mean pattern: all on the host."""
+
+    tracker: CenterTracker
+    standing: Standing
+
+
+@dataclass
+class _Flight:
+    """A batch on its way; what is ``None`` is not known yet."""
+
+    indices: Indices
+    slots: list[Slot]
+    """Its frames lie in these, one after the other."""
+    sizes: list[int]
+    """How many are in each."""
+    looks: list[Fetched]
+    before: Memory | None = None
+    """What was known before this batch."""
+    result: dict[str, Any] | None = None
+    """What is known of its result before its patterns have come: fields of `CorrectedBatch`."""
+    patterns: list[tuple[Fetched, Fetched, Fetched]] | None = None
+    """Of each slot: corrected, aligned, and the sums of the virtual detectors."""
+    after: tuple[State, int] | None = None
+    """State and number of patterns after this batch."""
 
 
 class Corrector:
@@ -50,6 +85,8 @@ class Corrector:
         detector: its name, for the calibration's record.
         config: settings.
         backend: runs the networks; ``None`` makes the one that ``config`` asks for.
+        stations: in place of ``backend``, one or several devices, which take turns; their slots are
+            ready for the next acquisition with this detector.
         calibration: one made earlier, to begin with.
 
     Raises:
@@ -69,6 +106,7 @@ class Corrector:
         detector: str = "unknown",
         config: CorrectorConfig | None = None,
         backend: Backend | None = None,
+        stations: Sequence[Station] = (),
         calibration: Calibration | None = None,
     ):
         self.config = config or CorrectorConfig()
@@ -77,29 +115,35 @@ class Corrector:
             raise FrameError(f"Frames have at least 8 × 8 pixels; {frame_shape} is less.")
         if not (np.isfinite(gain) and gain > 0):
             raise FrameError(f"The gain is a positive number of counts per electron, not {gain}.")
-        self.backend = backend or select(
-            self.config.backend,
-            precision=self.config.precision,
-            threads=self.config.threads,
-            engines=self.config.engines,
-        )
+        backend = backend or (stations[0].backend if stations else self._selected())
+        self.backend = backend
+        """Runs the networks; the first one's, where there are several devices."""
+        self._stations = list(stations) or [Station(backend)]
+        self._turn = 0
+        # On a GPU, one batch for each is looked at and one straightened at a time.
+        self._ahead = sum(station.lanes.keeps for station in self._stations)
+        self._looked: deque[_Flight] = deque()
+        self._straightened: deque[_Flight] = deque()
         self.reference_center = self._own_center = (
             self.config.reference_center
             or (calibration.reference_center if calibration else None)
             or reference_center(self.frame_shape)
         )
-        self._gain, self._saturation, self._detector = gain, saturation_value, detector
-        self._mask, self._valid = self._checked_mask(pixel_mask)
+        self._saturation, self._detector = saturation_value, detector
+        self._camera = Camera(
+            self.frame_shape, self._checked_mask(pixel_mask), float(gain), saturation_value
+        )
         self._tracker = CenterTracker(scan_shape)
+        home = self._stations[0]
         self._calibrator = Calibrator(
-            self.frame_shape, self.reference_center, self._valid, self.backend, self.config
+            *(self.frame_shape, self.reference_center, home.reader(self.frame_shape)),
+            *(home.lanes, self.config),
         )
         self._detectors = VirtualDetectors(self.frame_shape, self.reference_center)
         if calibration:
             self.load(calibration)
 
-    @torch.inference_mode()
-    def process(self, frames: npt.NDArray[Any], indices: npt.NDArray[np.int64]) -> CorrectedBatch:
+    def process(self, frames: npt.NDArray[Any], indices: Indices) -> CorrectedBatch:
         """Correct frames; call it in about the order in which they were taken.
 
         Args:
@@ -110,12 +154,130 @@ class Corrector:
         Raises:
             FrameError: the arrays are not those of this acquisition; nothing was changed.
         """
+        return [*self.submit(frames, indices), *self.finish()][-1]
+
+    @torch.inference_mode()
+    def submit(self, frames: npt.NDArray[Any], indices: Indices) -> list[CorrectedBatch]:
+        """Take a batch, as `process` does, and return those that are finished, in their order.
+
+        Args:
+            frames: as for `process`; they must not change until their batch is returned.
+            indices: as for `process`.
+
+        Raises:
+            FrameError: the arrays are not those of this acquisition; nothing was changed.
+        """
         self._check(frames, indices)
-        n, (h, w), device = len(frames), self.frame_shape, self.backend.device
-        # Of each frame the denoised and the raw one, which one resampling moves together.
-        both = torch.empty((n, 2, h, w), device=device)
-        looks = self.backend.spread(lambda part: self._look(frames[part], both[part]), n)
-        single, sigma, beam, dose, saturated = map(np.concatenate, zip(*looks, strict=True))
+        self._looked.append(self._look(frames, indices))
+        return self._advance(self._ahead)
+
+    @torch.inference_mode()
+    def finish(self) -> list[CorrectedBatch]:
+        """Return the batches that are still on their way."""
+        return self._advance(0)
+
+    def resume(self, failed: Corrector) -> None:
+        """Go on where another corrector of this acquisition failed.
+
+        That is before the oldest batch that it has not returned; its device is not asked. The
+        running mean starts over.
+        """
+        flights = (*failed._straightened, *failed._looked)
+        before = flights[0].before if flights else None
+        self._tracker, standing = before or (failed._tracker, failed._calibrator.standing)
+        self._calibrator.resume(standing)
+        self.reference_center = failed.reference_center
+        self._calibrator.recenter(self.reference_center)
+        self._own_center, self._detectors = failed._own_center, failed._detectors
+
+    def _advance(self, ahead: int) -> list[CorrectedBatch]:
+        """Bring batches on, but for so many at either stage; return the finished ones."""
+        finished = []
+        while len(self._looked) > ahead:
+            flight = self._looked[0]
+            with self._computing():
+                self._straighten(flight)
+            self._straightened.append(self._looked.popleft())
+        while len(self._straightened) > ahead:
+            finished.append(self._finished(self._straightened[0]))
+            self._straightened.popleft()
+        return finished
+
+    def _computing(self) -> AbstractContextManager[object]:
+        """Have torch's own operations on every device done in the order of everything else."""
+        stack = ExitStack()
+        for station in reversed(self._stations):
+            stack.enter_context(station.lanes.computing())
+        return stack
+
+    def _look(self, frames: npt.NDArray[Any], indices: Indices) -> _Flight:
+        station = self._stations[self._turn]
+        self._turn = (self._turn + 1) % len(self._stations)
+        size = station.most or max(len(frames), 1)
+        flight = _Flight(indices, [], [], [])
+        for start in range(0, max(len(frames), 1), size):
+            some = frames[start : start + size]
+            slot = station.take(self._camera, frames.dtype, len(some))
+            flight.slots.append(slot)
+            flight.sizes.append(len(some))
+            flight.looks.append(slot.look(some))
+        return flight
+
+    def _straighten(self, flight: _Flight) -> None:
+        calibrator, detectors = self._calibrator, self._detectors
+        found = np.concatenate([look.wait() for look in flight.looks])
+        ellipticity, reading = calibrator.ellipticity, calibrator.reading
+        flight.before = Memory(self._tracker.copy(), calibrator.standing)
+        if self._straightened:
+            self._straightened[-1].after = (calibrator.state, calibrator.patterns)
+        sigmas = ellipticity.sigmas(reading.sigma) if reading else (None, None)
+        flight.result, beam, outlier = self._tracked(flight.indices, found)
+        flight.result |= {
+            "ellipticity": ellipticity,
+            "ratio_sigma": sigmas[0],
+            "theta_sigma": sigmas[1],
+            "reference_center": self.reference_center,
+        }
+        applied = np.asarray(self.reference_center) - flight.result["shift"]
+        good = beam & ~outlier
+
+        start = 0
+        calibrator.see(beam.tolist())
+        for slot, n in zip(flight.slots, flight.sizes, strict=True):
+            part = slice(start, start + n)
+            slot.place(applied[part], good[part], self.reference_center, ellipticity)
+            start += n
+        if good.any():
+            totals = [slot.average() for slot in flight.slots]
+            home = self._stations[0].lanes.device
+            total = sum(
+                (each.to(home, non_blocking=True) for each in totals[1:]), totals[0].to(home)
+            )
+            calibrator.add(total, int(good.sum()))
+        if detectors.searching:
+            detectors.find(*self.mean())
+        flight.patterns = [
+            slot.straighten(n, detectors.weights)
+            for slot, n in zip(flight.slots, flight.sizes, strict=True)
+        ]
+        flight.result["detectors"] = detectors.radii
+
+    def _tracked(
+        self, indices: Indices, found: Float32
+    ) -> tuple[dict[str, Any], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+        """Track the centers found in a batch.
+
+        Args:
+            indices: (n,) of the frames.
+            found: (n, 7), see ``FOUND``.
+
+        Returns:
+            Fields of the result; (n,) which frames show a beam; (n,) which of these are outliers.
+        """
+        single, sigma = found[:, :2].astype(np.float64), found[:, 2:4].astype(np.float64)
+        usable, dose, saturated = (found[:, FOUND.index(name)] for name in FOUND[4:])
+        beam = (dose > 0) & (usable >= self.config.min_beam_probability)
+        beam &= np.isfinite(found[:, :4]).all(axis=1)
         tracked, tracked_sigma, outlier = self._tracker.update(indices, single, sigma, beam)
         # Before the first beam nothing is known: the frame stays where it is.
         unknown = np.isnan(tracked[:, 0])
@@ -124,48 +286,35 @@ class Corrector:
         if self.config.center_mode == "single":
             applied = np.where(beam[:, None], single, tracked)
             applied_sigma = np.where(beam[:, None], sigma, tracked_sigma)
-        shift = np.asarray(self.reference_center) - applied
+        fields = {
+            "center": np.where(beam[:, None], single, np.nan).astype(np.float32),
+            "center_sigma": np.where(beam[:, None], sigma, np.inf).astype(np.float32),
+            "tracked": tracked.astype(np.float32),
+            "tracked_sigma": tracked_sigma.astype(np.float32),
+            "shift": np.asarray(self.reference_center) - applied,
+            "shift_sigma": applied_sigma.astype(np.float32),
+            "dose": dose.copy(),
+            "flags": self._flags(dose, beam, outlier, saturated > 0),
+        }
+        return fields, beam, outlier
 
-        calibrator = self._calibrator
-        ellipticity, reading = calibrator.ellipticity, calibrator.reading
-        calibrator.see(beam.tolist())
-        good = torch.from_numpy(np.flatnonzero(beam & ~outlier)).to(device)
-        calibrator.add(both[:, 1], torch.from_numpy(shift).to(device), good)
-        if self._detectors.searching:
-            self._detectors.find(*self.mean())
-        moved = torch.empty((2, n, h, w), device=device)
-        centers = torch.from_numpy(applied)
-
-        def straighten(part: slice) -> Float32:
-            resample(
-                *(both[part], centers[part], self.reference_center, ellipticity, self._valid),
-                out=moved[:, part].transpose(0, 1),
-            )
-            return self._detectors.measure(moved[1, part])
-
-        virtual = np.concatenate(self.backend.spread(straighten, n))
-        corrected, aligned = moved.cpu().numpy()
-        sigmas = ellipticity.sigmas(reading.sigma) if reading else (None, None)
+    def _finished(self, flight: _Flight) -> CorrectedBatch:
+        assert flight.patterns is not None
+        assert flight.result is not None
+        columns = zip(*flight.patterns, strict=True)
+        corrected, aligned, added = (_joined([each.wait() for each in some]) for some in columns)
+        for slot in flight.slots:
+            slot.station.give_back(slot)
+        state, patterns = flight.after or (self._calibrator.state, self._calibrator.patterns)
+        flight.result["shift"] = flight.result["shift"].astype(np.float32)
         return CorrectedBatch(
-            indices=indices,
+            **flight.result,
+            indices=flight.indices,
             corrected=corrected,
             aligned=aligned,
-            center=np.where(beam[:, None], single, np.nan).astype(np.float32),
-            center_sigma=np.where(beam[:, None], sigma, np.inf).astype(np.float32),
-            tracked=tracked.astype(np.float32),
-            tracked_sigma=tracked_sigma.astype(np.float32),
-            shift=shift.astype(np.float32),
-            shift_sigma=applied_sigma.astype(np.float32),
-            dose=dose,
-            flags=self._flags(dose, beam, outlier, saturated),
-            ellipticity=ellipticity,
-            ratio_sigma=sigmas[0],
-            theta_sigma=sigmas[1],
-            state=self.state,
-            patterns_averaged=calibrator.patterns,
-            reference_center=self.reference_center,
-            virtual=virtual,
-            detectors=self._detectors.radii,
+            virtual=figures(added),
+            state=state,
+            patterns_averaged=patterns,
         )
 
     @property
@@ -178,7 +327,8 @@ class Corrector:
 
         The mean is (h, w) float32 counts, before the ellipse is taken out; NaN where no source.
         """
-        return self._calibrator.mean().cpu().numpy(), self._calibrator.patterns
+        mean = self._stations[0].lanes.fetch(self._calibrator.mean())
+        return mean.wait(), self._calibrator.patterns
 
     def freeze(self) -> None:
         """Keep the ellipticity as it is until :meth:`unfreeze`; patterns are still averaged."""
@@ -244,59 +394,6 @@ class Corrector:
         """Measure the next frames with these virtual detectors; ``None``: find their radii."""
         self._detectors.set(radii)
 
-    def _look(self, frames: npt.NDArray[Any], both: Tensor) -> tuple[npt.NDArray[Any], ...]:
-        """Look at some frames, each on its own.
-
-        Args:
-            frames: (m, h, w) counts.
-            both: (m, 2, h, w): takes the denoised and the raw counts.
-
-        Returns:
-            Centers and sigmas (m, 2), which of them to use (m,), electrons (m,), and whether a
-            pixel is saturated (m,).
-        """
-        raw = both[:, 1]
-        raw.copy_(torch.from_numpy(frames.astype(np.float32)))
-        if frames.dtype.kind == "f":
-            raw.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0).clamp_(min=0.0)
-        electrons = raw / self._gain if self._gain != 1 else raw
-        if self._valid is not None:
-            electrons = torch.where(self._valid, electrons, 0.0)
-        dose = electrons.sum((1, 2))
-        both[:, 0] = self._denoise(electrons, dose <= 0)
-        saturated = torch.zeros_like(dose, dtype=torch.bool)
-        if self._saturation is not None:
-            saturated = electrons.amax((1, 2)) * self._gain >= self._saturation
-        return (
-            *self._find_centers(electrons, dose > 0),
-            dose.cpu().numpy(),
-            saturated.cpu().numpy(),
-        )
-
-    def _denoise(self, electrons: Tensor, blank: Tensor) -> Tensor:
-        x, context = denoiser.stabilise(electrons, self._mask)
-        denoised = denoiser.restore(self.backend.denoise(x), context)
-        if self._gain != 1:
-            denoised = denoised * self._gain
-        return denoised.masked_fill_(blank[:, None, None], 0.0)
-
-    def _find_centers(
-        self, electrons: Tensor, seen: Tensor
-    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-        """Return single-frame centers and sigmas (n, 2), and which of them to use (n,)."""
-        x, grid = center.prepare(electrons, self._mask)
-        trusted = self._mask
-        if self._saturation is not None:  # a pixel that says less than it saw breaks the symmetry
-            trusted = trusted & (electrons < self._saturation / self._gain)
-        found = refine(electrons, trusted, center.decode(self.backend.center(x), grid))
-        beam = seen & (found.usable >= self.config.min_beam_probability)
-        beam &= found.center.isfinite().all(1) & found.sigma.isfinite().all(1)
-        return (
-            found.center.double().cpu().numpy(),
-            found.sigma.double().cpu().numpy(),
-            beam.cpu().numpy(),
-        )
-
     def _flags(
         self,
         dose: Float32,
@@ -311,18 +408,26 @@ class Corrector:
         flags |= np.where(saturated, FrameFlag.SATURATED, 0)
         return flags.astype(np.uint8)
 
-    def _checked_mask(self, mask: npt.NDArray[np.bool_] | None) -> tuple[Tensor, Tensor | None]:
-        """Return the mask for the networks, and for the resampling where it masks anything."""
+    def _selected(self) -> Backend:
+        config = self.config
+        return select(
+            config.backend,
+            precision=config.precision,
+            threads=config.threads,
+            engines=config.engines,
+        )
+
+    def _checked_mask(self, mask: npt.NDArray[np.bool_] | None) -> bytes | None:
+        """Return the mask row by row, or ``None`` where it masks nothing."""
         if mask is None or (mask.shape == self.frame_shape and mask.all()):
-            return torch.ones(self.frame_shape, dtype=torch.bool, device=self.backend.device), None
+            return None
         if mask.shape != self.frame_shape:
             raise FrameError(
                 f"The pixel mask is {mask.shape} and the frames are {self.frame_shape}."
             )
         if not mask.any():
             raise FrameError("The pixel mask leaves no valid pixel; True marks the valid ones.")
-        valid = torch.tensor(mask, dtype=torch.bool, device=self.backend.device)
-        return valid, valid
+        return mask.astype(np.bool_).tobytes()
 
     def _check(self, frames: npt.NDArray[Any], indices: npt.NDArray[np.int64]) -> None:
         if frames.ndim != 3 or frames.shape[1:] != self.frame_shape:
@@ -337,3 +442,7 @@ class Corrector:
                 f"Each of the {len(frames)} frames needs one integer index; "
                 f"{indices.dtype} {indices.shape} came."
             )
+
+
+def _joined(parts: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from prenet4d_engines.batch import CorrectedBatch, Float32, State
+from prenet4d_engines.batch import CorrectedBatch, Float32, Outcome, State
 from prenet4d_engines.calibration import Calibration
 from prenet4d_engines.geometry import Ellipticity, checked_center, reference_center
 from prenet4d_engines.virtual import DetectorRadii, VirtualDetectors
@@ -71,6 +71,14 @@ class IdentityCorrector:
             virtual=virtual,
             detectors=self._detectors.radii if virtual is not None else None,
         )
+
+    def submit(self, frames: npt.NDArray[Any], indices: npt.NDArray[np.int64]) -> list[Outcome]:
+        """Return the frames (n, h, w) as they are, at once."""
+        return [self.process(frames, indices)]
+
+    def finish(self) -> list[Outcome]:
+        """Return nothing: no batch is ever on its way."""
+        return []
 
     def _look(self, frames: npt.NDArray[Any]) -> Float32:
         if self._detectors.searching:

@@ -51,27 +51,57 @@ def resample(
     Returns:
         (n, k, h, w) float32, NaN where there is no source.
     """
+    motion = (torch.as_tensor(ellipticity.matrix), torch.tensor(reference, dtype=torch.float64))
+    matrix, origin = (part.to(images.device) for part in motion)
+    centers = centers.to(images.device, torch.float64)
+    return resample_by(images, centers, origin, matrix, valid, out=out)
+
+
+def resample_by(
+    images: Tensor,
+    centers: Tensor,
+    reference: Tensor,
+    matrix: Tensor,
+    valid: Tensor | None = None,
+    *,
+    out: Tensor | None = None,
+) -> Tensor:
+    """The same as :func:`resample`, with everything on the images' device.
+
+    Nothing is read back and nothing depends on values, so that it can be recorded in a CUDA graph.
+
+    Args:
+        images: (n, k, h, w) float32, finite.
+        centers: (n, 2) float64 ``[cy, cx]``, pixels.
+        reference: (2,) float64 ``[cy, cx]``, pixels.
+        matrix: (2, 2) float64, the distortion ``D`` on (x, y).
+        valid: (h, w) bool, or ``None``.
+        out: (n, k, h, w) float32, takes the result; ``None``: new memory does.
+    """
     n, k, h, w = images.shape
     device = images.device
     if valid is not None:
         weights = valid.to(images.dtype).expand(n, 1, h, w)
         images = torch.cat((torch.where(valid, images, 0.0), weights), dim=1)
-    D = torch.as_tensor(ellipticity.matrix, dtype=torch.float64)
-    size = torch.tensor((w, h), dtype=torch.float64)
+
+    def pair(x: float, y: float) -> Tensor:
+        return torch.stack((matrix.new_full((), x), matrix.new_full((), y)))
+
     # In double until the offsets are small: source (x, y) = column part + row part + center part,
     # in grid_sample's coordinates, where −1 and 1 are the centers of the first and last pixel.
-    scale = 2 / (size - 1).clamp(min=1)
-    columns = (D[:, :1] * (torch.arange(w) - reference[1])) * scale[:, None]
-    rows = (D[:, 1:] * (torch.arange(h) - reference[0])) * scale[:, None]
-    middles = centers.to("cpu", torch.float64).flip(1) * scale - 1
-    columns, rows, middles = (t.to(device, torch.float32) for t in (columns, rows, middles))
-    half = ((size - 1) / 2).to(device, torch.float32)[:, None, None]
-    tolerance = 1 + 1e-3 * scale.to(device, torch.float32)[:, None, None]
+    scale = pair(2 / max(w - 1, 1), 2 / max(h - 1, 1))
+    across = torch.arange(w, dtype=torch.float64, device=device) - reference[1]
+    down = torch.arange(h, dtype=torch.float64, device=device) - reference[0]
+    columns = (matrix[:, :1] * across * scale[:, None]).float()
+    rows = (matrix[:, 1:] * down * scale[:, None]).float()
+    middles = (centers.flip(1) * scale - 1).float()
+    half = pair((w - 1) / 2, (h - 1) / 2).float()[:, None, None]
+    tolerance = 1 + 1e-3 * scale.float()[:, None, None]
 
     if out is None:
         out = torch.empty((n, k, h, w), dtype=torch.float32, device=device)
     step = 4 if device.type == "cpu" else n  # a few at a time: the coordinates stay in the cache
-    for start in range(0, n, step):
+    for start in range(0, n, step or 1):
         part = slice(start, start + step)
         grid = (middles[part, :, None] + columns)[:, :, None, :] + rows[:, :, None]  # (m, 2, h, w)
         outside = (grid.abs() > tolerance).any(1, keepdim=True)
@@ -97,34 +127,78 @@ def _sample(images: Tensor, grid: Tensor, mode: str) -> Tensor:
 
 
 def recentered_sum(
-    images: Tensor, shifts: Tensor, valid: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+    images: Tensor, shifts: Tensor, valid: Tensor | None = None, which: Tensor | None = None
+) -> Tensor:
     """Add up images, each moved by its own shift, and the interpolation weights beside them.
 
     Sums of different images merge by addition; the mean is sum / weight where the weight counts.
     Being separable, this costs a tenth of :func:`resample`.
 
     Args:
-        images: (n, h, w) float32; invalid pixels are left out whatever they hold.
+        images: (n, h, w) float32, finite; invalid pixels are left out whatever they hold.
         shifts: (n, 2) ``[dy, dx]``, pixels: out(p + shift) takes image(p).
         valid: (h, w) bool, ``False`` where a pixel is not to be trusted; ``None``: all are.
+        which: (n,) which of them to add up, ones and zeros; ``None``: all.
 
     Returns:
-        sum (h, w) float32, weight (h, w) float32: 1 per image where all of its pixels are valid.
+        (2, h, w) float32: the sum, and the weight: 1 per image where all of its pixels are valid.
     """
+    on_cpu = images.device.type == "cpu"
+    return (sum_one_by_one if on_cpu else sum_by_products)(images, shifts, valid, which)
+
+
+def sum_one_by_one(
+    images: Tensor, shifts: Tensor, valid: Tensor | None, which: Tensor | None
+) -> Tensor:
+    """`recentered_sum` as a CPU does it: 16 multiplications a pixel, one image after the other."""
     _, h, w = images.shape
-    total = torch.zeros((h, w), dtype=torch.float32, device=images.device)
-    weight = torch.zeros_like(total)
+    sums = torch.zeros((2, h, w), dtype=torch.float32, device=images.device)
+    total, weight = sums
     column, row = torch.ones_like(total[:, :1]), torch.ones_like(total[:1])
     mask = None if valid is None else valid.to(torch.float32)
-    for image, (dy, dx) in zip(images, shifts.tolist(), strict=True):
+    wanted = [True] * len(images) if which is None else which.tolist()
+    for image, (dy, dx), want in zip(images, shifts.tolist(), wanted, strict=True):
+        if not want:
+            continue
         if mask is None:
             _add_moved(total, image, dy, dx)
             weight.addmm_(_moved(column, dy, 0), _moved(row, dx, 1))
         else:
             _add_moved(total, torch.where(mask > 0, image, 0.0), dy, dx)
             _add_moved(weight, mask, dy, dx)
-    return total, weight
+    return sums
+
+
+def sum_by_products(
+    images: Tensor, shifts: Tensor, valid: Tensor | None, which: Tensor | None
+) -> Tensor:
+    """`recentered_sum` as a GPU does it: moving is a product with a banded matrix on either side.
+
+    No value is read back, so that it can be recorded in a CUDA graph.
+    """
+    n, h, w = images.shape
+    down = _moving(shifts[:, 0], h)  # (n, h, h)
+    if which is not None:
+        down = down * which.to(down.dtype)[:, None, None]
+    across = _moving(shifts[:, 1], w)  # (n, w, w)
+
+    def moved_sum(each: Tensor) -> Tensor:
+        # the sum over the images is part of the second product
+        return torch.einsum("npq,nrq->pr", down @ each, across)
+
+    if valid is None:
+        return torch.stack((moved_sum(images), down.sum(2).T @ across.sum(2)))
+    mask = valid.to(torch.float32).expand(n, h, w)
+    return torch.stack((moved_sum(torch.where(valid, images, 0.0)), moved_sum(mask)))
+
+
+def _moving(shift: Tensor, size: int) -> Tensor:
+    """(n, size, size): the matrices that move a column of pixels by (n,) shifts, Keys' kernel."""
+    place = torch.arange(size, dtype=torch.float64, device=shift.device)
+    apart = (place[:, None] - place - shift.to(torch.float64)[:, None, None]).abs().float()
+    near = ((1.5 * apart - 2.5) * apart) * apart + 1
+    far = ((-0.5 * apart + 2.5) * apart - 4) * apart + 2
+    return torch.where(apart < 1, near, torch.where(apart < 2, far, 0.0))
 
 
 def _add_moved(total: Tensor, image: Tensor, dy: float, dx: float) -> None:

@@ -99,7 +99,8 @@ def inversion(frames: Tensor, mask: Tensor, guess: Tensor) -> Inversion:
     smooth = _blurred(counts)
     middle = (guess - 0.5 * (factor - 1)) / factor  # bin k lies at f k + (f - 1) / 2
 
-    steps = torch.arange(-round(2 * REACH / _STEP), round(2 * REACH / _STEP) + 1)
+    reach = round(2 * REACH / _STEP)
+    steps = torch.arange(-reach, reach + 1, device=frames.device)
     places = 2 * middle[:, :, None] + steps.to(middle) * _STEP  # (n, 2, k): s along y and x
     map_ = _self_correlation(smooth, places)  # (n, k, k)
 

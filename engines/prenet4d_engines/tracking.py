@@ -22,6 +22,7 @@ they were batched.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -145,6 +146,17 @@ class CenterTracker:
         for i in np.argsort(indices, kind="stable").tolist():
             tracked[i], outlier[i] = self._frame(numbers[i], measured[i], noise[i], flags[i])
         return tracked[:, :2], np.sqrt(tracked[:, 2:]), outlier
+
+    def copy(self) -> CenterTracker:
+        """Return a twin that goes its own way."""
+        twin = copy.copy(self)
+        twin._axes, twin._before_jump = (
+            axes and (axes[0].copy(), axes[1].copy()) for axes in (self._axes, self._before_jump)
+        )
+        twin._noise = copy.copy(self._noise)
+        twin._steps = self._steps.copy()
+        twin._first_line = None if self._first_line is None else self._first_line.copy()
+        return twin
 
     def _frame(
         self, index: int, measured: Sequence[float], noise: Sequence[float], usable: bool

@@ -123,7 +123,7 @@ class VirtualDetectors:
         self._set: DetectorRadii | None = None
         self._found: DetectorRadii | None = None
         self._settled = False
-        self._weights: Any = None  # of numpy or of torch, as the patterns are
+        self._weights: Float32 | None = None
 
     @property
     def radii(self) -> DetectorRadii | None:
@@ -165,10 +165,18 @@ class VirtualDetectors:
         Returns:
             (n, 5), in the order of ``VIRTUAL_NAMES``.
         """
+        return figures(sums(patterns, patterns.new_tensor(self.weights)).cpu().numpy())
+
+    @property
+    def weights(self) -> Float32:
+        """(h · w, 5): the share of each pixel in each of the sums; the same array until it changes.
+
+        Raises:
+            FrameError: there are no radii yet.
+        """
         if self._weights is None:
-            self._weights = patterns.new_tensor(self._new_weights())
-        sums = patterns.nan_to_num(0.0).flatten(1) @ self._weights
-        return _with_center_of_mass(sums.cpu().numpy())
+            self._weights = self._new_weights()
+        return self._weights
 
     def measure_frames(
         self, frames: npt.NDArray[Any], valid: npt.NDArray[np.bool_] | None
@@ -179,16 +187,14 @@ class VirtualDetectors:
             frames: counts; of floats, what is negative or no number counts as zero.
             valid: (h, w), ``False`` where a pixel is not to be trusted; ``None``: all are.
         """
-        if self._weights is None:
-            weights = self._new_weights()
-            self._weights = weights if valid is None else weights * valid.reshape(-1, 1)
+        weights = self.weights if valid is None else self.weights * valid.reshape(-1, 1)
         counts = frames.reshape(len(frames), -1).astype(np.float32)
         if frames.dtype.kind == "f":
             counts = np.nan_to_num(counts, nan=0.0, posinf=0.0, neginf=0.0).clip(min=0.0)
-        return _with_center_of_mass(np.asarray(counts @ self._weights))
+        return figures(np.asarray(counts @ weights))
 
     def _new_weights(self) -> Float32:
-        """(h · w, 5): the share of each pixel in each of the sums; detectors' edges are soft."""
+        """The detectors' edges are soft."""
         radii = self.radii
         if radii is None:
             raise FrameError("The virtual detectors have no radii yet: find or set them first.")
@@ -213,7 +219,13 @@ def _distances(shape: tuple[int, ...], reference: tuple[float, float]) -> npt.ND
     return distances
 
 
-def _with_center_of_mass(sums: Float32) -> Float32:
+def sums(patterns: Tensor, weights: Tensor) -> Tensor:
+    """Add up patterns (n, h, w), NaN where there is no source, under weights (h · w, 5): (n, 5)."""
+    return patterns.nan_to_num(0.0).flatten(1) @ weights
+
+
+def figures(sums: Float32) -> Float32:
+    """Turn sums (n, 5) into what is measured (n, 5): moments into the center of mass."""
     counts = sums[:, 2:3]
     center = np.divide(sums[:, 3:], counts, out=np.full_like(sums[:, 3:], np.nan), where=counts > 0)
     return np.concatenate((sums[:, :3], center), axis=1)

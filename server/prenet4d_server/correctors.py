@@ -5,19 +5,45 @@ The networks are loaded once, at start-up.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeAlias
+import logging
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
 
 from prenet4d_engines.batch import Float32, PatternCorrector, State
 from prenet4d_engines.calibration import Calibration
 from prenet4d_engines.config import CorrectorConfig
-from prenet4d_engines.errors import EngineError
+from prenet4d_engines.errors import BackendError, EngineError
 from prenet4d_engines.virtual import DetectorRadii
 from prenet4d_server.config import CorrectorSettings
 from prenet4d_server.errors import CommandFailed
 from prenet4d_server.notices import Started
 
-CorrectorMaker: TypeAlias = Callable[[Started], PatternCorrector]
+if TYPE_CHECKING:
+    from prenet4d_engines.corrector import Corrector
+    from prenet4d_engines.stages import Station
+
+log = logging.getLogger(__name__)
+Tell: TypeAlias = Callable[[Literal["warning", "error"], str, str], None]
+"""Told of a fault: how bad, a code that stays the same, a sentence."""
+
+
+class CorrectorMaker(Protocol):
+    """Makes the corrector for an acquisition."""
+
+    def __call__(self, start: Started, tell: Tell) -> PatternCorrector:
+        """Make it.
+
+        Raises:
+            EngineError: such frames cannot be corrected.
+        """
+        ...
+
+    def pin(self, memory: npt.NDArray[np.uint8]) -> Callable[[], None]:
+        """Get memory (n,) that frames will lie in ready for the GPU; return what undoes it."""
+        ...
 
 
 def load_correctors(
@@ -31,46 +57,92 @@ def load_correctors(
             the networks, but as much as all the rest where nothing is corrected.
 
     Returns:
-        What it is and where it runs, in a sentence, and a function that makes the corrector for an
+        What it is and where it runs, in a sentence, and what makes the corrector for an
         acquisition. torch is imported only where something is to be corrected.
 
     Raises:
         EngineError: the backend or precision that was asked for does not run here.
     """
     if settings.backend == "identity":
+        about = "Nothing is corrected (identity): this measures all but the correction."
+        return about, _Identities(wants_virtual)
+    correctors = _Correctors(settings)
+    return correctors.description, correctors
+
+
+class _Identities:
+    def __init__(self, wants_virtual: Callable[[], bool]) -> None:
+        self._wants_virtual = wants_virtual
+
+    def __call__(self, start: Started, tell: Tell) -> PatternCorrector:  # noqa: ARG002
         from prenet4d_engines.identity import IdentityCorrector
 
-        def pass_on(start: Started) -> PatternCorrector:
-            return IdentityCorrector(
-                start.frame_shape, pixel_mask=start.pixel_mask, wants_virtual=wants_virtual
-            )
-
-        return "Nothing is corrected (identity): this measures all but the correction.", pass_on
-
-    from prenet4d_engines.backends import select
-    from prenet4d_engines.corrector import Corrector
-
-    backend = select(
-        settings.backend,
-        precision=settings.precision,
-        threads=settings.threads,
-        engines=settings.engines,
-    )
-    config = CorrectorConfig(**settings.model_dump())
-
-    def correct(start: Started) -> PatternCorrector:
-        return Corrector(
-            start.frame_shape,
-            scan_shape=start.scan_shape,
-            pixel_mask=start.pixel_mask,
-            gain=start.gain,
-            saturation_value=start.saturation_value,
-            detector=start.detector,
-            config=config,
-            backend=backend,
+        return IdentityCorrector(
+            start.frame_shape, pixel_mask=start.pixel_mask, wants_virtual=self._wants_virtual
         )
 
-    return backend.description, correct
+    def pin(self, memory: npt.NDArray[np.uint8]) -> Callable[[], None]:  # noqa: ARG002
+        return lambda: None
+
+
+class _Correctors:
+    """The networks, loaded once, on every GPU or on the CPU."""
+
+    def __init__(self, settings: CorrectorSettings) -> None:
+        from prenet4d_engines.backends import select_all
+        from prenet4d_engines.stages import Station
+
+        fields = settings.model_dump()
+        self._config = CorrectorConfig(**fields)
+        backends = select_all(
+            settings.backend,  # type: ignore[arg-type]  # not identity
+            precision=settings.precision,
+            threads=settings.threads,
+            engines=settings.engines,
+        )
+        self._stations = [Station(backend) for backend in backends]
+        self._on_gpu = backends[0].device.type == "cuda"
+        self.description = backends[0].description
+        if len(backends) > 1:
+            self.description += f" {len(backends)} GPUs take turns."
+
+    def __call__(self, start: Started, tell: Tell) -> PatternCorrector:
+        from prenet4d_engines.corrector import Corrector
+        from prenet4d_engines.recovery import RecoveringCorrector, cpu_station
+
+        if not self._stations:
+            raise BackendError("No GPU works any more: start the service again.")
+
+        def make(stations: Sequence[Station]) -> Corrector:
+            return Corrector(
+                start.frame_shape,
+                scan_shape=start.scan_shape,
+                pixel_mask=start.pixel_mask,
+                gain=start.gain,
+                saturation_value=start.saturation_value,
+                detector=start.detector,
+                config=self._config,
+                stations=stations,
+            )
+
+        may_fall_back = self._on_gpu and self._config.cpu_fallback
+        return RecoveringCorrector(
+            make,
+            self._stations,
+            fallback=(lambda: cpu_station(self._config.threads)) if may_fall_back else None,
+            tell=tell,
+        )
+
+    def pin(self, memory: npt.NDArray[np.uint8]) -> Callable[[], None]:
+        if not self._on_gpu:
+            return lambda: None
+        from prenet4d_engines.cuda import pin
+
+        try:
+            return pin(memory)
+        except BackendError as error:
+            log.warning("%s", error)
+            return lambda: None
 
 
 class Correction:
@@ -81,14 +153,17 @@ class Correction:
     chose. Used on the pipeline's thread alone.
     """
 
-    def __init__(self, make: CorrectorMaker, *, center_is_configured: bool = False) -> None:
+    def __init__(
+        self, make: CorrectorMaker, *, tell: Tell, center_is_configured: bool = False
+    ) -> None:
         """Nothing runs yet.
 
         Args:
             make: makes the corrector for an acquisition.
+            tell: told of faults of what it runs on.
             center_is_configured: a calibration that is loaded does not change the reference center.
         """
-        self._make = make
+        self._make, self._tell = make, tell
         self._center_is_configured = center_is_configured
         self._frame_shape = (0, 0)
         self._center: tuple[tuple[int, int], tuple[float, float]] | None = None  # frames' shape too
@@ -124,7 +199,7 @@ class Correction:
         self._running = True
         self._corrector = None
         self._frame_shape = started.frame_shape
-        corrector = self._make(started)
+        corrector = self._make(started, self._tell)
         known = self._calibration
         if known is not None and known.frame_shape == started.frame_shape:
             corrector.load(known)

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from prenet4d_client import messages
 from prenet4d_client.messages import Counters, State
-from prenet4d_engines.batch import CorrectedBatch
+from prenet4d_engines.batch import CorrectedBatch, Outcome
 from prenet4d_engines.errors import EngineError
 from prenet4d_server import outgoing
 from prenet4d_server.batcher import Batch, Batcher
@@ -69,6 +69,7 @@ class Pipeline:
         self._publisher = publisher
         self.correction = Correction(
             make_corrector,
+            tell=self._tell_fault,
             center_is_configured=settings.corrector.reference_center is not None,
         )
         self.maps = Mapper(publisher, settings.stream.maps_every_s)
@@ -76,6 +77,9 @@ class Pipeline:
         self._results = Results(publisher, settings.stream, meters)
         self._on_corrected = on_corrected
         self._provenance = provenance
+        self._under_way: deque[tuple[Batch, float]] = deque()
+        """Batches that the corrector has taken and not returned, and when it took them."""
+        self._unpin = make_corrector.pin(inlet.ring.memory)
         self._came = self._looked = time.monotonic()
         self._remarks = Remarks(self.on_remark)
         self.view = View()
@@ -123,6 +127,7 @@ class Pipeline:
         finally:
             self._inlet.kill()
             self._errands.close()
+            self._unpin()
 
     def stop(self) -> None:
         """Ask :meth:`run` to drain and return."""
@@ -150,9 +155,13 @@ class Pipeline:
         self._errands.run()
         self._remarks.flush()
         self.maps.publish_if_due()
-        came = self._batcher.next(timeout_s, (self._errands.descriptor,), hurry=hurry)
+        # While batches are under way, the next one is looked for and not waited for.
+        wait_s = 0.0 if self._under_way else timeout_s
+        came = self._batcher.next(wait_s, (self._errands.descriptor,), hurry=hurry)
         self._count_received()
         self._looked = time.monotonic()
+        if self._under_way and not isinstance(came, Batch):
+            self._take(self.correction.corrector.finish())
         if came is None:
             return False
         self._came = self._looked
@@ -234,11 +243,24 @@ class Pipeline:
         self.view = replace(self.view, started=None)
 
     def _process(self, batch: Batch) -> None:
+        self._under_way.append((batch, time.monotonic()))
+        try:
+            outcomes = self.correction.corrector.submit(batch.frames, batch.indices.copy())
+        except EngineError as error:  # there is no corrector
+            outcomes = [error]
+        self._take(outcomes)
+
+    def _take(self, outcomes: list[Outcome]) -> None:
+        for outcome in outcomes:
+            batch, taken = self._under_way.popleft()
+            self._conclude(batch, taken, outcome)
+
+    def _conclude(self, batch: Batch, taken: float, outcome: Outcome) -> None:
+        """Publish what became of a batch, and release it."""
         n, started = len(batch), batch.acquisition
         ledger = self._ledgers[started.acquisition_id]
-        taken = time.monotonic()
         try:
-            result = self.correction.corrector.process(batch.frames, batch.indices.copy())
+            result = _corrected(outcome)
             shown = self._results.take(result, batch)
         except CORRECTION_ERRORS as error:
             ledger.reject(n, "correction_failed")
@@ -256,6 +278,11 @@ class Pipeline:
         if self._results.mean_is_due():
             self._publish_mean(started.acquisition_id)
         self.maps.add(result, automatic=self.correction.detectors is None)
+
+    def _tell_fault(self, level: Literal["warning", "error"], code: str, message: str) -> None:
+        """What the corrector runs on failed; nothing is lost by it, or batches will tell."""
+        started = self.view.started
+        self._publisher.event(level, code, message, started.acquisition_id if started else "")
 
     def _complain(self, error: Exception, acquisition_id: str, frames: int) -> None:
         """A batch failed: say so, at a bounded rate; its frames have been counted already."""
@@ -302,11 +329,13 @@ class Pipeline:
         deadline = time.monotonic() + self._drain_s
         self._inlet.stop()
         while time.monotonic() < deadline:
-            waiting = bool(self._batcher.backlog or self._inlet.marks)
+            waiting = bool(self._batcher.backlog or self._inlet.marks or self._under_way)
             if self._inlet.stopped and not waiting:
                 return
             self.step(0.05, hurry=True)
         self._inlet.kill()
+        if self._under_way:
+            self._take(self.correction.corrector.finish())
         lost = 0
         while (came := self._batcher.next(0.0, hurry=True)) is not None:
             self._count_received()
@@ -324,3 +353,9 @@ class Pipeline:
             f"The service stopped before {lost} received frames were corrected.",
             shed=lost,
         )
+
+
+def _corrected(outcome: Outcome) -> CorrectedBatch:
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome

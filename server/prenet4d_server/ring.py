@@ -205,6 +205,11 @@ class RingReader(_Ring):
         """Readable when frames were committed."""
         return self._handle.committed
 
+    @property
+    def memory(self) -> npt.NDArray[np.uint8]:
+        """(size,) all of the ring's memory, byte by byte."""
+        return np.frombuffer(self._memory, np.uint8)
+
     def handle(self) -> RingHandle:
         """What a new writer needs to go on where the last one, now dead, stopped.
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from prenet4d_engines.backends.base import Backend
 from prenet4d_engines.backends.torch_backend import Precision, TorchBackend
 from prenet4d_engines.errors import BackendError
 
-__all__ = ["Backend", "Precision", "TorchBackend", "select"]
+__all__ = ["Backend", "Precision", "TorchBackend", "select", "select_all"]
 
 
 def select(
@@ -50,3 +52,29 @@ def select(
         backend = TorchBackend(precision, threads=threads)
         backend.description += f" TensorRT is not used: {reason}"
         return backend
+
+
+def select_all(
+    name: Literal["auto", "tensorrt", "torch"] = "auto",
+    *,
+    precision: Precision = "auto",
+    threads: int | None = None,
+    engines: Path | None = None,
+) -> list[Backend]:
+    """Make the backend that was asked for on every GPU here; see `select`.
+
+    The first one decides which it is. Without a GPU, it is the only one.
+
+    Raises:
+        BackendError: there is no such backend, or it does not run here.
+    """
+    first = select(name, precision=precision, threads=threads, engines=engines)
+    found = [first]
+    if first.device.type == "cuda":
+        for index in range(torch.cuda.device_count()):
+            if index != torch.cuda.current_device():
+                with torch.cuda.device(index):
+                    kind: Literal["tensorrt", "torch"]
+                    kind = "tensorrt" if first.name == "tensorrt" else "torch"
+                    found.append(select(kind, precision=precision, engines=engines))
+    return found

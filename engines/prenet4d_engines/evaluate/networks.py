@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from prenet4d_engines.backends import Backend
-from prenet4d_engines.calibrator import PatternSum, read_ellipticity
+from prenet4d_engines.calibrator import PatternSum
 from prenet4d_engines.geometry import reference_center
 from prenet4d_engines.models import center, denoiser
+from prenet4d_engines.reading import read_ellipticity
+from prenet4d_engines.resample import recentered_sum
 from prenet4d_engines.symmetry import refine
 
 Array = NDArray[np.float64]
@@ -88,5 +90,5 @@ def recentered_mean(frames: NDArray[np.float32], centers: Array) -> NDArray[np.f
     shape = frames.shape[1:]
     total = PatternSum(shape, torch.device("cpu"))
     shifts = torch.from_numpy(np.array(reference_center(shape)) - centers)
-    total.add(torch.from_numpy(frames), shifts, None)
+    total.add(recentered_sum(torch.from_numpy(frames), shifts), len(frames))
     return total.mean().numpy()

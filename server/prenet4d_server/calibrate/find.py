@@ -63,8 +63,8 @@ def calibrate_file(
     """
     import torch
 
-    from prenet4d_engines.calibrator import read_ellipticity
     from prenet4d_engines.corrector import Corrector
+    from prenet4d_engines.reading import read_ellipticity
 
     n = min(most, file.n_frames)
     chosen = np.unique(np.linspace(0, file.n_frames - 1, n).round().astype(np.int64))

@@ -110,9 +110,14 @@ class TensorRTBackend:
             found: Tensor = getattr(self._torch, name)(x)
             return found
         parts, start = [], 0
-        for items, index in split(len(x), [each.batch for each in engines]) or [(0, 0)]:
-            parts.append(engines[index](x[start : start + items]))
-            start += items
+        try:
+            for items, index in split(len(x), [each.batch for each in engines]) or [(0, 0)]:
+                parts.append(engines[index](x[start : start + items]))
+                start += items
+        except BackendError as error:
+            _log.warning("%s From now on torch runs it on the same GPU.", error)
+            self._engines[place] = []
+            return self._run(name, x)
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _loaded(self, place: _Place) -> list[Engine]:

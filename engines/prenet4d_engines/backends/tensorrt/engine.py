@@ -29,7 +29,8 @@ class Engine:
     """Runs one network at one input shape and one batch size.
 
     Work is put on a stream of its own that waits for the caller's current stream, which then waits
-    for it: nothing blocks, and the order is as if it ran on the caller's. Callers take turns.
+    for it: nothing blocks, and the order is as if it ran on the caller's. Callers take turns. While
+    the caller records a CUDA graph, it becomes part of that graph.
 
     Args:
         toolkit: The TensorRT that built the plan.
@@ -80,15 +81,26 @@ class Engine:
         with self._lock, torch.cuda.device(self.device):
             # what a smaller batch leaves in the other rows is computed too, and not looked at
             self._input[:n].copy_(x)
-            current = torch.cuda.current_stream()
-            self._stream.wait_stream(current)
-            with torch.cuda.stream(self._stream):
-                if self._graph is not None:
-                    self._graph.replay()
-                else:
-                    self._enqueue()
-            current.wait_stream(self._stream)
+            if torch.cuda.is_current_stream_capturing():
+                self._check_capturable()
+                self._enqueue()
+            else:
+                self._run()
             return self._output[:n].to(torch.float32, copy=True)
+
+    def _run(self) -> None:
+        current = torch.cuda.current_stream()
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            if self._graph is not None:
+                self._graph.replay()
+            else:
+                self._enqueue()
+        current.wait_stream(self._stream)
+
+    def _check_capturable(self) -> None:
+        if self._graph is None:  # TensorRT for RTX, or it could not be captured before
+            raise RuntimeError(f"The engine of {self.recipe.network} cannot be part of a graph.")
 
     def _enqueue(self) -> None:
         if not self._context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
