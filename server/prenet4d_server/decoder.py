@@ -52,7 +52,7 @@ class Decoding:
 
 
 class Decoder:
-    """Decodes large blocks on ``threads`` threads of its own, small ones on the caller's."""
+    """Unpacks large blocks on ``threads`` threads of its own; all else on the caller's."""
 
     def __init__(self, threads: int) -> None:
         self._threads = threads
@@ -67,7 +67,7 @@ class Decoder:
             out: (n, h, w): where they go; not to be touched before the result is there.
         """
         parts = list(self._parts(numbers, out))
-        if out.nbytes < SMALLEST_PART:
+        if not block.packed or out.nbytes < SMALLEST_PART:
             return Decoding([], [failure for part in parts for failure in _decode(block, part)])
         return Decoding([self._pool.submit(_decode, block, part) for part in parts], [])
 

@@ -41,6 +41,9 @@ from prenet4d_server.sources.base import (
 )
 
 POLL_S = 0.1
+_GIL_S = 0.0005
+"""How long the receiving thread may hold the GIL while a decoding thread wants it: ten times less
+than Python's default, which is as long as a whole block takes to decode."""
 log = logging.getLogger(__name__)
 
 
@@ -308,6 +311,7 @@ def main(open_source: Callable[[SourceSettings, KeyPair | None], Source] = make_
     for number in (signal.SIGINT, signal.SIGTERM):  # the main process decides, and says it here
         signal.signal(number, signal.SIG_IGN)
     keep_freed_memory()
+    sys.setswitchinterval(_GIL_S)
     pipe = Connection(int(sys.argv[1]))
     told = json.loads(pipe.recv_bytes())
     settings = Settings(**told["settings"])

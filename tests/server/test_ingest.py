@@ -15,6 +15,7 @@ class Block:
     """A block whose frames hold their own number, some of them undecodable."""
 
     series = "1"
+    packed = True
 
     def __init__(self, n, bad=()):
         self.indices = np.arange(n, dtype=np.int64)
@@ -39,6 +40,18 @@ def test_any_choice_of_frames_is_decoded_to_its_places(threads, chosen, bad):
     decoder.close()
     assert (out == numbers[:, None, None]).all()
     assert sorted(numbers[place] for place, _ in failed) == sorted(bad & chosen)
+
+
+def test_what_is_but_a_copy_is_made_at_once():
+    class Copied(Block):
+        packed = False
+
+    decoder = Decoder(2)
+    out = np.zeros((40, 256, 256), np.uint32)
+    decoding = decoder.decode(Copied(40), np.arange(40), out)
+    decoder.close()
+    assert decoding.done
+    assert (out == np.arange(40)[:, None, None]).all()
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf, -1.0, -1e-30])

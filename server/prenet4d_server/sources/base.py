@@ -54,6 +54,11 @@ class FrameBlock(Protocol):
     indices: Indices
     """(n,) each frame's number within the acquisition, from 0."""
 
+    @property
+    def packed(self) -> bool:
+        """Whether reading is work that is worth other threads, or but a copy, made at once."""
+        ...
+
     def read_into(self, start: int, out: Pixels) -> Sequence[tuple[int, FrameError]]:
         """Decode the frames ``start … start + len(out)`` of this block into ``out``.
 

@@ -12,7 +12,7 @@ from prenet4d_server.sources.base import Fault, Indices, Pixels, SourceEvent
 from prenet4d_server.sources.compression import Buffer, Codec, decompress, decompress_together
 
 _MAX_INDEX = 2**63 - 1
-_TOGETHER = 64
+_TOGETHER = 256
 """Frames that are decoded in one go: enough to leave the GIL alone, few enough to do again."""
 
 
@@ -56,6 +56,7 @@ class EncodedBlock:
         self.series = series
         self.indices = indices
         self._frames = frames
+        self.packed = bool(frames) and frames[0].codec != "none"
 
     def read_into(self, start: int, out: Pixels) -> Sequence[tuple[int, FrameError]]:
         """Decode some of the frames; see ``FrameBlock.read_into``."""

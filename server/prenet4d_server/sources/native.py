@@ -53,6 +53,7 @@ class NativeSource(ZmqSource):
 
     name = "native"
     copies = False
+    bite = 1 << 20  # copied into the ring while it is still in the processor's cache
 
     def __init__(
         self,
@@ -98,6 +99,8 @@ class NativeSource(ZmqSource):
 
 class NativeBlock:
     """A :class:`~prenet4d_server.sources.base.FrameBlock` of one or several messages' frames."""
+
+    packed = False
 
     def __init__(self, series: str, indices: Indices, stacks: Sequence[Pixels]) -> None:
         self.series = series

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -32,6 +33,7 @@ class FileBlock:
     series: str
     indices: Indices
     scan: ScanFile
+    packed: ClassVar[bool] = True
 
     def read_into(self, start: int, out: Pixels) -> Sequence[tuple[int, FrameError]]:
         """Read the frames ``start … start + len(out)`` of this block; see ``FrameBlock``."""

@@ -18,7 +18,6 @@ MAX_BYTES = 256 << 20
 """The largest message accepted by default."""
 
 _MESSAGES_PER_POLL = 256
-_BYTES_PER_POLL = 32 << 20
 _GATHER_MS = 1
 """How soon it is noticed that somebody waits for the events, where no message comes."""
 
@@ -40,6 +39,8 @@ class ZmqSource(ABC):
     name: str
     copies: ClassVar[bool]
     """Whether parts are copied into ``bytes`` (faster for small parts) or handed on as they are."""
+    bite: ClassVar[int] = 32 << 20
+    """A poll returns when it has taken so many bytes."""
 
     def __init__(
         self, address: str, *, context: zmq.Context[Any] | None, max_bytes: int, high_water: int
@@ -93,7 +94,7 @@ class ZmqSource(ABC):
                 self._read(parts, events)
             except ServiceError as error:
                 events.add_error(error)
-            if received >= _BYTES_PER_POLL:
+            if received >= self.bite:
                 break
         return events.take()
 
