@@ -141,12 +141,11 @@ def decode(parts: Sequence[Any], *, max_bytes: int = MAX_MESSAGE_BYTES) -> Messa
     if len(views) < 2:
         raise MalformedMessage(f"A message has at least 2 parts; this one has {len(views)}.")
     header = _decode_header(bytes(views[0][:64]), views[1])
-    _check_layout(type(header), header.arrays)
-    if len(views) - 2 != len(header.arrays):
+    sizes = _check_layout(type(header), header.arrays)
+    if len(views) - 2 != len(sizes):
         raise PayloadMismatch(
-            f"The header announces {len(header.arrays)} arrays; {len(views) - 2} parts follow it."
+            f"The header announces {len(sizes)} arrays; {len(views) - 2} parts follow it."
         )
-    sizes = [_nbytes(spec) for spec in header.arrays]
     if sum(sizes) > max_bytes:
         raise OversizeMessage(
             f"The arrays need {sum(sizes)} bytes; at most {max_bytes} are accepted."
@@ -193,8 +192,12 @@ def explain(error: ValidationError) -> str:
 
 
 @lru_cache(maxsize=256)  # of a stream's messages, nearly all have the same few layouts
-def _check_layout(model: type[Header], specs: tuple[ArraySpec, ...]) -> None:
-    """The arrays are those of the type, no more and no fewer, with fitting dtypes and shapes."""
+def _check_layout(model: type[Header], specs: tuple[ArraySpec, ...]) -> tuple[int, ...]:
+    """The arrays are those of the type, no more and no fewer, with fitting dtypes and shapes.
+
+    Returns:
+        The bytes of each.
+    """
     kind = model.model_fields["type"].default
     present = {spec.name: spec for spec in specs}
     if len(present) != len(specs):
@@ -220,6 +223,7 @@ def _check_layout(model: type[Header], specs: tuple[ArraySpec, ...]) -> None:
             )
     if present:
         raise PayloadMismatch(f"A {kind} message has no array named {next(iter(present))!r}.")
+    return tuple(_nbytes(spec) for spec in specs)
 
 
 def _nbytes(spec: ArraySpec) -> int:

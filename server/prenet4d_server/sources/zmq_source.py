@@ -111,7 +111,7 @@ class ZmqSource(ABC):
             frames.append(frame)
         if self.copies:
             return [frame.bytes for frame in frames]
-        return [frame.buffer for frame in frames]
+        return [memoryview(frame) for frame in frames]
 
     def _refuse_oversize(self, parts: Sequence[Buffer], refusal: type[ServiceError]) -> None:
         size = sum(map(len, parts))
