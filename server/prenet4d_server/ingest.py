@@ -26,7 +26,7 @@ from prenet4d_server.decoder import Decoder, Decoding
 from prenet4d_server.errors import BadStart, SequenceError, ServiceError
 from prenet4d_server.intake import Closed, Intake
 from prenet4d_server.memory import keep_freed_memory
-from prenet4d_server.notices import Ended, Failed, Notice, Ready, Remark, Started, pack
+from prenet4d_server.notices import Ended, Failed, Notice, Ready, Remark, Started, pack, unpack
 from prenet4d_server.remarks import Remarks
 from prenet4d_server.ring import Layout, RingHandle, RingWriter, Slots, wait_readable
 from prenet4d_server.sockets import KeyPair, load_keys
@@ -90,6 +90,22 @@ class Ingest:
             self._end(closed)
         self._remarks.flush(everything=True)
         self._decoder.close()
+
+    def go_on(self, begun: Started) -> None:
+        """Take over an acquisition whose first frames another ingest process has committed."""
+        start = AcquisitionStart(
+            series=begun.series,
+            frame_shape=begun.frame_shape,
+            dtype=np.dtype(begun.dtype),
+            scan_shape=begun.scan_shape,
+            expected_frames=begun.expected_frames,
+            pixel_mask=begun.pixel_mask,
+            saturation_value=begun.saturation_value,
+            gain=begun.gain,
+            detector=begun.detector,
+            metadata=begun.metadata,
+        )
+        self._intake.go_on(begun.acquisition_id, start, came=self._ring.position - begun.at)
 
     def _decoding(self) -> bool:
         return self._job is not None and not self._job.decoding.done
@@ -297,13 +313,22 @@ def make_source(settings: SourceSettings, keys: KeyPair | None) -> Source:
             )
 
 
-def introduction(settings: Settings, ring: RingHandle, layout: Layout | None) -> bytes:
-    """What a new ingest process is told first."""
+def introduction(
+    settings: Settings, ring: RingHandle, layout: Layout | None, running: Started | None
+) -> list[bytes]:
+    """What a new ingest process is told first.
+
+    Args:
+        settings: the service's.
+        ring: where the frames go.
+        layout: how the ring is divided; ``None``: not yet.
+        running: the acquisition that another ingest process had begun when it died.
+    """
+    layout = layout if running is None else running.layout
     laid = None if layout is None else (*layout.frame_shape, layout.dtype.name, layout.slots,
                                         layout.base)  # fmt: skip
-    return json.dumps(
-        {"settings": settings.model_dump(mode="json"), "ring": asdict(ring), "layout": laid}
-    ).encode()
+    told = {"settings": settings.model_dump(mode="json"), "ring": asdict(ring), "layout": laid}
+    return [json.dumps(told).encode(), b"" if running is None else pack(running)]
 
 
 def main(open_source: Callable[[SourceSettings, KeyPair | None], Source] = make_source) -> int:
@@ -313,7 +338,7 @@ def main(open_source: Callable[[SourceSettings, KeyPair | None], Source] = make_
     keep_freed_memory()
     sys.setswitchinterval(_GIL_S)
     pipe = Connection(int(sys.argv[1]))
-    told = json.loads(pipe.recv_bytes())
+    told, begun = json.loads(pipe.recv_bytes()), pipe.recv_bytes()
     settings = Settings(**told["settings"])
     logs.configure(settings.log, "ingest")
     try:
@@ -329,6 +354,8 @@ def main(open_source: Callable[[SourceSettings, KeyPair | None], Source] = make_
     try:
         pipe.send_bytes(pack(Ready(source.address)))
         ingest = Ingest(source, ring, pipe, settings)
+        if begun and isinstance(running := unpack(begun), Started):
+            ingest.go_on(running)
         logs.belongs_to(lambda: ingest.acquisition_id)
         ingest.run()
     except (MainProcessGone, BrokenPipeError):

@@ -1,8 +1,8 @@
 """The inlet: the main process's end of the ingest process.
 
 It starts the process, reads the ring's counter and the notices, and notices when the process dies:
-what it had committed is kept, the running acquisition ends as aborted, and a new process goes on in
-the same ring.
+what it had committed is kept, and a new process goes on in the same ring with the acquisition that
+was running.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Inlet:
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
         self._started_at = 0.0
-        self._running: str | None = None
+        self._running: Started | None = None
         """The acquisition that the process has last begun and not ended."""
 
     @property
@@ -105,7 +105,7 @@ class Inlet:
         """Ask the process to finish what it has in hand and to end."""
         self._stopping = True
         if self._pipe is None:
-            self.stopped = True
+            self._give_up("the service was stopped")
             return
         with contextlib.suppress(OSError):
             self._pipe.send_bytes(b"stop")
@@ -118,7 +118,7 @@ class Inlet:
         while self._pipe is not None:
             wait_readable(self.descriptors, 0.5)
             self._read()
-        self.stopped = True
+        self._give_up("the service was stopped")
 
     def close(self) -> None:
         """End the process and give the ring back."""
@@ -139,7 +139,8 @@ class Inlet:
         self.ready = False
         self._pipe = Connection(ours.detach())
         with contextlib.suppress(OSError):  # it died at once: the pipe will say so
-            self._pipe.send_bytes(introduction(self._settings, handle, self.ring.layout))
+            for part in introduction(self._settings, handle, self.ring.layout, self._running):
+                self._pipe.send_bytes(part)
 
     def _keep_address(self) -> None:
         """Have a process that is started again listen where the first one did."""
@@ -166,7 +167,7 @@ class Inlet:
             case Failed():
                 self._failure = notice
             case Started():
-                self._running = notice.acquisition_id
+                self._running = notice
                 self.marks.append(notice)
             case Ended():
                 self._running = None
@@ -182,12 +183,11 @@ class Inlet:
         code = self._reap()
         self.ready = False
         self.ring.update()
-        if self._running is not None:
-            reason = "the service was stopped" if self._stopping else "the ingest process died"
-            self.marks.append(Ended(self.ring.committed, self._running, True, reason))
-            self._running = None
         restarts = self._settings.ring.restart_ingest and self._opened and not self._stopping
-        self.stopped = not restarts
+        if not restarts:
+            self._give_up(
+                "the service was stopped" if self._stopping else "the ingest process died"
+            )
         if self._opened and not self._stopping:
             why = self._failure.message if self._failure else f"exit status {code}"
             self._on_remark(
@@ -195,12 +195,26 @@ class Inlet:
                     "error",
                     IngestDied.code,
                     f"The ingest process died ({why}). Frames in its hands are lost; "
-                    + ("it is started again." if restarts else "it is not started again."),
+                    + (
+                        "it is started again, and the acquisition goes on."
+                        if restarts and self._running
+                        else "it is started again."
+                        if restarts
+                        else "it is not started again."
+                    ),
                     details={"exit_status": code},
                 )
             )
         if restarts:
             self._failure = None
+
+    def _give_up(self, reason: str) -> None:
+        """No process will come any more: what runs ends here."""
+        self.stopped = True
+        if self._running is not None:
+            ended = Ended(self.ring.committed, self._running.acquisition_id, True, reason)
+            self.marks.append(ended)
+            self._running = None
 
     def _reap(self) -> int:
         if self._process is None:

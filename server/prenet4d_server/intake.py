@@ -87,7 +87,7 @@ class Intake:
             SequenceError: the running acquisition was announced once more; nothing changed.
         """
         scan_shape = start.scan_shape or self._scan_shape
-        limit = prod(scan_shape) if scan_shape else start.expected_frames or MAX_FRAMES
+        limit = _limit(scan_shape, start.expected_frames)
         if limit > MAX_FRAMES:
             raise BadStart(
                 f"Series {start.series} announces {limit} frames; at most {MAX_FRAMES} can be "
@@ -128,6 +128,19 @@ class Intake:
             seen=np.zeros(limit, np.bool_),
         )
         return closed, told
+
+    def go_on(self, acquisition_id: str, start: AcquisitionStart, came: int) -> None:
+        """Take over an acquisition that another intake began, which is not there to be asked.
+
+        Which frames have come is not known: one of them that came again would not be noticed.
+
+        Args:
+            acquisition_id: the name it was given.
+            start: as it was begun, scan shape and expected frames included.
+            came: how many of its frames have come.
+        """
+        limit = _limit(start.scan_shape, start.expected_frames)
+        self.running = Acquisition(acquisition_id, start, limit, np.zeros(limit, np.bool_), came)
 
     def end(self, end: AcquisitionEnd) -> Closed:
         """End the running acquisition.
@@ -205,3 +218,8 @@ class Intake:
         if series == self._last_series:
             return "that series is over"
         return "that series has not started"
+
+
+def _limit(scan_shape: tuple[int, int] | None, expected_frames: int | None) -> int:
+    """How many frames an acquisition can have."""
+    return prod(scan_shape) if scan_shape else expected_frames or MAX_FRAMES

@@ -323,24 +323,42 @@ def test_full_ring_with_shed_drops_whole_frames_counts_and_says_them():
         scan(small, listener, 10)
 
 
-def test_a_killed_ingest_process_is_replaced_and_its_scan_ends_as_aborted():
+def test_a_killed_ingest_process_is_replaced_and_its_scan_goes_on():
     with Service(settings()) as service, listening(service) as listener:
         with sender(service) as source:
-            source.start(frame_shape=SHAPE, dtype="uint16", scan_shape=(10, 10))
+            mask = np.ones(SHAPE, np.bool_)
+            mask[3, 4] = False
+            source.start(frame_shape=SHAPE, dtype="uint16", scan_shape=(10, 10), pixel_mask=mask)
             source.send(frames(30))
             until(lambda: service.status().counters.corrected == 30)
             os.kill(service._inlet.pid, signal.SIGKILL)
-            assert listener.wait_for_event("ingest_died").level == "error"
-            end = listener.wait_for("acquisition_end")
-            assert end.aborted
-            assert "died" in end.reason
-            assert end.counters.corrected == 30
+            event = listener.wait_for_event("ingest_died")
+            assert event.level == "error"
+            assert "goes on" in event.message
             until(lambda: service.status().source.ready)
             assert service.status().source.restarts == 1
-        # What its sender still sends belongs to no acquisition; the address is the same.
-        listener.wait_for_event("out_of_sequence")
+            source.send(frames(60), range(40, 100))  # ten were lost
+            source.send(frames(1), [100])  # and there are no more than a hundred
+        end = listener.wait_for("acquisition_end")
+        assert not end.aborted
+        assert end.counters.corrected == 90
+        assert end.counters.rejected == 1
         scan(service, listener)
         assert balanced(settled(service))
+
+
+def test_an_acquisition_whose_ingest_process_died_ends_with_the_service():
+    with Service(settings()) as service, listening(service) as listener:
+        with raw_sender(service) as send:
+            send(encode(START))
+            send(some(0, 15))
+            until(lambda: service.status().counters.corrected == 15)
+        os.kill(service._inlet.pid, signal.SIGKILL)
+        listener.wait_for_event("ingest_died")
+        service.close()
+        end = listener.wait_for("acquisition_end")
+        assert end.aborted
+        assert end.counters.corrected == 15
 
 
 def test_a_killed_ingest_process_ends_the_service_where_it_is_not_to_be_restarted():
