@@ -58,10 +58,13 @@ class Descan(BaseModel):
             raise ValueError("a fit has three coefficients (a plane) or six (second order) an axis")
         return self
 
-    def centers(self, scan_shape: tuple[int, int]) -> Array:
-        """Return the fitted center at each probe position, (2, ny, nx) ``[cy, cx]``, pixels."""
+    def centers(self, scan_shape: tuple[int, int], step: int = 1) -> Array:
+        """Return the fitted center at every ``step``-th probe position of each axis.
+
+        (2, ny, nx) ``[cy, cx]``, pixels; with a ``step``, as many as ``[::step]`` leaves.
+        """
         ny, nx = scan_shape
-        terms = _terms(*np.meshgrid(_along(ny), _along(nx), indexing="ij"))
+        terms = _terms(*np.meshgrid(_along(ny)[::step], _along(nx)[::step], indexing="ij"))
         return np.stack(
             [
                 np.tensordot(coefficients, terms[: len(coefficients)], axes=1)

@@ -6,6 +6,7 @@ import contextlib
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Self, TypeAlias
 
@@ -18,6 +19,7 @@ from prenet4d_client.errors import NoAnswer, Prenet4dError, ProtocolError
 from prenet4d_client.maps import ScanMaps
 from prenet4d_client.messages import Event, Maps
 from prenet4d_client.wire import Message
+from prenet4d_engines.descan import Descan
 from prenet4d_server.page.history import History
 from prenet4d_server.page.settings import ServiceAddress
 from prenet4d_server.status import Status
@@ -30,6 +32,9 @@ STATUS_EVERY_S = 1.0
 STATUS_TIMEOUT_S = 2.0
 MAPS_TIMEOUT_S = 1.0
 COMMAND_TIMEOUT_S = 6.0
+LOOK_S = 2.0
+"""The longest that a single look waits for a pattern and the maps."""
+_LOOK_AGAIN_S = 0.05
 _WAKE_S = 0.5
 
 Image: TypeAlias = npt.NDArray[np.float32]
@@ -43,7 +48,18 @@ class MapsView:
     step: int
     """Every so-many-th probe position is shown."""
     images: dict[str, Image]
-    """Name → (ny, nx) values; NaN where no frame came yet."""
+    """Name → (ny, nx) values; NaN where no frame came yet. Where the descan was fitted, ``fit_y``
+    and ``fit_x`` are the fitted centers."""
+
+    @classmethod
+    def of(cls, header: Maps, maps: Mapping[str, Image]) -> Self:
+        """The maps by name, thinned out, and the descan where it was fitted."""
+        step = -(-max(header.scan_shape) // MAP_SIDE)
+        images = {name: values[::step, ::step].copy() for name, values in maps.items()}
+        if header.descan is not None:
+            fit = Descan.model_validate(header.descan.model_dump())
+            images["fit_y"], images["fit_x"] = fit.centers(header.scan_shape, step).astype("f4")
+        return cls(header, step, images)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +147,22 @@ class Feed:
             self._viewers -= 1
             if self._viewers == 0:
                 self._watched.clear()
+
+    @contextlib.contextmanager
+    def looking(self) -> Iterator[None]:
+        """Somebody takes one look: wait for what is asked for only then, if nobody else does."""
+        before, watched = (self.preview, self.maps), self._watched.is_set()
+        self.arrive()
+        try:
+            deadline = time.monotonic() + LOOK_S
+            while not watched and time.monotonic() < deadline and not self._renewed(*before):
+                time.sleep(_LOOK_AGAIN_S)
+            yield
+        finally:
+            self.leave()
+
+    def _renewed(self, preview: Message | None, maps: MapsView | None) -> bool:
+        return self.maps is not maps and (not self.running or self.preview is not preview)
 
     def client(self, timeout: float = COMMAND_TIMEOUT_S) -> ControlClient:
         """A connection to the service's control socket, with the page's own rights."""
@@ -230,7 +262,8 @@ class Feed:
             ) as maps:
                 while self._watched.is_set() and not self._stop.is_set():
                     with contextlib.suppress(NoAnswer):
-                        self.maps = _view(next(maps), maps)
+                        update = next(maps)
+                        self.maps = MapsView.of(update, {name: maps[name] for name in maps.names})
 
     def _wait_for_viewers(self) -> bool:
         """Wait until somebody looks; false where the feed is stopped before."""
@@ -274,8 +307,3 @@ def _why(error: Exception) -> str:
     if isinstance(error, Prenet4dError):
         return "The service refuses to tell this page how it is"
     return "The service is of another version of prenet4d than this page"
-
-
-def _view(header: Maps, maps: ScanMaps) -> MapsView:
-    step = -(-max(header.scan_shape) // MAP_SIDE)
-    return MapsView(header, step, {name: maps[name][::step, ::step].copy() for name in maps.names})

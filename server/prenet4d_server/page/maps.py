@@ -25,9 +25,11 @@ class Kind:
     name: str
     title: str
     unit: str
+    like: str = ""
+    """The map whose color scale it shares."""
 
 
-KINDS = (
+SCANNED = (
     Kind("bright_field", "Bright field", "counts"),
     Kind("annular_dark_field", "Annular dark field", "counts"),
     Kind("sum", "Sum", "counts"),
@@ -37,10 +39,18 @@ KINDS = (
     Kind("center_sigma", "Center uncertainty", "px"),
     Kind("flags", "Flags", ""),
 )
+DESCAN = (
+    Kind("fit_y", "Fitted drift y", "px", like="center_y"),
+    Kind("rest_y", "Measured − fitted y", "px"),
+    Kind("fit_x", "Fitted drift x", "px", like="center_x"),
+    Kind("rest_x", "Measured − fitted x", "px"),
+)
+KINDS = SCANNED + DESCAN
+DRIFTS = ("center_y", "center_x", *(kind.name for kind in DESCAN))
 
 
 class Maps:
-    """Eight images that share their zoom."""
+    """Small images of the scan: what was measured, and what the descan was fitted as."""
 
     def __init__(self, theme: Theme) -> None:
         self._view: MapsView | None = None
@@ -58,10 +68,12 @@ class Maps:
         ny, nx = view.header.scan_shape
         for kind in KINDS:
             shown = picture(kind.name, view.images)
-            if shown is None:
+            if shown is None:  # another scan's must not stay
+                self._sources[kind.name].data = empty(kind.name)
+                self.captions[kind.name].text = caption(kind)
                 continue
             if kind.name in self._mappers:
-                low, high = color_range(kind.name, shown)
+                low, high = scale(kind, shown, view.images)
                 self._mappers[kind.name].update(low=low, high=high)
                 self.captions[kind.name].text = caption(kind, low, high)
                 shown = rounded(shown)
@@ -72,10 +84,9 @@ class Maps:
         if kind.name != "com":
             tooltips.append((kind.title, f"@image{{0.00}} {kind.unit}"))
         plot = image_figure(theme, f"map_{kind.name}", tooltips)
-        empty = blank()
-        if kind.name == "com":
-            empty["image"] = [np.zeros((1, 1), np.uint32)]
-        source = self._sources[kind.name] = ColumnDataSource(empty, name=f"{kind.name}_map")
+        source = self._sources[kind.name] = ColumnDataSource(
+            empty(kind.name), name=f"{kind.name}_map"
+        )
         where = {"x": -0.5, "y": -0.5, "dw": "dw", "dh": "dh", "source": source}
         if kind.name == "com":
             renderer = plot.image_rgba("image", **where)
@@ -92,32 +103,59 @@ class Maps:
 
 
 def _palette(theme: Theme, name: str) -> tuple[str, ...]:
-    if name in ("center_y", "center_x"):
+    if name in DRIFTS:
         return tuple(interp_palette(theme.drifting, 255))
     if name == "flags":
         return (theme.grid, theme.warning)
     return tuple(Viridis256)
 
 
+def empty(name: str) -> dict[str, Any]:
+    """The data of a map of which nothing is known."""
+    data = blank()
+    if name == "com":
+        data["image"] = [np.zeros((1, 1), np.uint32)]
+    return data
+
+
 def picture(name: str, images: dict[str, Image]) -> npt.NDArray[Any] | None:
     """What the page shows of a map; ``None`` where there is no such map.
 
-    Centers are shown relative to their median, flags as 0 or 1, and the center of mass as color:
-    its direction as hue, its length as brightness.
+    Centers, measured and fitted, are shown relative to the median of the measured ones, flags as 0
+    or 1, and the center of mass as color: its direction as hue, its length as brightness.
     """
     if name == "com":
         if "com_y" not in images:
             return None
         return direction_colors(images["com_y"], images["com_x"])
+    if name in DRIFTS:
+        what, axis = name.split("_")
+        return _drift(what, axis, images)
     if name not in images:
         return None
     values = images[name]
-    if name in ("center_y", "center_x"):
-        known = values[np.isfinite(values)]
-        return values - (np.median(known) if known.size else np.float32(0))
     if name == "flags":
         return np.where(np.isfinite(values), (values > 0).astype(np.float32), np.nan)
     return values
+
+
+def _drift(what: str, axis: str, images: dict[str, Image]) -> Image | None:
+    """The ``center`` as measured, the ``fit``, or the ``rest`` between them."""
+    measured = images.get(f"center_{axis}")
+    if measured is None or (what != "center" and f"fit_{axis}" not in images):
+        return None
+    if what == "rest":
+        return measured - images[f"fit_{axis}"]
+    known = measured[np.isfinite(measured)]
+    middle = np.median(known) if known.size else np.float32(0)
+    shown: Image = images[f"{what}_{axis}"] - middle
+    return shown
+
+
+def scale(kind: Kind, shown: npt.NDArray[Any], images: dict[str, Image]) -> tuple[float, float]:
+    """The values at the ends of the color scale of what is shown: its own, or that of its like."""
+    like = picture(kind.like, images) if kind.like else None
+    return color_range(kind.name, shown) if like is None else color_range(kind.like, like)
 
 
 def color_range(name: str, values: npt.NDArray[Any]) -> tuple[float, float]:
@@ -126,7 +164,7 @@ def color_range(name: str, values: npt.NDArray[Any]) -> tuple[float, float]:
     if name == "flags" or not known.size:
         return 0.0, 1.0
     low, high = (float(value) for value in np.percentile(known, (2, 98)))
-    if name in ("center_y", "center_x"):
+    if name in DRIFTS:
         most = max(abs(low), abs(high), 1e-3)
         return -most, most
     return low, max(high, low + 1e-6 * max(1.0, abs(low)))

@@ -9,20 +9,23 @@ from importlib.metadata import version
 from pathlib import Path
 
 from bokeh.document import Document
-from bokeh.events import ConnectionLost
+from bokeh.events import ConnectionLost, DocumentReady
 from bokeh.models import CustomJS, Div
 from jinja2 import Environment, FileSystemLoader
 
 from prenet4d_server.page import words
 from prenet4d_server.page.actions import Actions
 from prenet4d_server.page.feed import Feed
-from prenet4d_server.page.maps import KINDS, Maps
+from prenet4d_server.page.maps import DESCAN, SCANNED, Maps
 from prenet4d_server.page.patterns import Patterns
 from prenet4d_server.page.theme import THEMES, look
 from prenet4d_server.page.traces import CHARTS, Traces
 
 FOLDER = Path(__file__).parent
 _RATE_OVER_S = 5.0
+_REMEMBER = """window.prenet4d.remember({
+    scale: [scale, "active"], palette: [palette, "value"], contrast: [contrast, "value"],
+})"""
 TEXTS: dict[str, Callable[[Feed], str]] = {
     "banner": words.banner,
     "title": words.title,
@@ -33,6 +36,7 @@ TEXTS: dict[str, Callable[[Feed], str]] = {
     "progress": words.progress,
     "counters": words.counters,
     "calibration": words.calibration,
+    "descan": words.descan,
     "events": words.alarms,
 }
 
@@ -70,10 +74,14 @@ class Session:
         doc.template = _TEMPLATE
         doc.template_variables.update(
             theme=theme, other="light" if theme == "dark" else "dark", operator=operator,
-            version=version("prenet4d"), kinds=KINDS, charts=CHARTS,
+            version=version("prenet4d"), scanned=SCANNED, fitted=DESCAN, charts=CHARTS,
         )  # fmt: skip
         doc.config.update(reconnect_session=False, notify_connection_status=False)
         doc.js_on_event(ConnectionLost, CustomJS(code="window.prenet4d.lose()"))
+        kept = {
+            "scale": patterns.scale, "palette": patterns.palette, "contrast": patterns.contrast
+        }  # fmt: skip
+        doc.js_on_event(DocumentReady, CustomJS(args=kept, code=_REMEMBER))
         feed.arrive()
         doc.on_session_destroyed(lambda _context: feed.leave())
         self.update()

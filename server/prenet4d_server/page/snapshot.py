@@ -12,7 +12,7 @@ from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure, SubFigure
 
 from prenet4d_server.page.feed import Feed
-from prenet4d_server.page.maps import KINDS, color_range, picture
+from prenet4d_server.page.maps import DRIFTS, KINDS, picture, scale
 from prenet4d_server.page.patterns import ellipse, limits
 from prenet4d_server.page.theme import LIGHT
 
@@ -22,7 +22,7 @@ def snapshot(feed: Feed) -> bytes:
     figure = Figure(figsize=(16, 9), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(_headline(feed), fontsize=13)
-    left, right = figure.subfigures(1, 2, squeeze=False)[0]
+    left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(1, 2.6))[0]
     _draw_patterns(feed, left)
     _draw_maps(feed, right)
     target = io.BytesIO()
@@ -67,25 +67,30 @@ def _draw_patterns(feed: Feed, target: SubFigure) -> None:
             ratio = now.ratio if name == "raw" else 1.0
             y, x = ellipse(center, share * min(h, w), ratio, now.theta)
             axis.plot(x, y, color="#58b7ff" if name == "raw" else "#4fd18b", linewidth=1)
-        axis.plot(*reversed(center), "+", color="white", markersize=10)
+        color = "#58b7ff" if name == "raw" else "#4fd18b"
+        axis.plot(*reversed(center), "+", color=color, markersize=10)
         axis.set_xlim(-0.5, w - 0.5)
         axis.set_ylim(h - 0.5, -0.5)
 
 
 def _draw_maps(feed: Feed, target: SubFigure) -> None:
     view = feed.maps
-    axes = target.subplots(4, 2).ravel()
+    axes = target.subplots(3, 4).ravel()
     drifting = LinearSegmentedColormap.from_list("drifting", LIGHT.drifting)
     for axis, kind in zip(axes, KINDS, strict=True):
         axis.set_axis_off()
         axis.set_title(kind.title, fontsize=10)
         shown = picture(kind.name, view.images) if view is not None else None
-        if shown is None:
+        if view is None or shown is None:
             continue
         if kind.name == "com":
-            axis.imshow(shown[..., None].view(np.uint8))
-            continue
-        low, high = color_range(kind.name, shown)
-        drift = kind.name in ("center_y", "center_x")
-        drawn = axis.imshow(shown, norm=Normalize(low, high), cmap=drifting if drift else "viridis")
-        target.colorbar(drawn, ax=axis, label=kind.unit, shrink=0.9)
+            drawn = axis.imshow(shown[..., None].view(np.uint8))
+        else:
+            drawn = axis.imshow(
+                shown,
+                norm=Normalize(*scale(kind, shown, view.images)),
+                cmap=drifting if kind.name in DRIFTS else "viridis",
+            )
+        bar = target.colorbar(drawn, ax=axis, label=kind.unit, shrink=0.8)
+        if kind.name in ("com", "flags"):  # a direction as hue; any flag or none
+            bar.ax.set_visible(False)

@@ -18,6 +18,7 @@ class Theme:
     """The colors that Bokeh draws with; those of the page around it are in ``page.css``."""
 
     name: str
+    back: str
     panel: str
     text: str
     muted: str
@@ -32,6 +33,7 @@ class Theme:
 
 DARK: Final = Theme(
     name="dark",
+    back="#0d1117",
     panel="#161b22",
     text="#e6edf3",
     muted="#9aa7b4",
@@ -44,6 +46,7 @@ DARK: Final = Theme(
 )
 LIGHT: Final = Theme(
     name="light",
+    back="#eef1f4",
     panel="#ffffff",
     text="#14202b",
     muted="#51606e",
@@ -84,8 +87,8 @@ def image_figure(theme: Theme, name: str, tooltips: list[tuple[str, str]]) -> fi
         toolbar_location=None,
         tools="",
         min_border=0,
-        background_fill_color=theme.panel,
-        border_fill_color=theme.panel,
+        background_fill_color=theme.back,
+        border_fill_color=theme.back,
         outline_line_color=None,
     )
     plot.axis.visible = False

@@ -23,7 +23,7 @@ from tornado.ioloop import IOLoop
 from tornado.web import ErrorHandler, RequestHandler, StaticFileHandler
 from tornado.websocket import WebSocketHandler
 
-from prenet4d_client.errors import Prenet4dError
+from prenet4d_client.errors import CommandRefused, Prenet4dError
 from prenet4d_engines.calibration import Calibration
 from prenet4d_engines.calibration_file import to_toml
 from prenet4d_server.metrics import exposition
@@ -168,14 +168,18 @@ def _metrics(feed: Feed) -> tuple[int, str, bytes]:
 
 def _calibration(feed: Feed) -> tuple[int, str, bytes]:
     with feed.client() as service:
-        document = service.save_calibration()
+        try:
+            document = service.save_calibration(descan=True)
+        except CommandRefused:  # too little of a scan was seen for a fit
+            document = service.save_calibration()
     return HTTPStatus.OK, "application/toml", to_toml(Calibration.from_document(document)).encode()
 
 
 def _snapshot(feed: Feed) -> tuple[int, str, bytes]:
     from prenet4d_server.page.snapshot import snapshot  # matplotlib, for those who want one
 
-    return HTTPStatus.OK, "image/png", snapshot(feed)
+    with feed.looking():
+        return HTTPStatus.OK, "image/png", snapshot(feed)
 
 
 ANSWERS: dict[str, Callable[[Feed], tuple[int, str, bytes]]] = {

@@ -6,6 +6,7 @@ Everything that comes over the wire is escaped.
 from __future__ import annotations
 
 import math
+import re
 import time
 from html import escape
 
@@ -22,6 +23,7 @@ _STATES = {
     "lost": ("Lost", "bad"),
 }
 DASH = "–"
+_TAG = re.compile("<[^>]*>")
 
 
 def clock(seconds: float) -> str:
@@ -59,6 +61,8 @@ def banner(feed: Feed) -> str:
         return _banner("bad", "A part of the service has died: see its log, and start it again.")
     if not status.ready:
         return _banner("watch", "The detector's side is being started; frames have to wait.")
+    if status.alarms:
+        return "".join(_banner("watch", escape(alarm.message)) for alarm in status.alarms)
     if feed.telemetry is None:
         where = escape(status.source.address)
         return _banner("calm", f"No acquisition yet: waiting for the detector at {where}.")
@@ -181,13 +185,13 @@ def progress(feed: Feed) -> str:
     share = min(1.0, done / expected)
     bar = f'<div class="bar"><i style="width:{100 * share:.1f}%"></i></div>'
     counted = f"{done:,} of {expected:,}"
+    now = feed.status.frames_per_second if feed.status else telemetry.frames_per_second
     if not feed.running:
         below = f"{counted} · scan ended"
-    elif telemetry.frames_per_second > 0:
-        left = (expected - done) / telemetry.frames_per_second
-        below = f"<b>{duration(left)}</b> left · {counted}"
+    elif now > 0:
+        below = f"<b>{duration((expected - done) / now)}</b> left · {counted}"
     else:
-        below = counted
+        below = f"{counted} · no frames are coming"
     # Rounded down: nothing is complete before it is.
     return _figure("Progress", f"{math.floor(100 * share)}", bar + below, "%")
 
@@ -247,7 +251,7 @@ def _reasons(feed: Feed) -> str:
 
 def calibration(feed: Feed) -> str:
     """What the corrector goes by."""
-    status, telemetry = feed.status, feed.telemetry
+    status = feed.status
     if status is None:
         return '<p class="muted">Nothing is known yet.</p>'
     reference = status.reference_center
@@ -261,23 +265,35 @@ def calibration(feed: Feed) -> str:
         ("Source", f"{escape(status.source.kind)}, {escape(status.source.address)}"),
         ("Corrects with", escape(status.engine)),
     ]
-    descan = _descan(feed)
-    if descan and telemetry is not None:
-        rows.insert(2, ("Descan", descan))
-    return "<dl>" + "".join(f"<dt>{name}</dt><dd>{what}</dd>" for name, what in rows) + "</dl>"
+    return _list(rows)
 
 
-def _descan(feed: Feed) -> str:
+def _list(rows: list[tuple[str, str]]) -> str:
+    said = (f'<dt>{name}</dt><dd title="{_TAG.sub("", what)}">{what}</dd>' for name, what in rows)
+    return f"<dl>{''.join(said)}</dl>"
+
+
+def descan(feed: Feed) -> str:
+    """What the fit of the center's drift over the scan says, y and x in pixels."""
     fit = feed.maps.header.descan if feed.maps else None
     if fit is None:
-        return ""
-    rows, columns = (
-        math.hypot(fit.coefficients_y[term], fit.coefficients_x[term]) * 2 for term in (1, 2)
-    )
-    return (
-        f"{rows:.1f} px over the rows, {columns:.1f} px over the columns, "
-        f"rest {math.hypot(*fit.residual):.2f} px"
-    )
+        return (
+            '<p class="muted">Not fitted yet: a quarter of the scan must have been seen, '
+            "along its rows and its columns.</p>"
+        )
+
+    def pair(y: float, x: float, digits: int = 1, sign: str = "+") -> str:
+        return f"<b>{y:{sign}.{digits}f}, {x:{sign}.{digits}f} px</b>"
+
+    y, x = fit.coefficients_y, fit.coefficients_x
+    rows = [
+        ("First to last column, y, x", pair(2 * y[2], 2 * x[2])),
+        ("First to last row, y, x", pair(2 * y[1], 2 * x[1])),
+        ("Left over, y, x", pair(*fit.residual, digits=2, sign="")),
+        ("Frames left out", f"{fit.outliers:.1%}"),
+        ("Form", "second order" if len(y) == 6 else "a plane, until half of the scan was seen"),
+    ]
+    return _list(rows) + '<p class="muted">“Save calibration” keeps it in the file.</p>'
 
 
 def alarms(feed: Feed) -> str:
@@ -311,4 +327,4 @@ def telling(preview: Message | None) -> str:
         place = f" at row {y:,}, column {x:,}"
     dose = f" · {number(preview.dose)} e⁻" if math.isfinite(preview.dose) else ""
     binned = f" · binned {preview.binning} ×" if preview.binning > 1 else ""
-    return f"frame {preview.index:,}{place}{dose}{binned}"
+    return f"frame {preview.index:,}{place}{dose}{binned} · {clock(preview.time)}"

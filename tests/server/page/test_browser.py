@@ -16,7 +16,7 @@ import pytest
 
 from prenet4d_client import ControlClient, FrameSender
 from prenet4d_client.errors import Prenet4dError
-from prenet4d_server.page.maps import KINDS
+from prenet4d_server.page.maps import DESCAN, SCANNED
 from prenet4d_server.page.settings import PageSettings, ServiceAddress
 from prenet4d_server.page.traces import CHARTS
 from prenet4d_server.page_process import PageProcess, listen
@@ -103,12 +103,12 @@ def scanning(address):
         with suppress(Prenet4dError), FrameSender(address, timeout=60) as source:
             while not stop.is_set():
                 source.start(frame_shape=(SIDE, SIDE), dtype="uint16", scan_shape=SCAN)
-                for number in range(0, SCAN[0] * SCAN[1], 4):
+                for number in range(0, SCAN[0] * SCAN[1], 8):
                     if stop.wait(0.15):
                         break
                     center = 15.5 + 2 * np.sin(number / 40)
                     disk = 8.0 * (np.hypot(y - center, (x - 15.5) * 1.02) < 5) + 0.05
-                    source.send(rng.poisson(np.broadcast_to(disk, (4, SIDE, SIDE))).astype("u2"))
+                    source.send(rng.poisson(np.broadcast_to(disk, (8, SIDE, SIDE))).astype("u2"))
                 source.end()
 
     thread = threading.Thread(target=send)
@@ -209,7 +209,7 @@ def test_every_panel_lives_during_a_scan_and_nothing_comes_from_elsewhere(operat
     def seen():
         traces = {chart.curves[0].column: page.read("traces", chart.curves[0].column)[-1:]
                   for chart in CHARTS}  # fmt: skip
-        maps = {kind.name: page.read(f"{kind.name}_map", "image") for kind in KINDS}
+        maps = {kind.name: page.read(f"{kind.name}_map", "image") for kind in SCANNED}
         images = {side: page.read(f"{side}_image", "image") for side in ("raw", "corrected")}
         return {**traces, **maps, **images, "time": page.read("traces", "time")}
 
@@ -227,6 +227,9 @@ def test_every_panel_lives_during_a_scan_and_nothing_comes_from_elsewhere(operat
 
     page.until(all_changed)
     assert page.tab.locator(".slot.told .bk-clearfix").inner_text() != told
+
+    page.text("descan", "First to last row")  # once a quarter of the scan was seen
+    page.until(lambda: all(len(page.read(f"{kind.name}_map", "image")[0]) > 1 for kind in DESCAN))
     assert page.wrong == []
     assert {url.split("/")[2] for url in page.asked if "://" in url} == {page.url.split("/")[2]}
 
@@ -290,11 +293,46 @@ def test_buttons_do_what_they_say(operator, control, tmp_path):
     page.text("said", "bad.toml is no calibration file")
 
     with page.tab.expect_download() as saved:
-        page.tab.get_by_text("Save calibration").click()
-    assert "theta" in Path(saved.value.path()).read_text()
+        page.tab.get_by_role("link", name="Save calibration").click()
+    assert "[descan]" in Path(saved.value.path()).read_text()
     with page.tab.expect_download(timeout=PATIENCE_MS) as picture:
         page.tab.get_by_text("snapshot PNG").click()
     assert Path(picture.value.path()).read_bytes().startswith(b"\x89PNG")
+    assert page.wrong == []
+
+
+def shown(page):
+    """How patterns are shown, as the server has it: kind of scale, and colors."""
+    return page.tab.evaluate("""() => {
+        const [raw] = window.Bokeh.documents[0].get_model_by_name("raw").renderers;
+        const {type, palette} = raw.glyph.color_mapper;
+        return [type, palette[palette.length - 1]];
+    }""")
+
+
+@pytest.fixture(scope="module")
+def viewer(chromium, service, scan):
+    with opened(chromium, service.endpoints["http"]) as page:
+        yield page
+
+
+def test_how_patterns_are_shown_stays_as_it_was_chosen(viewer):
+    page = viewer
+    before = shown(page)
+    page.tab.locator(".slot.scale").get_by_text("linear").click()
+    page.tab.locator(".slot.palette select").select_option("Gray")
+    page.until(lambda: shown(page)[0] != before[0] and shown(page)[1] != before[1])
+    chosen = shown(page)
+    page.tab.reload(wait_until="commit")
+    page.wait_until_live()
+    page.until(lambda: shown(page) == chosen)
+    sync_api.expect(page.tab.locator(".slot.palette select")).to_have_value("Gray")
+
+    page.tab.evaluate("""() => localStorage.setItem("prenet4d-display",
+        '{"scale": 7, "palette": "Plaid", "contrast": [90, 10]}')""")
+    page.tab.reload(wait_until="commit")
+    page.wait_until_live()
+    page.until(lambda: shown(page) == before)
     assert page.wrong == []
 
 
@@ -305,25 +343,30 @@ FORGE = """(name) => {
 }"""
 
 
-def test_a_viewer_looks_and_commands_nothing(chromium, service, scan, control):
-    with opened(chromium, service.endpoints["http"]) as page:
-        page.text("said", "You are looking only")
-        page.text("title", "40 × 50 positions")
-        buttons = ("recalibrate", "freeze", "set_center", "clear_center", "auto_radii", "record")
-        for name in buttons:
-            sync_api.expect(page.tab.locator(f".slot.{name} button")).to_be_disabled()
-        sync_api.expect(page.tab.locator(".slot.file input")).to_be_disabled()
-        for name in buttons:
-            page.tab.evaluate(FORGE, name)
-            page.press(name)
-        # What was sent before this has been dealt with once this is.
-        high = page.tab.evaluate(LINEAR)
-        page.until(lambda: page.tab.evaluate(HIGH) != high)
-        page.text("said", "You are looking only")
-        status = control.status()
-        assert status["state"] != "frozen"
-        assert status["recording"]["state"] == "idle"
-        assert page.wrong == []
+def test_a_viewer_looks_and_commands_nothing(viewer, control):
+    page = viewer
+    page.text("said", "You are looking only")
+    page.text("title", "40 × 50 positions")
+    buttons = ("recalibrate", "freeze", "set_center", "clear_center", "auto_radii", "record")
+    for name in buttons:
+        sync_api.expect(page.tab.locator(f".slot.{name} button")).to_be_disabled()
+    sync_api.expect(page.tab.locator(".slot.file input")).to_be_disabled()
+    for name in buttons:
+        page.tab.evaluate(FORGE, name)
+        page.press(name)
+    # What was sent before this has been dealt with once this is.
+    high = page.tab.evaluate(LINEAR)
+    page.until(lambda: page.tab.evaluate(HIGH) != high)
+    page.text("said", "You are looking only")
+    status = control.status()
+    assert status["state"] != "frozen"
+    assert status["recording"]["state"] == "idle"
+
+    page.tab.get_by_placeholder("operator's token").fill(TOKEN)
+    page.tab.get_by_role("button", name="Command").click()
+    page.tab.get_by_text("operator", exact=True).wait_for()
+    assert page.tab.url == page.url + "/"
+    assert page.wrong == []
 
 
 HIGH = """() => window.Bokeh.documents[0].get_model_by_name("raw").renderers[0]

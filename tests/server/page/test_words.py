@@ -7,9 +7,17 @@ import numpy as np
 import pytest
 
 from prenet4d_client import messages as m
+from prenet4d_engines.descan import fit_descan
 from prenet4d_server.page import words
-from prenet4d_server.page.feed import Feed
-from prenet4d_server.page.maps import color_range, direction_colors, picture, short
+from prenet4d_server.page.feed import Feed, MapsView
+from prenet4d_server.page.maps import (
+    KINDS,
+    color_range,
+    direction_colors,
+    picture,
+    scale,
+    short,
+)
 from prenet4d_server.page.patterns import ellipse, limits, rounded
 from prenet4d_server.page.session import TEXTS
 from prenet4d_server.page.settings import ServiceAddress
@@ -46,7 +54,7 @@ def test_a_service_that_does_not_answer_is_told_with_the_time(feed):
 )
 def test_the_banner_says_what_is_missing(feed, healthy, ready, said):
     source = SimpleNamespace(address="tcp://<detector>")
-    feed.status = SimpleNamespace(healthy=healthy, ready=ready, source=source)
+    feed.status = SimpleNamespace(healthy=healthy, ready=ready, source=source, alarms=())
     assert said in words.banner(feed)
     assert "<detector>" not in words.banner(feed)
 
@@ -66,6 +74,69 @@ def test_a_running_scan_in_figures(feed):
     assert "0:00 left" in plain(words.progress(feed))
     assert "8 of 20" in plain(words.progress(feed))
     assert "10 / 30 ms p50 / p99 · 3 waiting" in plain(words.rate(feed))
+
+
+def test_what_is_wrong_stands_in_large_letters(feed):
+    feed.take(start())
+    feed.take(telemetry())
+    alarms = [
+        SimpleNamespace(message="Detector silent for 5 s.", since=1000.0),
+        SimpleNamespace(message="Subscriber <b> is behind.", since=1000.0),
+    ]
+    feed.status = SimpleNamespace(healthy=True, ready=True, alarms=alarms, frames_per_second=0.0)
+    said = words.banner(feed)
+    assert "Detector silent for 5 s." in said
+    assert "Subscriber &lt;b&gt; is behind." in said
+    assert said.count("banner watch") == 2
+    assert "no frames are coming" in plain(words.progress(feed))
+    feed.status.alarms = []
+    assert words.banner(feed) == ""
+
+
+def seen(y: np.ndarray, x: np.ndarray) -> MapsView:
+    """Maps of a scan whose center was found there, and the descan fitted to it."""
+    fit = fit_descan(np.stack([y, x]), np.full((2, *y.shape), 0.1))
+    header = m.Maps(
+        acquisition_id="scan", scan_shape=y.shape, region=(0, 0, 0, 0), names=(), frames=y.size,
+        descan=None if fit is None else m.Descan.model_validate(fit.model_dump()),
+    )  # fmt: skip
+    return MapsView.of(header, {"center_y": y, "center_x": x})
+
+
+def test_the_descan_is_told_and_drawn_beside_what_was_measured(feed):
+    v, u = np.mgrid[-1:1:30j, -1:1:40j].astype(np.float32)
+    noise = np.random.default_rng(1).normal(0, 0.05, (2, 30, 40)).astype(np.float32)
+    y, x = 60 + 2 * v - 3 * u + noise[0], 62 + 0.5 * v + 4 * u + noise[1]
+    y[25:] = x[25:] = np.nan  # not scanned yet
+    assert "Not fitted yet" in words.descan(feed)
+    feed.maps = seen(y, x)
+    said = plain(words.descan(feed))
+    assert "First to last column, y, x-6.0, +8.0 px" in said
+    assert "First to last row, y, x+4.0, +1.0 px" in said
+    images = feed.maps.images
+    fitted, rest = picture("fit_y", images), picture("rest_y", images)
+    measured = picture("center_y", images)
+    np.testing.assert_allclose(fitted - np.nanmedian(fitted[:25]), 2 * v - 3 * u
+                               - np.median((2 * v - 3 * u)[:25]), atol=0.1)  # fmt: skip
+    np.testing.assert_allclose(rest[:25], (measured - fitted)[:25], atol=1e-4)
+    assert np.isnan(rest[25:]).all()
+    kinds = {kind.name: kind for kind in KINDS}
+    assert scale(kinds["fit_y"], fitted, images) == scale(kinds["center_y"], measured, images)
+    assert scale(kinds["rest_y"], rest, images)[1] < 0.3
+
+
+def test_a_scan_without_a_fit_shows_none(feed):
+    view = seen(np.full((3, 4), 7.0, np.float32), np.full((3, 4), 7.0, np.float32))
+    assert picture("fit_x", view.images) is picture("rest_x", view.images) is None
+    assert picture("center_x", view.images) is not None
+
+
+def test_large_scans_are_thinned_out_and_the_fit_with_them(feed):
+    v, u = np.mgrid[-1:1:20j, -1:1:401j].astype(np.float32)
+    view = seen(60 + v, 60 + 3 * u)
+    assert view.step == 2
+    assert view.images["fit_x"].shape == view.images["center_x"].shape == (10, 201)
+    np.testing.assert_allclose(view.images["fit_x"], view.images["center_x"], atol=1e-3)
 
 
 def test_counters_that_do_not_balance_are_seen(feed):
@@ -97,11 +168,12 @@ def test_durations_read_as_clocks_do():
 def test_a_frame_is_told_with_its_place(feed):
     header = m.Preview(
         index=13, scan_shape=(4, 5), frame_shape=(64, 64), binning=2, center=(3, 3),
-        reference_center=(3, 3), ellipticity=m.Ellipticity(), dose=1234.4,
+        reference_center=(3, 3), ellipticity=m.Ellipticity(), dose=1234.4, time=1000.0,
     )  # fmt: skip
     image = np.ones((32, 32), np.float32)
     said = words.telling(sent(header, {"raw": image, "corrected": image}))
-    assert said == "frame 13 at row 2, column 3 · 1,234 e⁻ · binned 2 ×"
+    clock = words.clock(1000.0)
+    assert said == f"frame 13 at row 2, column 3 · 1,234 e⁻ · binned 2 × · {clock}"
 
 
 # --- images -------------------------------------------------------------------------------------
