@@ -102,6 +102,8 @@ def _explained(error: ValidationError) -> CalibrationError:
             f"This is a calibration of version {first['input']}; this prenet4d reads version 1. "
             "Use the prenet4d that made it, or calibrate anew."
         )
+    if first["type"] == "missing":
+        return CalibrationError(f"This is not a calibration that can be used: it has no {where}.")
     what = f"its {where} is wrong" if where else "it cannot be read"
     message = first["msg"].removeprefix("Value error, ").rstrip(".")
     return CalibrationError(f"This is not a calibration that can be used: {what}: {message}.")

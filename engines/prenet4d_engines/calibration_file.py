@@ -29,7 +29,8 @@ def write_calibration(
         overwrite: replace a file that is there.
 
     Raises:
-        CalibrationError: the path has another suffix, or there is a file already.
+        CalibrationError: the path has another suffix, its folder is missing, or there is a file
+            already.
         OSError: the file cannot be written.
     """
     path = Path(path)
@@ -42,9 +43,12 @@ def check_target(path: Path, *, overwrite: bool = False) -> None:
     """Tell early whether a calibration can be written there.
 
     Raises:
-        CalibrationError: the path has another suffix, or there is a file already.
+        CalibrationError: the path has another suffix, its folder is missing, or there is a file
+            already.
     """
     _suffix(path)
+    if not path.parent.is_dir():
+        raise CalibrationError(f"There is no folder {path.parent}. Make it first.")
     if path.exists() and not overwrite:
         raise CalibrationError(
             f"There is a file {path} already: choose another name, or overwrite it (--overwrite)."

@@ -74,7 +74,7 @@ class SourceSettings(_Section):
     @model_validator(mode="after")
     def _replay_has_a_file(self) -> SourceSettings:
         if self.kind == "replay" and self.path is None:
-            raise ValueError("A replay needs a file: set source.path.")
+            raise ValueError("A replay needs a file: name it with --data, or set source.path.")
         return self
 
     @property

@@ -7,7 +7,6 @@ who asks while the process is being started again waits instead of being refused
 from __future__ import annotations
 
 import contextlib
-import errno
 import socket
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from prenet4d_server.errors import BindError
+from prenet4d_server.sockets import refusal
 
 if TYPE_CHECKING:
     from prenet4d_server.page.settings import PageSettings
@@ -45,13 +45,7 @@ def listen(address: str) -> tuple[socket.socket, str]:
         made.listen(BACKLOG)
     except (OSError, ValueError, OverflowError) as error:
         made.close()
-        reason = getattr(error, "strerror", None) or str(error)
-        if getattr(error, "errno", None) == errno.EADDRINUSE:
-            reason = "another program uses the port"
-        raise BindError(
-            f"Cannot listen on {address} (http.address): {reason}. "
-            "Stop the program that uses the port, or choose another."
-        ) from None
+        raise BindError(f"Cannot listen on {address} (http.address): {refusal(error)}.") from None
     shown = f"[{host}]" if family == socket.AF_INET6 else host or "0.0.0.0"
     return made, f"http://{shown}:{made.getsockname()[1]}"
 

@@ -25,6 +25,7 @@ _REASONS = {
     errno.EADDRNOTAVAIL: "the address is not one of this machine's",
     errno.ENODEV: "the address is not one of this machine's",
     errno.EINVAL: "it is not a valid address",
+    errno.EACCES: "this user may not; choose a port from 1024 on, or another path",
     errno.EPROTONOSUPPORT: "the transport is unknown; use tcp:// or ipc://",
 }
 
@@ -43,9 +44,15 @@ def bind(socket: zmq.Socket[bytes], address: str, what: str) -> str:
     try:
         socket.bind(address)
     except zmq.ZMQError as error:
-        reason = _REASONS.get(error.errno or 0, error.strerror or str(error))
-        raise BindError(f"Cannot listen on {address} ({what}): {reason}.") from None
+        raise BindError(f"Cannot listen on {address} ({what}): {refusal(error)}.") from None
     return str(socket.getsockopt_string(zmq.LAST_ENDPOINT)).rstrip("\0")
+
+
+def refusal(error: Exception) -> str:
+    """Why an address cannot be bound, and what to do, without a full stop."""
+    if not isinstance(error, OSError | zmq.ZMQError):
+        return "it is not a valid address; write for example tcp://127.0.0.1:5564"
+    return _REASONS.get(error.errno or 0, error.strerror or str(error))
 
 
 def protect(socket: zmq.Socket[bytes], keys: KeyPair | None) -> None:
@@ -132,7 +139,8 @@ def load_keys(secret_key_file: Path | None) -> KeyPair | None:
     try:
         public, secret = zmq.auth.load_certificate(secret_key_file)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"The key file {secret_key_file} cannot be read: {error}.") from None
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(f"The key file {secret_key_file} cannot be read: {why}.") from None
     if secret is None:
         raise ConfigError(
             f"{secret_key_file} holds no secret key; name the file that ends in .key_secret."

@@ -96,8 +96,10 @@ def check_picture(path: Path, *, overwrite: bool = False) -> None:
     """Tell early whether the report can be written there.
 
     Raises:
-        FileError: there is a file already, or no picture has that suffix.
+        FileError: there is a file already, its folder is missing, or no picture has that suffix.
     """
+    if not path.parent.is_dir():
+        raise FileError(f"There is no folder {path.parent}. Make it first.")
     if path.suffix.lower() not in FORMATS:
         raise FileError(f"The report is a picture ({', '.join(FORMATS)}); {path.name!r} is none.")
     if path.exists() and not overwrite:

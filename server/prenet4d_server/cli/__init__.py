@@ -73,6 +73,8 @@ def run() -> int:
         return _exit_status()
     except KeyboardInterrupt:
         return 130
+    except OSError as error:
+        return _say(_sentence(error))
     except _expected() as error:
         return _say(str(error) or type(error).__name__)
     except ModuleNotFoundError as missing:
@@ -101,7 +103,15 @@ def _expected() -> tuple[type[Exception], ...]:
     from prenet4d_engines.errors import EngineError
     from prenet4d_server.errors import ServiceError
 
-    return (Prenet4dError, EngineError, ServiceError, OSError)
+    return (Prenet4dError, EngineError, ServiceError)
+
+
+def _sentence(error: OSError) -> str:
+    """What the system said, without its numbers and quotes."""
+    if error.strerror is None:
+        return str(error) or type(error).__name__
+    where = f"{error.filename}: " if error.filename is not None else ""
+    return f"{where}{error.strerror}."
 
 
 def _say(sentence: str) -> int:

@@ -28,8 +28,6 @@ _ADDRESSES = {
 }
 _REPLAY_BLOCK = 8
 """At most so many frames in one message of a replay."""
-_REPLAY_BLOCK = 8
-"""At most so many frames in one message of a replay."""
 _PatienceOption = Annotated[
     float, typer.Option(min=0.1, help="Seconds to wait for somebody who takes frames.")
 ]
@@ -124,7 +122,12 @@ def simulate_detector(
 
 
 def replay(
-    file: Annotated[Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False)],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE", exists=True, dir_okay=False, help="A scan: .npy, .npz, HDF5 or .mib."
+        ),
+    ],
     to: Annotated[str, address("--to", "The service's ingest address.")] = "tcp://127.0.0.1:5560",
     rate: _RateOption = 0.0,
     scan: ScanOption = None,

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from prenet4d_server.cli.arguments import DataOption, ScanOption, address
+from prenet4d_server.cli.arguments import ScanOption, address
 
 _SERVE = (
     "Examples:\n\n"
@@ -40,8 +40,14 @@ def serve(
     gain: Annotated[
         float | None, typer.Option(min=1e-6, help="Detector counts per electron.")
     ] = None,
-    data: DataOption = None,
-    rate: Annotated[float | None, typer.Option(min=1e-3, help="replay: frames per second.")] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="replay: the file (.npy, HDF5, .mib, …)."),
+    ] = None,
+    rate: Annotated[
+        float | None,
+        typer.Option(min=1e-3, help="replay: frames per second; as fast as it goes by default."),
+    ] = None,
     backend: Annotated[
         Literal["auto", "tensorrt", "torch", "identity"] | None,
         typer.Option(help="What runs the networks; identity corrects nothing."),
