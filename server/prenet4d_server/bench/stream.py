@@ -175,7 +175,6 @@ class _Bench:
 
     def __init__(self, options: Options, report: Report, folder: Path) -> None:
         self.options, self.report, self.folder = options, report, folder
-        self.frame_bytes = 2 * options.frame_shape[0] * options.frame_shape[1]
         self._frames = example_frames(options.frame_shape)
         self._file = folder / "frames.npy"
         np.save(self._file, self._frames)
@@ -183,10 +182,9 @@ class _Bench:
     def bare(self) -> None:
         log = self.folder / "bare.log"
         for name, together in _MESSAGES.items():
-            messages, size = self.options.frames // together, self.frame_bytes * together
-            self._add(
-                f"bare pyzmq, {name}", together * bare.messages_per_second(messages, size, log)
-            )
+            messages = self.options.frames // together
+            rate = bare.frames_per_second(self._file, together, messages, log)
+            self._add(f"bare pyzmq, {name}", rate)
 
     def native(self) -> None:
         for name, together in _MESSAGES.items():
