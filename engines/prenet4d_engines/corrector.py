@@ -167,7 +167,7 @@ class Corrector:
         Raises:
             FrameError: the arrays are not those of this acquisition; nothing was changed.
         """
-        self._check(frames, indices)
+        self.check(frames, indices)
         self._looked.append(self._look(frames, indices))
         return self._advance(self._ahead)
 
@@ -175,6 +175,25 @@ class Corrector:
     def finish(self) -> list[CorrectedBatch]:
         """Return the batches that are still on their way."""
         return self._advance(0)
+
+    def check(self, frames: npt.NDArray[Any], indices: Indices) -> None:
+        """Say whether frames can be corrected; see `process`.
+
+        Raises:
+            FrameError: the arrays are not those of this acquisition.
+        """
+        if frames.ndim != 3 or frames.shape[1:] != self.frame_shape:
+            raise FrameError(
+                f"Frames come as (n, {self.frame_shape[0]}, {self.frame_shape[1]}), "
+                f"not {frames.shape}."
+            )
+        if frames.dtype.name not in _DTYPES:
+            raise FrameError(f"Frames come as {', '.join(_DTYPES)}, not {frames.dtype}.")
+        if indices.shape != frames.shape[:1] or indices.dtype.kind not in "iu":
+            raise FrameError(
+                f"Each of the {len(frames)} frames needs one integer index; "
+                f"{indices.dtype} {indices.shape} came."
+            )
 
     def resume(self, failed: Corrector) -> None:
         """Go on where another corrector of this acquisition failed.
@@ -428,20 +447,6 @@ class Corrector:
         if not mask.any():
             raise FrameError("The pixel mask leaves no valid pixel; True marks the valid ones.")
         return mask.astype(np.bool_).tobytes()
-
-    def _check(self, frames: npt.NDArray[Any], indices: npt.NDArray[np.int64]) -> None:
-        if frames.ndim != 3 or frames.shape[1:] != self.frame_shape:
-            raise FrameError(
-                f"Frames come as (n, {self.frame_shape[0]}, {self.frame_shape[1]}), "
-                f"not {frames.shape}."
-            )
-        if frames.dtype.name not in _DTYPES:
-            raise FrameError(f"Frames come as {', '.join(_DTYPES)}, not {frames.dtype}.")
-        if indices.shape != frames.shape[:1] or indices.dtype.kind not in "iu":
-            raise FrameError(
-                f"Each of the {len(frames)} frames needs one integer index; "
-                f"{indices.dtype} {indices.shape} came."
-            )
 
 
 def _joined(parts: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:

@@ -85,6 +85,10 @@ class RecoveringCorrector:
 
     def submit(self, frames: npt.NDArray[Any], indices: Indices) -> list[Outcome]:
         """Take a batch; return what became of those that are finished, in their order."""
+        try:
+            self._corrector.check(frames, indices)
+        except FrameError as error:
+            return [*self.finish(), error]
         self._waiting.append((frames, indices))
         return self._advance(lambda: self._corrector.submit(frames, indices))
 
@@ -140,18 +144,14 @@ class RecoveringCorrector:
             return ask()
 
     def _advance(self, advance: Callable[[], list[CorrectedBatch]]) -> list[Outcome]:
-        try:
-            finished = advance()
-        except FrameError as error:  # of the newest batch alone; the others go on
-            newest = self._waiting.pop()
-            self._ready += self.finish()
-            self._waiting.append(newest)
-            self._conclude(error)
-        except FAULTS as error:
-            self._do_again(error)
-        else:
-            for batch in finished:
-                self._conclude(batch)
+        if self._dead is None:
+            try:
+                for batch in advance():
+                    self._conclude(batch)
+            except FAULTS as error:
+                self._do_again(error)
+        while self._dead is not None and self._waiting:
+            self._conclude(self._dead)
         ready, self._ready = self._ready, []
         return ready
 
@@ -163,15 +163,10 @@ class RecoveringCorrector:
         """Rebuild the corrector, and do again what was under way, one batch after the other."""
         self._rebuild(error)
         failed_before = False
-        while self._waiting:
-            if self._dead is not None:
-                self._conclude(self._dead)
-                continue
+        while self._waiting and self._dead is None:
             try:
                 self._conclude(self._corrector.process(*self._waiting[0]))
                 failed_before = False
-            except FrameError as wrong:
-                self._conclude(wrong)
             except FAULTS as again:
                 smaller = isinstance(again, torch.OutOfMemoryError)
                 if not smaller and failed_before:
