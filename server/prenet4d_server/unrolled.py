@@ -57,16 +57,19 @@ def ring_radii(profile: Array, most: int = 4) -> list[float]:
 
 
 def flatten(unrolled: Array, profile: Array) -> Array:
-    """Show faint rings as well: the logarithm of an unrolled pattern's shares of its profile.
+    """Show faint rings as well: an unrolled pattern's logarithm without its smooth fall-off.
 
     Args:
         unrolled: (radius, angle), as :func:`polar` makes it.
         profile: as :func:`radial_profile` makes it, not shorter; the same for all the patterns that
             are to be compared.
     """
-    level = np.maximum(profile[: len(unrolled)], profile.max() * 1e-6 + 1e-12)
-    smooth = np.convolve(np.pad(level, 8, mode="edge"), np.ones(17) / 17, mode="valid")
-    return np.asarray(np.log(np.maximum(unrolled / smooth[:, None], 1e-3)))
+    floor = profile.max() * 1e-5 + 1e-12
+    level = np.log(np.maximum(profile[: len(unrolled)], floor))
+    r = np.arange(len(level))
+    outside = r > 2 * beam_radius(profile)
+    fall_off = np.polynomial.Polynomial.fit(r[outside], level[outside], 3)
+    return np.asarray(np.log(np.maximum(unrolled, floor)) - fall_off(r)[:, None])
 
 
 def show_unrolled(ax: Any, image: Array, r_max: float, limits: Array) -> None:
