@@ -31,7 +31,13 @@ from prenet4d_engines.simulate import (
     render,
     simulate_scan,
 )
-from prenet4d_engines.simulate.content import direct_disk
+from prenet4d_engines.simulate.content import (
+    crystal_disks,
+    direct_disk,
+    kikuchi_bands,
+    tilt_matrix,
+)
+from prenet4d_engines.simulate.pattern import S0, SX, SY, X, Y
 from prenet4d_engines.simulate.scattering import (
     extinction_distance,
     reflections,
@@ -115,6 +121,58 @@ def test_scattering_has_the_published_values() -> None:
     assert xi == pytest.approx(556, rel=0.03)
     factors = scattering_factor("Au", np.linspace(0, 2.5, 50))
     assert (np.diff(factors) < 0).all()
+
+
+def test_disks_are_bright_where_bragg_law_holds() -> None:
+    # On a zone axis the incident beam meets Bragg's law for g at -g/2: in the disk of g that is
+    # the side toward the direct beam. (Multislice says the same.)
+    optics = Optics(0.5, 200e3, 100.0, 20.0, 0.5)
+    disks = crystal_disks(
+        np.random.default_rng(0),
+        TRAINING["Al"],
+        optics,
+        np.eye(3),
+        thickness=300.0,
+        frame_size=200.0,
+        rocking=True,
+    )
+    reflections_only = disks[np.hypot(disks[:, Y], disks[:, X]) > 0]
+    assert len(reflections_only) > 4
+    inward = -(reflections_only[:, [Y, X]])
+    slope = reflections_only[:, [SY, SX]]
+    # moving inward brings the excitation error nearer to zero
+    assert ((slope * inward).sum(1) * reflections_only[:, S0] < 0).all()
+
+
+def test_kikuchi_bands_move_with_the_crystal_and_leave_the_electrons_alone() -> None:
+    optics = Optics(0.5, 200e3, 100.0, 4.0, 0.5)
+    straight = kikuchi_bands(TRAINING["Si"], optics, np.eye(3), 128.0)
+    assert np.abs(straight[straight[:, 3] < 60, 2]).max() < 1e-6
+    tilted = kikuchi_bands(TRAINING["Si"], optics, tilt_matrix(0.3, 0.0), 128.0)
+    # The zone axis moves by the tilt: 0.3 degrees are sin(0.3) / lambda in 1/Å.
+    moved = np.sin(np.radians(0.3)) / wavelength(200e3) * 100
+    assert np.abs(tilted[:, 2]).max() == pytest.approx(moved, rel=0.05)
+
+    radial = np.exp(-np.arange(800) * 0.25 / 30)
+    plain = _vacuum(4, 0.5, (60.2, 66.7), radial=radial, radial_share=0.6)
+    lined = replace(plain, bands=straight)
+    without, with_bands = render([plain, lined], (128, 128)).numpy()
+    assert with_bands.sum() == pytest.approx(1.0, abs=1e-4)
+    assert (with_bands >= 0).all()
+    assert np.abs(with_bands / without - 1).max() > 0.1
+
+
+def test_the_table_of_crystals_is_broad_and_makes_sense() -> None:
+    assert len(TRAINING) + len(HELD_OUT) >= 60
+    for material in (*TRAINING.values(), *HELD_OUT.values()):
+        places = np.array([site[1:] for site in material.sites])
+        apart = places[:, None] - places[None]
+        apart -= np.round(apart)
+        distance = np.linalg.norm(apart @ material.cell(), axis=-1)
+        distance[np.diag_indices(len(places))] = np.inf
+        assert distance.min() > 1.4, material.name  # C-C in graphite is 1.42 Å
+        per_atom = abs(np.linalg.det(material.cell())) / len(places)
+        assert 5 < per_atom < 40, material.name
 
 
 def test_training_and_evaluation_share_no_material() -> None:

@@ -35,7 +35,7 @@ def test_a_network_learns_one_batch(task: Task) -> None:
     network = NETWORKS[task]()
     optimiser = torch.optim.Adam(network.parameters(), 1e-3)
     losses = []
-    for _ in range(12):
+    for _ in range(24):
         loss, figures = LOSSES[task](network, batch)
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]

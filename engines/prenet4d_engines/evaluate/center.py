@@ -8,6 +8,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from prenet4d_engines.evaluate.bound import BOUND, bounding_errors
 from prenet4d_engines.evaluate.classical import CENTER_METHODS
 from prenet4d_engines.evaluate.classical.center import CENTERS_OF_MASS
 from prenet4d_engines.evaluate.datasets import PatternSet, patterns_without_beam
@@ -24,6 +25,7 @@ _STATISTICS: Final[dict[str, tuple[str, Callable[[Array], Array]]]] = {
     "p95": ("error that 5 % exceed, px", lambda e: np.asarray(np.quantile(e, 0.95, axis=-1))),
 }
 _CLAIMS: Final = 6
+_GROUPS: Final = 4
 _GOAL_DOSE: Final = 10_000
 
 
@@ -34,6 +36,7 @@ def evaluate_centers(run: Run, sets: list[PatternSet]) -> Part:
     claims: list[tuple[Array, Array]] = []
     usable: dict[str, list[float]] = {}
     for number, patterns in enumerate(sets):
+        bounds: list[Array] = []
         watch = watches[patterns.name] = Stopwatch()
         errors: dict[str, list[Array]] = {}
         within: dict[float, list[float]] = {1.0: [], 2.0: []}
@@ -52,9 +55,11 @@ def evaluate_centers(run: Run, sets: list[PatternSet]) -> Part:
             if patterns.groups is None:
                 claims.append((sigmas.ravel(), np.abs(deviations).ravel()))
             errors.setdefault(OURS, []).append(lengths(deviations)[None])
+            if patterns.moved is not None:
+                bounds.append(bounding_errors(patterns, dose)[None])
             for factor, shares in within.items():
                 shares.append(100 * within_sigma(deviations, sigmas, factor))
-        tables += _error_tables(run, patterns, errors)
+        tables += _error_tables(run, patterns, errors, bounds)
         tables.append(
             Table(
                 name=f"center.sigma.{patterns.name}",
@@ -69,6 +74,7 @@ def evaluate_centers(run: Run, sets: list[PatternSet]) -> Part:
         )
         if _GOAL_DOSE in run.doses:
             tables.append(_kinds_table(patterns, errors, run.doses.index(_GOAL_DOSE)))
+            tables += _parameter_tables(patterns, errors, run.doses.index(_GOAL_DOSE))
     tables += [_calibration_table(claims), _usable_table(run, usable)]
     tables.append(time_table("center", sets, watches, (*(m.name for m in CENTER_METHODS), OURS)))
     return Part(tuple(tables), _checks(run, tables))
@@ -93,7 +99,10 @@ def _classical(
     return results
 
 
-def _error_tables(run: Run, patterns: PatternSet, errors: dict[str, list[Array]]) -> list[Table]:
+def _error_tables(
+    run: Run, patterns: PatternSet, errors: dict[str, list[Array]], bounds: list[Array]
+) -> list[Table]:
+    shown = errors | ({BOUND: bounds} if bounds else {})
     return [
         Table(
             name=f"center.{statistic}.{patterns.name}",
@@ -102,11 +111,12 @@ def _error_tables(run: Run, patterns: PatternSet, errors: dict[str, list[Array]]
             columns=tuple(dose_label(dose) for dose in run.doses),
             rows=tuple(
                 (name, tuple(float(reduce(at_dose).min()) for at_dose in of_method))
-                for name, of_method in errors.items()
+                for name, of_method in shown.items()
             ),
             doses=run.doses,
             note="Classical methods with the best of their settings at each dose, chosen on the"
-            " truth, and the beam's true radius given; ours on each frame alone.",
+            " truth, and the beam's true radius given; ours on each frame alone. The bound is"
+            " that of one who knows the noise-free pattern.",
         )
         for statistic, (title, reduce) in _STATISTICS.items()
     ]
@@ -168,6 +178,40 @@ def _kinds_table(patterns: PatternSet, errors: dict[str, list[Array]], dose: int
         rows=tuple(rows),
         note="In brackets the number of patterns; best setting for each kind.",
     )
+
+
+def _parameter_tables(
+    patterns: PatternSet, errors: dict[str, list[Array]], dose: int
+) -> list[Table]:
+    """Error over the beam's radius, the center's place and the distortion, in equal groups."""
+    if patterns.ratios is None:
+        return []
+    size = np.array(patterns.expected.shape[1:])
+    away = lengths(patterns.centers - (size - 1) / 2)
+    tables = []
+    for name, title, values in (
+        ("radius", "the direct beam's radius, px", patterns.radii),
+        ("shift", "the center's distance from the frame's middle, px", away),
+        ("ratio", "the distortion's ratio", patterns.ratios),
+    ):
+        groups = np.array_split(np.argsort(values), _GROUPS)
+        tables.append(
+            Table(
+                name=f"center.{name}.{patterns.name}",
+                title=f"Center, {patterns.title}: median error at {dose_label(_GOAL_DOSE)}, px,"
+                f" over {title}",
+                heading="method",
+                columns=tuple(f"{values[g].min():.3g} to {values[g].max():.3g}" for g in groups),
+                rows=tuple(
+                    (
+                        method,
+                        tuple(float(np.median(e[dose][:, g], axis=1).min()) for g in groups),
+                    )
+                    for method, e in errors.items()
+                ),
+            )
+        )
+    return tables
 
 
 def _checks(run: Run, tables: list[Table]) -> tuple[Check, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -21,8 +22,10 @@ from prenet4d_engines.simulate import (
     Detector,
     Drift,
     Kind,
+    Multislice,
     Pattern,
     Scan,
+    draw_center,
     draw_detector,
     draw_difficult,
     draw_ellipticity,
@@ -35,10 +38,16 @@ from prenet4d_engines.simulate import (
     render,
     simulate_scan,
 )
+from prenet4d_engines.simulate.multislice import SIDE
 from prenet4d_engines.simulate.pattern import RADIUS
 
 FIRST_SEED: Final = 10_000_000
 """Seeds from here up belong to the evaluation."""
+
+MOVE: Final = 0.1
+"""Distance in px by which patterns are moved to see how they change."""
+_STEPS: Final = ((-MOVE, 0.0), (MOVE, 0.0), (0.0, -MOVE), (0.0, MOVE))
+_COMPUTED: Final = Path(__file__).with_name("multislice.npz")
 
 Array = NDArray[np.float64]
 
@@ -69,6 +78,9 @@ class PatternSet:
         kinds: What each pattern shows.
         detectors: The camera of each pattern.
         seed: Seed of the exposures.
+        moved: (n, 4, h, w) float32: the same patterns with the center moved by `MOVE` px up, down,
+            left and right, for the Cramér-Rao bound; None where that is not known exactly.
+        ratios: (n,) float64, how elliptical each is; None where that is not known.
         groups: (n,) int64 where the centers are only known up to a constant for each group, as in
             patterns drawn from measured ones; None where they are known.
     """
@@ -81,6 +93,8 @@ class PatternSet:
     kinds: tuple[str, ...]
     detectors: tuple[Detector, ...]
     seed: int
+    moved: NDArray[np.float32] | None = None
+    ratios: Array | None = None
     groups: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
@@ -112,6 +126,16 @@ class PatternSet:
 
 def _seed(*parts: int) -> int:
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _moved(patterns: Sequence[Pattern], frame_shape: tuple[int, int]) -> NDArray[np.float32]:
+    return np.stack(
+        [
+            render([p.moved((p.center[0] + y, p.center[1] + x)) for p in patterns], frame_shape)
+            for y, x in _STEPS
+        ],
+        axis=1,
+    )
 
 
 def mixed_kinds(n: int) -> tuple[Kind, ...]:
@@ -172,6 +196,8 @@ def held_out_patterns(
         kinds=tuple(kinds),
         detectors=tuple(detectors),
         seed=FIRST_SEED + seed,
+        moved=_moved(patterns, frame_shape),
+        ratios=np.array([pattern.ellipticity[0] for pattern in patterns], np.float64),
     )
 
 
@@ -206,6 +232,58 @@ def difficult_patterns(
         kinds=tuple(pattern.kind for pattern in patterns),
         detectors=tuple(detectors),
         seed=FIRST_SEED + seed,
+        moved=_moved(patterns, frame_shape),
+    )
+
+
+def computed_patterns(
+    name: str, title: str, frame_shape: tuple[int, int], n: int, *, seed: int
+) -> PatternSet:
+    """Draw n patterns that another simulator made: multislice of held-out materials.
+
+    They were computed once, by ``prenet4d simulate --multislice multislice.npz --held-out
+    --patterns 48 --seed 10000000``, and lie beside this module; center, distortion, camera length
+    and rotation are drawn anew.
+
+    Args:
+        name: Name of the set.
+        title: Its title.
+        frame_shape: (h, w).
+        n: Number of patterns.
+        seed: Counts from `FIRST_SEED`; 0 is the standard evaluation.
+    """
+    computed = Multislice.load(_COMPUTED)
+    rng = np.random.default_rng([FIRST_SEED + seed, *frame_shape, 4])
+    expected, moved, centers, radii = [], [], [], []
+    for i in range(n):
+        center, ellipticity = draw_center(rng, frame_shape), draw_ellipticity(rng)
+        zoom = float(np.exp(rng.uniform(np.log(1.1), np.log(2.2)))) * min(frame_shape) / SIDE
+        turn = float(rng.uniform(0, 2 * np.pi))
+        here, *near = (
+            computed.place(
+                i % len(computed),
+                frame_shape,
+                center=(center[0] + y, center[1] + x),
+                ellipticity=ellipticity,
+                zoom=zoom,
+                turn=turn,
+            )
+            for y, x in ((0.0, 0.0), *_STEPS)
+        )
+        expected.append(here)
+        moved.append(np.stack(near))
+        centers.append(center)
+        radii.append(zoom * float(computed.radii[i % len(computed)]))
+    return PatternSet(
+        name=name,
+        title=title,
+        expected=np.stack(expected),
+        centers=np.array(centers, np.float64),
+        radii=np.array(radii, np.float64),
+        kinds=("cbed",) * n,
+        detectors=(ideal_detector(frame_shape),) * n,
+        seed=FIRST_SEED + seed,
+        moved=np.stack(moved),
     )
 
 

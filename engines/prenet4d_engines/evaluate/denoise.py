@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +12,14 @@ from prenet4d_engines.evaluate.classical import DENOISE_METHODS
 from prenet4d_engines.evaluate.datasets import Exposure, PatternSet
 from prenet4d_engines.evaluate.hallucination import evaluate_hallucination
 from prenet4d_engines.evaluate.metrics import counts_error, squared_error, squared_root_error
+from prenet4d_engines.evaluate.pictures import Denoised
 from prenet4d_engines.evaluate.report import OURS, Check, Part, Table
 from prenet4d_engines.evaluate.run import Run, Stopwatch, dose_label
+from prenet4d_engines.evaluate.scan_denoise import evaluate_scan_denoising
 
 NOISY = "noisy input"
+
+_PICTURED_DOSE: Final = 1e4
 
 Array = NDArray[np.float64]
 Measure = Callable[[Array, Array, NDArray[np.bool_]], float]
@@ -71,8 +76,32 @@ def evaluate_denoising(run: Run, sets: list[PatternSet]) -> Part:
             )
         )
     tables.append(time_table("denoise", sets, watches, (*(m.name for m in DENOISE_METHODS), OURS)))
-    invented = evaluate_hallucination(run)
-    return Part((*tables, *invented.tables), (*_checks(run, tables[:2]), *invented.checks))
+    scans, invented = evaluate_scan_denoising(run), evaluate_hallucination(run)
+    return Part(
+        (*tables, *scans.tables, *invented.tables),
+        (*_checks(run, tables[:2]), *invented.checks),
+        pictures=_pictures(run, sets),
+    )
+
+
+def _pictures(run: Run, sets: list[PatternSet]) -> tuple[Denoised, ...]:
+    """Denoise the first pattern of each kind of the first and last set at the goals' dose."""
+    pictures = []
+    for patterns in dict.fromkeys((0, len(sets) - 1)):
+        chosen = sets[patterns]
+        exposure = chosen.expose(_PICTURED_DOSE)
+        firsts = [chosen.kinds.index(kind) for kind in dict.fromkeys(chosen.kinds)]
+        denoised = run.networks.denoise(exposure.frames[firsts], chosen.masks[firsts])
+        pictures += [
+            Denoised(
+                f"{chosen.name}: {chosen.kinds[i]}, {dose_label(_PICTURED_DOSE)}",
+                exposure.frames[i],
+                found,
+                exposure.clean[i],
+            )
+            for i, found in zip(firsts, denoised, strict=True)
+        ]
+    return tuple(pictures)
 
 
 def _at_dose(

@@ -26,6 +26,7 @@ from prenet4d_engines.evaluate.classical import (
 )
 from prenet4d_engines.evaluate.datasets import (
     PatternSet,
+    computed_patterns,
     difficult_patterns,
     held_out_patterns,
     measured_patterns,
@@ -108,7 +109,7 @@ def evaluate(
     return Report(
         parts=done,
         missing=tuple(
-            f"{method.name}: {method.needs} is not installed (pip install 'prenet4d[bench]')"
+            f"{method.name}: {method.needs} is not installed (pip install '{method.install}')"
             for method in methods
             if not method.installed
         ),
@@ -181,6 +182,15 @@ def _sets(
         difficult_patterns(
             "difficult",
             "128² frames with the beam stopped, cut, outshone or far off",
+            (128, 128),
+            max(6, run.patterns // 2),
+            seed=run.seed,
+        )
+    )
+    sets.append(
+        computed_patterns(
+            "multislice",
+            "128² frames computed by multislice",
             (128, 128),
             max(6, run.patterns // 2),
             seed=run.seed,

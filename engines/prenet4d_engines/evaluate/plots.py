@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from prenet4d_engines.evaluate.bound import BOUND
 from prenet4d_engines.evaluate.report import OURS, Table
 
 _OUR_COLORS = ("black", "crimson")
@@ -26,6 +27,8 @@ def plot_table(table: Table, folder: Path) -> Path:
         if label.startswith(OURS):
             color = next(colors)
             axes.plot(dose, value, "o-", linewidth=2.6, zorder=3, color=color, label=label)
+        elif label == BOUND:
+            axes.plot(dose, value, "-", linewidth=1.6, color="gray", label=label)
         else:
             axes.plot(dose, value, ".--", linewidth=1.1, label=label)
     axes.set_xscale("log")

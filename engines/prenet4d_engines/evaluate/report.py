@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from prenet4d_engines.evaluate.pictures import Denoised, draw_denoised
+
 OURS: Final = "prenet4d"
 """Row labels that begin with this are ours."""
 
@@ -74,11 +76,13 @@ class Part:
         tables: Its tables.
         checks: Its goals.
         notes: Sentences that belong beside them.
+        pictures: Patterns before and after, to look at.
     """
 
     tables: tuple[Table, ...] = ()
     checks: tuple[Check, ...] = ()
     notes: tuple[str, ...] = ()
+    pictures: tuple[Denoised, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -136,12 +140,20 @@ class Report:
         return json.dumps(_finite(content), indent=1, allow_nan=False, ensure_ascii=False)
 
     def plots(self, folder: str | Path) -> list[Path]:
-        """Write one PNG per table over dose into a folder and return the files' paths."""
+        """Write pictures into a folder and return their paths.
+
+        One for each table over dose, and one with denoised patterns and their residuals.
+        """
         from prenet4d_engines.evaluate.plots import plot_table
 
         into = Path(folder)
         into.mkdir(parents=True, exist_ok=True)
-        return [plot_table(table, into) for table in self.tables() if table.doses]
+        paths = [plot_table(table, into) for table in self.tables() if table.doses]
+        pictures = [picture for part in self.parts.values() for picture in part.pictures]
+        if pictures:
+            paths.append(into / "denoised.png")
+            draw_denoised(pictures, paths[-1])
+        return paths
 
 
 def _finite(value: Any) -> Any:

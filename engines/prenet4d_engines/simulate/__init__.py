@@ -9,6 +9,7 @@ from prenet4d_engines.simulate.detector import (
     Detector,
     draw_detector,
     draw_dose,
+    expected_counts,
     expose,
     ideal_detector,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "draw_pattern",
     "draw_scan",
     "draw_without_beam",
+    "expected_counts",
     "expose",
     "ideal_detector",
     "render",

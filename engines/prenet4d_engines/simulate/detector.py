@@ -132,15 +132,7 @@ def expose(
         The frames (n, h, w) float32 in electrons, bad pixels 0; and the clean expectation
         (n, h, w) float32 in electrons that a perfect denoiser would return.
     """
-    per_frame = torch.as_tensor(dose, dtype=torch.float32, device=expected.device).reshape(-1, 1, 1)
-    if detector.transmission is not None:
-        expected = expected * torch.from_numpy(detector.transmission).to(expected.device)
-        expected = expected / expected.sum((1, 2), keepdim=True).clamp_min(1e-20)
-    rate = expected * per_frame
-    if detector.blur > 0:
-        rate = _blur(rate, detector.blur)
-    if np.isfinite(detector.saturation):
-        rate = rate.clamp_max(detector.saturation)
+    rate = expected_counts(expected, dose, detector)
     frames = torch.poisson(rate, generator=generator)
     if detector.hot is not None:
         for row, column, extra in detector.hot:
@@ -152,6 +144,20 @@ def expose(
         frames.clamp_max_(detector.saturation)
     valid = torch.from_numpy(detector.valid).to(frames.device)
     return frames * valid, rate
+
+
+def expected_counts(expected: Tensor, dose: float | Tensor, detector: Detector) -> Tensor:
+    """Return the electrons (n, h, w) that a camera counts on average, faults of pixels aside."""
+    per_frame = torch.as_tensor(dose, dtype=torch.float32, device=expected.device).reshape(-1, 1, 1)
+    if detector.transmission is not None:
+        expected = expected * torch.from_numpy(detector.transmission).to(expected.device)
+        expected = expected / expected.sum((1, 2), keepdim=True).clamp_min(1e-20)
+    rate = expected * per_frame
+    if detector.blur > 0:
+        rate = _blur(rate, detector.blur)
+    if np.isfinite(detector.saturation):
+        rate = rate.clamp_max(detector.saturation)
+    return rate
 
 
 def _blur(image: Tensor, sigma: float) -> Tensor:

@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Final
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,14 +85,14 @@ class Multislice:
             SimulationError: The file holds no computed patterns.
         """
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 found = cls(
                     file["roots"],
                     file["radii"],
                     tuple(str(name) for name in file["materials"]),
                     file["thicknesses"],
                 )
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
             raise SimulationError(
                 f"{path} holds no computed patterns ({error}). "
                 "`prenet4d simulate --multislice FILE` makes them."
@@ -121,10 +122,11 @@ class Multislice:
             center: Where its direct beam comes to lie, (cy, cx) in px.
             ellipticity: (ratio, theta) of the distortion.
             zoom: Pixels of the frame for each pixel that was computed.
-            turn: Angle in radians by which the pattern is turned, before it is distorted.
+            turn: Angle in radians by which the pattern is turned before it is distorted, from +x
+                toward +y.
         """
         h, w = frame_shape
-        turned = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
+        turned = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
         inverse = turned @ np.linalg.inv(distortion(ellipticity)) / zoom
         image = self.roots[index].astype(np.float32) ** 2
         offset = SIDE / 2 - inverse @ np.asarray(center)

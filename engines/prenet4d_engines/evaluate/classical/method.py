@@ -20,6 +20,7 @@ class Method(Generic[Run]):
         run: The method; takes its input, then one of ``settings`` as further arguments.
         settings: Parameter sets to try; the best one on the truth is reported.
         needs: Import name of the package that it needs beyond scipy, if any.
+        install: What to give to pip for it.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Method(Generic[Run]):
     run: Run
     settings: tuple[tuple[float, ...], ...] = ((),)
     needs: str | None = None
+    install: str = "prenet4d[bench]"
 
     @property
     def installed(self) -> bool:
