@@ -13,13 +13,16 @@
 
 Small chunks, which serve readers of single patterns and readers of one place in all of them, lie
 together in shards of many probe positions, so that the files are few and large. A shard is gathered
-in memory and written as a whole; one that is not full yet is written at every flush.
+in memory and written as a whole; one that is not full yet is written at every flush. The package
+zarr makes everything but the shards: it takes about a millisecond for each chunk, several times
+what compressing and writing it takes, so shards are put together here.
 """
 
 from __future__ import annotations
 
+import itertools
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +31,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import zarr
+from google_crc32c import value as crc32c
+from numcodecs import Blosc, GZip
 from zarr.codecs import BloscCodec, GzipCodec
 
 from prenet4d_server import recording_layout as layout
@@ -51,6 +56,14 @@ _CODECS: dict[Compression, Any] = {
     "bslz4": BloscCodec(cname="lz4", shuffle="bitshuffle", typesize=4),
     "gzip": GzipCodec(level=1),
 }
+_ENCODERS: dict[Compression, Callable[[Array], bytes | memoryview]] = {
+    "none": lambda chunk: chunk.data.cast("B"),
+    "bslz4": Blosc(cname="lz4", shuffle=Blosc.BITSHUFFLE, typesize=4).encode,
+    "gzip": GZip(level=1).encode,
+}
+"""The same, applied to a chunk."""
+_MISSING = (1 << 64) - 1
+"""In a shard's index: this chunk has no values."""
 _STATES = ("calibrating", "locked", "frozen", "lost")
 
 
@@ -78,7 +91,8 @@ class ZarrStore:
         self._patterns = {
             name: _Sharded(
                 self._root, name, shape, acquisition.frame_shape, (*names, "ky", "kx"),
-                codec=_CODECS[options.compression], empty=empty,
+                compression=options.compression, empty=empty,
+                folder=path / name,
             )
             for name in options.content
         }  # fmt: skip
@@ -209,10 +223,13 @@ class _Sharded:
         frame_shape: tuple[int, int],
         names: tuple[str, ...],
         *,
-        codec: Any,
+        compression: Compression,
         empty: float,
+        folder: Path,
     ) -> None:
-        chunk = layout.chunk(POSITIONS, frame_shape)
+        chunk = self._chunk = layout.chunk(POSITIONS, frame_shape)
+        self._encode = _ENCODERS[compression]
+        self._folder = folder
         self._empty = np.float32(empty)
         self._frame_shape = frame_shape
         self._nx = positions[1] if len(positions) == 2 else None
@@ -229,7 +246,8 @@ class _Sharded:
             dtype="float32",
             chunks=(*lines, *chunk),
             shards=(*lines, self._per_shard, *whole),
-            compressors=codec,
+            compressors=_CODECS[compression],
+            chunk_key_encoding={"name": "default", "separator": "/"},
             fill_value=float(empty),
             dimension_names=names,
             attributes={"units": "counts"},
@@ -275,11 +293,44 @@ class _Sharded:
     def _save(self, key: tuple[int, int], shard: _Shard) -> None:
         if not shard.changed:
             return
-        place = self._place(key)
-        have = self._array.shape[len(place) - 1] - key[1] * self._per_shard
-        self._array[place] = shard.values[: max(0, have)]
+        file = self._folder.joinpath("c", *map(str, key[self._nx is None :]), "0", "0")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        new = file.with_name("new")  # whoever reads meanwhile finds the one before
+        with new.open("wb") as written:
+            written.writelines(self._parts(shard))
+        new.replace(file)
         shard.changed = False
         self._written.add(key)
+
+    def _parts(self, shard: _Shard) -> list[bytes | memoryview]:
+        """The shard's file in parts, as the codec ``sharding_indexed`` of Zarr v3 has it.
+
+        The chunks that have values, one after the other; then for each chunk of the shard, in C
+        order, its offset and its size as little-endian 64-bit integers; then their CRC32C.
+        """
+        n, h, w = self._chunk
+        parts: list[bytes | memoryview] = []
+        index: list[tuple[int, int]] = []
+        offset = 0
+        for at, y, x in itertools.product(
+            range(0, self._per_shard, n),
+            range(0, self._frame_shape[0], h),
+            range(0, self._frame_shape[1], w),
+        ):
+            if not shard.came[at : at + n].any():
+                index.append((_MISSING, _MISSING))
+                continue
+            values = shard.values[at : at + n, y : y + h, x : x + w]
+            if values.shape == self._chunk:
+                chunk = np.ascontiguousarray(values)
+            else:
+                chunk = np.full(self._chunk, self._empty)
+                chunk[tuple(map(slice, values.shape))] = values
+            parts.append(self._encode(chunk))
+            index.append((offset, len(parts[-1])))
+            offset += len(parts[-1])
+        table = np.array(index, "<u8").tobytes()
+        return [*parts, table, crc32c(table).to_bytes(4, "little")]
 
     def _place(self, key: tuple[int, int]) -> tuple[Any, ...]:
         line, group = key

@@ -67,6 +67,28 @@ def test_chunks_serve_single_patterns_and_virtual_detectors(tmp_path: Path) -> N
     assert all(2 < 256 / side < 4 for side in data.chunks[2:])
 
 
+@pytest.mark.parametrize("compression", ["none", "bslz4", "gzip"])
+@pytest.mark.parametrize("fill", ["zero", "nan"])
+def test_zarr_reads_shards_of_cut_chunks_and_missing_positions(
+    tmp_path: Path, compression: Any, fill: Any
+) -> None:
+    from prenet4d_server.recording_layout import Acquisition, StoreOptions
+
+    path = tmp_path / "scan.zarr"
+    options = StoreOptions(("corrected",), compression, fill, overwrite=False)
+    store = recording_zarr.ZarrStore(path, Acquisition("a", (100, 130), (3, 19)), options)
+    truth = np.full((57, 100, 130), 0 if fill == "zero" else np.nan, np.float32)
+    rng = np.random.default_rng(3)
+    for first, last in ((20, 31), (1, 4), (4, 7), (50, 57)):  # over a line's end, and in parts
+        truth[first:last] = rng.gamma(0.5, 2, (last - first, 100, 130))
+        store.write_patterns("corrected", np.arange(first, last), truth[first:last])
+        store.flush()
+    store.close({"complete": True})
+    data = zarr.open_group(path, mode="r")["corrected"]
+    assert data.chunks[2] * 3 > 100
+    np.testing.assert_array_equal(data[:].reshape(57, 100, 130), truth)
+
+
 def test_without_a_scan_shape_the_store_grows(tmp_path: Path) -> None:
     patterns = patterns_of(20)
     path = tmp_path / "scan.zarr"

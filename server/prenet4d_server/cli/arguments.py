@@ -165,5 +165,5 @@ ClientKeyOption: TypeAlias = Annotated[
 ]
 DataOption: TypeAlias = Annotated[
     Path | None,
-    typer.Option(exists=True, dir_okay=False, help="Measured patterns (.npy, HDF5, .mib, …)."),
+    typer.Option(exists=True, help="Measured patterns (.npy, HDF5, Zarr, .mib, …)."),
 ]

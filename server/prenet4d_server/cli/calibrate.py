@@ -22,7 +22,7 @@ def calibrate(
         str,
         typer.Argument(
             metavar="FILE|ADDRESS",
-            help="Measured patterns (.npy, HDF5, .mib, …), or a service's control address.",
+            help="Measured patterns (.npy, HDF5, Zarr, .mib, …), or a service's control address.",
         ),
     ],
     output: Annotated[

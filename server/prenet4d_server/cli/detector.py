@@ -124,9 +124,7 @@ def simulate_detector(
 def replay(
     file: Annotated[
         Path,
-        typer.Argument(
-            metavar="FILE", exists=True, dir_okay=False, help="A scan: .npy, .npz, HDF5 or .mib."
-        ),
+        typer.Argument(metavar="FILE", exists=True, help="A scan: .npy, .npz, HDF5, Zarr or .mib."),
     ],
     to: Annotated[str, address("--to", "The service's ingest address.")] = "tcp://127.0.0.1:5560",
     rate: _RateOption = 0.0,

@@ -2,7 +2,7 @@
 
 :func:`open_scan` looks at a file's first bytes, not at its name, and knows NumPy's ``.npy`` and
 ``.npz``, HDF5 (as py4DSTEM, HyperSpy, DECTRIS and the recorder lay it out, or with one 3D or 4D
-dataset anywhere), and Merlin's ``.mib``. Nothing is ever read whole.
+dataset anywhere), Zarr stores, and Merlin's ``.mib``. Nothing is ever read whole.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from prenet4d_server.files.array_files import NpyScan, NpzScan
 from prenet4d_server.files.base import ScanFile
 from prenet4d_server.files.hdf5 import Hdf5Scan
 from prenet4d_server.files.merlin import MerlinScan
+from prenet4d_server.files.zarr_store import MARKS, ZarrScan
 
 __all__ = ["ScanFile", "open_scan"]
 
@@ -30,9 +31,10 @@ def open_scan(
     """Open a scan for reading; use it as a context manager.
 
     Args:
-        path: the file; for DECTRIS the master file, for Merlin the ``.mib`` (its ``.hdr`` beside it
-            gives the scan's shape).
-        dataset: which array of an ``.npz`` or HDF5 file is the scan, where it holds several.
+        path: the file, or the folder of a Zarr store; for DECTRIS the master file, for Merlin the
+            ``.mib`` (its ``.hdr`` beside it gives the scan's shape).
+        dataset: which array of an ``.npz`` or HDF5 file or a Zarr store is the scan, where it holds
+            several.
         scan_shape: ``(ny, nx)`` where the file does not know it. A file may hold fewer frames than
             that (a scan that was stopped), not more.
         partial: read the whole frames of a file that is truncated or lacks some of its parts,
@@ -46,6 +48,8 @@ def open_scan(
     path = Path(path)
     if path.suffix.lower() == ".hdr":
         path = path.with_suffix(".mib")
+    if any((path / mark).is_file() for mark in MARKS):
+        return ZarrScan(path, dataset=dataset, scan_shape=scan_shape)
     magic = _first_bytes(path)
     try:
         if magic.startswith(b"\x93NUMPY"):
