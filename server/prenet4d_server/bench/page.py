@@ -1,11 +1,17 @@
-"""What open pages cost the pipeline: its rate with many browsers and with none, in turns."""
+"""What open pages cost the pipeline: its rate with many browsers and with none, in turns.
+
+Each round measures without, with, with and without pages, so that a machine that slowly changes its
+pace does so for both alike. A rate follows whatever else the machine does: beside it stands the
+processor time of each process, which does not, and what others took of the machine meanwhile.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,27 +24,91 @@ from prenet4d_server.processes import Child, ChildFailed, RunningService
 
 GOAL = 0.95
 """Of the rate that is to be left with all pages open."""
-_WARM_UP_S = 5.0
+_SETTLE_S = 5.0
+"""After the start, and after pages were opened or closed; short measurements settle shorter."""
 _OPEN_TIMEOUT_S = 120.0
+_TO_SIGMA = 1.4826  # of a Gaussian's median absolute deviation
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One measurement."""
+
+    frames_per_second: float
+    cores: dict[str, float]
+    """Processor time a second: of the processes ``service``, ``ingest`` and ``page``, of the
+    ``detector`` and the ``visitors`` that stand for cameras and browsers elsewhere, and of
+    ``others`` on this machine."""
+
+    @property
+    def cost_ms(self) -> float:
+        """Processor time of the service and its ingest for each frame, milliseconds."""
+        return 1e3 * (self.cores["service"] + self.cores["ingest"]) / self.frames_per_second
 
 
 @dataclass
 class Report:
-    """Rates in frames per second, round by round."""
+    """All turns; those of a round stand at the same place in both lists."""
 
     pages: int
     about: dict[str, str | float]
-    without: list[float] = field(default_factory=list)
-    with_pages: list[float] = field(default_factory=list)
+    without: list[tuple[Turn, Turn]] = field(default_factory=list)
+    with_pages: list[tuple[Turn, Turn]] = field(default_factory=list)
+
+    @property
+    def ratios(self) -> list[float]:
+        """Round by round, the share of the rate that is left."""
+        return self._ratios(lambda turn: turn.frames_per_second)
 
     @property
     def ratio(self) -> float:
-        """The share of the rate that is left."""
-        return statistics.median(self.with_pages) / statistics.median(self.without)
+        """Their median."""
+        return statistics.median(self.ratios)
+
+    @property
+    def sigma(self) -> float:
+        """One sigma of the median, by the scatter of the rounds; infinite for one round."""
+        return _sigma_of_median(self.ratios)
+
+    @property
+    def cost_ratio(self) -> float:
+        """Processor time for each frame, with pages to without: what the service itself pays."""
+        return statistics.median(self._ratios(lambda turn: turn.cost_ms))
+
+    @property
+    def verdict(self) -> str:
+        """What the rates say about the goal, as far as the machine's noise lets them."""
+        if self.ratio - 2 * self.sigma >= GOAL:
+            return "met"
+        return "missed" if self.ratio + 2 * self.sigma < GOAL else "not decided by this run"
+
+    def cores(self, name: str, *, pages: bool) -> float:
+        """The median of a process' processor time a second."""
+        turns = self.with_pages if pages else self.without
+        return statistics.median(turn.cores[name] for pair in turns for turn in pair)
 
     def to_json(self) -> str:
         """Everything, for keeping."""
-        return json.dumps({**asdict(self), "ratio": self.ratio, "goal": GOAL}, indent=2)
+        sigma = self.sigma if math.isfinite(self.sigma) else None
+        summary = {
+            "ratio": self.ratio, "sigma": sigma, "ratios": self.ratios, "goal": GOAL,
+            "verdict": self.verdict, "cost_ratio": self.cost_ratio,
+        }  # fmt: skip
+        return json.dumps({**asdict(self), **summary}, indent=2)
+
+    def _ratios(self, of: Callable[[Turn], float]) -> list[float]:
+        return [
+            sum(map(of, loaded)) / sum(map(of, free))
+            for free, loaded in zip(self.without, self.with_pages, strict=True)
+        ]
+
+
+def _sigma_of_median(values: Sequence[float]) -> float:
+    if len(values) < 2:
+        return math.inf
+    middle = statistics.median(values)
+    scatter = _TO_SIGMA * statistics.median(abs(value - middle) for value in values)
+    return 1.2533 * scatter / math.sqrt(len(values))  # a median's, of Gaussian errors
 
 
 def run(
@@ -54,8 +124,8 @@ def run(
 
     Args:
         pages: how many are opened.
-        seconds: length of each measurement.
-        rounds: how many of each kind.
+        seconds: length of each of a round's four measurements.
+        rounds: how many.
         frame_shape: ``(h, w)`` in pixels.
         backend: what runs the networks, or ``identity``.
         say: told how far it is, from 0 to 1, and what is going on.
@@ -76,17 +146,53 @@ def run(
                 *("--data", str(frames), "--scan", "256x256", "--repeat", "0"),
                 *("--cycle", str(len(np.load(frames, mmap_mode="r")))),
                 log=folder / "detector.log",
-            ),
+            ) as detector,
         ):
-            time.sleep(_WARM_UP_S)
+            meter, settle_s = _Meter(service, detector, seconds), min(_SETTLE_S, seconds)
+            time.sleep(settle_s)
             for number in range(rounds):
                 say(number / rounds, "no page open")
-                report.without.append(_rate(service, seconds))
-                say((number + 0.5) / rounds, f"{pages} pages open")
-                with _visitors(service, pages, folder / f"visitors-{number}.log"):
-                    report.with_pages.append(_rate(service, seconds))
+                before = meter.turn()
+                say((number + 0.25) / rounds, f"{pages} pages open")
+                with _visitors(service, pages, folder / f"visitors-{number}.log") as visitors:
+                    time.sleep(settle_s)
+                    loaded = meter.turn(visitors), meter.turn(visitors)
+                say((number + 0.75) / rounds, "no page open")
+                time.sleep(settle_s)
+                report.with_pages.append(loaded)
+                report.without.append((before, meter.turn()))
     say(1.0, "done")
     return report
+
+
+class _Meter:
+    """Measures one turn after the other."""
+
+    def __init__(self, service: RunningService, detector: Child, seconds: float) -> None:
+        self._service, self._detector, self._seconds = service, detector, seconds
+
+    def turn(self, visitors: Child | None = None) -> Turn:
+        frames, times, began = self._look(visitors)
+        time.sleep(self._seconds)
+        frames_then, times_then, ended = self._look(visitors)
+        over = ended - began
+        cores = {name: (times_then[name] - times[name]) / over for name in times}
+        cores["others"] = max(0.0, 2 * cores["others"] - sum(cores.values()))
+        return Turn((frames_then - frames) / over, cores)
+
+    def _look(self, visitors: Child | None) -> tuple[int, dict[str, float], float]:
+        """Frames so far, processor times so far (``others``: of all together), and when."""
+        import psutil
+
+        status = self._service.status()
+        times = {process["name"]: process["cpu_s"] for process in status["processes"]}
+        for name, child in (("detector", self._detector), ("visitors", visitors)):
+            used = psutil.Process(child.process.pid).cpu_times() if child else None
+            times[name] = used.user + used.system if used else 0.0
+        everything = psutil.cpu_times()
+        times["others"] = sum(everything) - everything.idle - everything.iowait
+        times["others"] -= everything.guest + everything.guest_nice  # they are in user and nice
+        return status["counters"]["corrected"], times, time.monotonic()
 
 
 def _visitors(service: RunningService, pages: int, log: Path) -> Child:
@@ -101,11 +207,3 @@ def _visitors(service: RunningService, pages: int, log: Path) -> Child:
             raise ChildFailed(f"{pages} pages did not open within {_OPEN_TIMEOUT_S:g} s.")
         time.sleep(0.1)
     return child
-
-
-def _rate(service: RunningService, seconds: float) -> float:
-    """Frames corrected per second, by the service's own counters."""
-    before, began = service.status()["counters"]["corrected"], time.monotonic()
-    time.sleep(seconds)
-    after, ended = service.status()["counters"]["corrected"], time.monotonic()
-    return float(after - before) / (ended - began)

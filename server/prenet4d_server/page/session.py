@@ -82,15 +82,23 @@ class Session:
             "scale": patterns.scale, "palette": patterns.palette, "contrast": patterns.contrast
         }  # fmt: skip
         doc.js_on_event(DocumentReady, CustomJS(args=kept, code=_REMEMBER))
+        self._present = True
         feed.arrive()
-        doc.on_session_destroyed(lambda _context: feed.leave())
+        doc.on_session_destroyed(lambda _context: self._leave())
         self.update()
         ticking = doc.add_periodic_callback(self.update, round(1000 / updates_per_second))
 
         def rest(_event: ConnectionLost) -> None:
             doc.remove_periodic_callback(ticking)  # the browser is gone; it will open another page
+            self._leave()
 
         doc.on_event(ConnectionLost, rest)
+
+    def _leave(self) -> None:
+        """The browser is gone: its connection is lost, or Bokeh forgets a page that had none."""
+        if self._present:
+            self._present = False
+            self._feed.leave()
 
     def update(self) -> None:
         """Show what the feed knows now; only what differs goes to the browser."""
