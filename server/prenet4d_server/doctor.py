@@ -117,7 +117,7 @@ def _gpu() -> Iterator[Finding]:
     from prenet4d_engines.backends.tensorrt.flavors import cuda_fault
 
     fault = cuda_fault()
-    listed = _nvidia_smi()
+    listed = nvidia_smi()
     if fault is None:
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         found = listed or ", ".join(names)
@@ -136,7 +136,7 @@ def _gpu() -> Iterator[Finding]:
         yield Finding("gpu", "missing", fault.rstrip("."), advice)
 
 
-def _nvidia_smi() -> str:
+def nvidia_smi() -> str:
     """Names of the NVIDIA GPUs and their driver, as the driver's own program tells them."""
     if shutil.which("nvidia-smi") is None:
         return ""

@@ -1,0 +1,180 @@
+"""Measuring the networks' devices: stage by stage, as a trace, and as latency under load."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+
+import typer
+
+from prenet4d_server.cli.arguments import FrameOption, Grid, parse_grid
+from prenet4d_server.cli.engines import parse_batches
+
+if TYPE_CHECKING:
+    from prenet4d_server.bench.engines import Cell, Report
+
+_JsonFile: TypeAlias = Annotated[
+    Path | None, typer.Option("--json", dir_okay=False, help="Write all figures there.")
+]
+_Backend: TypeAlias = Annotated[
+    Literal["auto", "tensorrt", "torch"], typer.Option(help="What runs the networks.")
+]
+
+
+def parse_shapes(text: str) -> tuple[tuple[int, int], ...]:
+    """``128x128,256x256`` → ((128, 128), (256, 256)).
+
+    Raises:
+        typer.BadParameter: one of them does not read as two positive whole numbers.
+    """
+    return tuple(tuple(parse_grid(part)) for part in text.split(","))  # type: ignore[misc]
+
+
+def engines(
+    seconds: Annotated[
+        float, typer.Option(min=0.1, help="About how long to measure in all.")
+    ] = 60.0,
+    shapes: Annotated[
+        Any,
+        typer.Option(
+            "--shapes", parser=parse_shapes, metavar="128x128,256x256", help="Sizes of frames."
+        ),
+    ] = "128x128,192x192,256x256,512x512",
+    batches: Annotated[
+        Any,
+        typer.Option(
+            "--batches",
+            parser=parse_batches,
+            metavar="1,16,256",
+            help="Batch sizes; up to 512 on a GPU, 32 on a CPU by default.",
+        ),
+    ] = None,
+    only: Annotated[
+        Literal["tensorrt", "torch-gpu", "torch-cpu"] | None,
+        typer.Option("--backend", help="Measure this one alone; all that run here by default."),
+    ] = None,
+    json_file: _JsonFile = None,
+    plot: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="Draw the rates into this PNG.")
+    ] = None,
+) -> None:
+    """Measure every stage of the correction on every device here, beside what it allows."""
+    from rich.console import Console
+
+    from prenet4d_server.bench.engines import backends, run
+    from prenet4d_server.cli.progress import bar
+    from prenet4d_server.errors import ConfigError
+
+    chosen = [each for each in backends() if only in (None, each[0])]
+    if not chosen:
+        raise ConfigError(f"{only} does not run here: prenet4d doctor tells why.")
+    with bar("measuring") as advance:
+        report = run(chosen, shapes=shapes, batches=batches, seconds=seconds, say=advance)
+    console = Console()
+    for backend in report.devices:
+        about, peaks = report.devices[backend], report.peaks[backend]
+        console.print(f"\n[bold]{backend}[/bold]: {about['description']}")
+        console.print(
+            f"{about.get('driver', about['device'])}: {peaks.flops / 1e12:.2f} TFLOP/s in large "
+            f"products, {peaks.copied / 1e9:.1f} GB/s in large copies, "
+            f"{peaks.bus / 1e9:.1f} GB/s from the host",
+            style="dim",
+        )
+        for shape in shapes:
+            console.print(_table(report, backend, shape))
+    for line in report.left_out:
+        console.print(line, style="yellow")
+    if json_file is not None:
+        json_file.write_text(report.to_json() + "\n", encoding="utf-8")
+    if plot is not None:
+        report.plot(plot)
+
+
+def _table(report: Report, backend: str, shape: tuple[int, int]) -> Any:
+    from rich.table import Table
+
+    rows = report.of(backend, shape)
+    sizes = sorted({batch for cells in rows.values() for batch in cells})
+    table = Table(title=f"{shape[0]} × {shape[1]}: µs a frame", title_justify="left")
+    table.add_column("stage")
+    for size in sizes:
+        table.add_column(f"{size}", justify="right")
+    table.add_column("floor", justify="right")
+    table.add_column("best, frames/s", justify="right")
+    for stage, cells in rows.items():
+        best = min(cells.values(), key=lambda cell: cell.us_per_frame)
+        floor = "" if best.floor_us is None else f"{best.floor_us:.3g}"
+        times = [_time(cells.get(size)) for size in sizes]
+        table.add_row(stage, *times, floor, f"{1e6 / best.us_per_frame:,.0f}")
+    return table
+
+
+def _time(cell: Cell | None) -> str:
+    return (
+        "–"
+        if cell is None
+        else f"{cell.us_per_frame:.3g}"
+        if cell.us_per_frame < 1000
+        else (f"{cell.us_per_frame:,.0f}")
+    )
+
+
+def profile(
+    out: Annotated[
+        Path, typer.Option(dir_okay=False, help="Takes the trace; .json or .json.gz.")
+    ] = Path("trace.json.gz"),
+    backend: _Backend = "auto",
+    frame: FrameOption = None,
+    batch: Annotated[int, typer.Option(min=1, help="Frames in a batch.")] = 32,
+    batches: Annotated[int, typer.Option(min=1, help="Batches to look at.")] = 6,
+) -> None:
+    """Write down where a batch's time goes: a trace for ui.perfetto.dev."""
+    from prenet4d_engines.backends import select
+    from prenet4d_server.bench.profile import write_trace
+
+    # one thread: the profiler sees its own alone
+    print(write_trace(out, select(backend, threads=1), frame or Grid(256, 256), batch, batches))
+    print(f"The trace is in {out}.")
+
+
+def latency(
+    backend: _Backend = "auto",
+    frame: FrameOption = None,
+    batch: Annotated[int, typer.Option(min=1, help="Frames in a full batch.")] = 32,
+    max_delay_ms: Annotated[
+        float, typer.Option(min=0, help="How long a batch may wait to be full.")
+    ] = 5.0,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Length of each stream.")] = 10.0,
+    json_file: _JsonFile = None,
+) -> None:
+    """Measure how long frames take through the service, at 50, 80 and 95 % of its full rate."""
+    from prenet4d_server.bench.latency import run
+    from prenet4d_server.cli.progress import bar
+
+    with bar("measuring") as advance:
+        report = run(
+            backend=backend,
+            frame_shape=frame or Grid(256, 256),
+            batch=batch,
+            max_delay_ms=max_delay_ms,
+            seconds=seconds,
+            say=advance,
+        )
+    print(f"{report.engine}\nfull rate: {report.full_rate:,.0f} frames/s")
+    for each in report.loads:
+        print(
+            f"{each.load:>4.0%}: {each.arrived:,.0f} of {each.sent:,.0f} frames/s, "
+            f"p50 {each.p50:.1f} ms, p99 {each.p99:.1f} ms, at worst {each.worst_p99:.1f} ms"
+        )
+    if json_file is not None:
+        json_file.write_text(report.to_json() + "\n", encoding="utf-8")
+
+
+def add_to(bench: typer.Typer) -> None:
+    """Put these commands beside the other benchmarks."""
+    example = "Example:  [bold]prenet4d bench engines --json engines.json --plot engines.png[/bold]"
+    bench.command("engines", epilog=example)(engines)
+    example = "Example:  [bold]prenet4d bench profile --out trace.json.gz[/bold]"
+    bench.command("profile", epilog=example)(profile)
+    example = "Example:  [bold]prenet4d bench latency --backend torch --json latency.json[/bold]"
+    bench.command("latency", epilog=example)(latency)
