@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from prenet4d_server.cli import speed
-from prenet4d_server.cli import speed
 from prenet4d_server.cli.arguments import (
     DataOption,
     Distortion,
@@ -297,7 +296,6 @@ def add_to(app: typer.Typer) -> None:
     bench.command("stream", epilog=example)(bench_stream)
     page_example = "Example:  [bold]prenet4d bench page --pages 10[/bold]"
     bench.command("page", epilog=page_example)(bench_page)
-    speed.add_to(bench)
     speed.add_to(bench)
     app.add_typer(bench)
     app.command(epilog="Example:  [bold]prenet4d doctor[/bold]")(doctor)
