@@ -69,6 +69,8 @@ class Receivers:
         self._settings = settings
         self._stamp = stamp
         self._receivers: dict[bytes, _Receiver] = {}
+        self._unreachable: dict[bytes, str] = {}
+        """Names of those whom the last messages did not reach: their goodbye may still come."""
         self.patience_ends = math.inf
         """From this time on, who holds the pipeline back is dropped."""
         self._start: Parts | None = None
@@ -130,7 +132,13 @@ class Receivers:
                 self._say("warning", "bad_receiver_message", f"A receiver sent nonsense: {error}")
 
     def tick(self) -> list[Event]:
-        """Send heartbeats, drop who is silent or lags too long; returns what is to be told."""
+        """Send heartbeats, drop who is silent or lags too long; returns what is to be told.
+
+        To be called after :meth:`listen`.
+        """
+        for name in self._unreachable.values():  # no goodbye came: it would have been heard by now
+            self._say("warning", "receiver_dropped", f"Receiver {name!r} is unreachable.")
+        self._unreachable.clear()
         now = time.monotonic()
         if now >= self._next_heartbeat:
             self._next_heartbeat = now + self._settings.heartbeat_s / 4
@@ -160,6 +168,8 @@ class Receivers:
         if receiver is not None:
             receiver.heard = time.monotonic()
         match said:
+            case Goodbye() if (name := self._unreachable.pop(identity, None)) is not None:
+                self._say("info", "receiver_left", f"Receiver {name!r} left.")
             case Register():
                 self._register(identity, said)
             case Credit() if receiver is not None:
@@ -212,9 +222,7 @@ class Receivers:
             return False
         except zmq.ZMQError:
             if (receiver := self._receivers.pop(identity, None)) is not None:
-                self._say(
-                    "warning", "receiver_dropped", f"Receiver {receiver.name!r} is unreachable."
-                )
+                self._unreachable[identity] = receiver.name
             return False
         return True
 

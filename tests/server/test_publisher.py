@@ -15,12 +15,14 @@ from prenet4d_client.messages import (
     AcquisitionStart,
     Corrected,
     Event,
+    Goodbye,
     Mean,
     Register,
 )
 from prenet4d_client.wire import decode, encode
 from prenet4d_server.config import LosslessSettings, StreamSettings
 from prenet4d_server.errors import BindError
+from prenet4d_server.lossless import Receivers
 from prenet4d_server.publisher import Publisher
 
 from .live import FREE, TIMEOUT_S, until
@@ -213,6 +215,49 @@ def test_a_receiver_that_leaves_is_let_go():
             until(lambda: publisher.receivers == ("tester",))
         until(lambda: publisher.receivers == ())
         assert "receiver_left" in codes(publisher)
+
+
+def test_one_who_leaves_in_the_middle_is_no_cause_for_alarm():
+    """Messages may find it gone before its goodbye, which came before, has been heard."""
+    context = zmq.Context()
+    router = context.socket(zmq.ROUTER)
+    receivers = Receivers(router, LosslessSettings(), lambda header: header)
+    router.bind(FREE)
+    dealer = zmq.Context()
+    leaving = dealer.socket(zmq.DEALER)
+    leaving.connect(router.getsockopt_string(zmq.LAST_ENDPOINT))
+    leaving.send_multipart(encode(Register(name="tester", topics=("corrected",), credit=1 << 20)))
+    try:
+        assert router.poll(20_000)
+        receivers.listen()
+        leaving.send_multipart(encode(Goodbye()))
+        leaving.close(20_000)
+        dealer.term()
+        header, arrays = batch(0)
+        parts = encode(header, arrays)
+        until(lambda: receivers.offer(header, parts) or not receivers.names)
+        receivers.listen()
+        assert [event.code for event in receivers.tick()] == [
+            "receiver_registered",
+            "receiver_left",
+        ]
+    finally:
+        router.close(0)
+        context.term()
+
+
+def test_one_who_disappears_without_a_word_is_told():
+    with publishing() as publisher:
+        hello = Register(name="lost", topics=("corrected",), credit=1 << 20)
+        with RawReceiver(publisher, *encode(hello)) as lost:
+            lost.receive_until("registered")
+
+        def dropped():
+            publisher.publish(batch(0))
+            return "receiver_dropped" in codes(publisher)
+
+        until(dropped)
+        assert "receiver_left" not in codes(publisher)
 
 
 def test_a_late_receiver_is_told_of_the_running_acquisition_first():
