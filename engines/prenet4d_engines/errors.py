@@ -3,6 +3,7 @@
 EngineError
 ├── BackendError       an engine that cannot be built or run here
 ├── CalibrationError   a calibration that cannot be read or does not fit
+├── EvaluationError    a rival that is named but cannot be run
 ├── FrameError         frames of a shape, type or value that cannot be corrected
 ├── SimulationError    a simulation asked for that cannot be
 ├── TrainingError      a training that cannot start or go on
@@ -22,6 +23,10 @@ class BackendError(EngineError):
 
 class CalibrationError(EngineError):
     """A calibration cannot be read, or does not fit the frames."""
+
+
+class EvaluationError(EngineError):
+    """A method that the evaluation was told to compare with cannot be run."""
 
 
 class FrameError(EngineError):

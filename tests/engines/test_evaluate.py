@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from prenet4d_engines.backends import TorchBackend
-from prenet4d_engines.errors import SimulationError
+from prenet4d_engines.errors import EvaluationError, SimulationError
 from prenet4d_engines.evaluate import evaluate, metrics, strain
 from prenet4d_engines.evaluate.bound import BOUND, center_covariance
 from prenet4d_engines.evaluate.classical import (
@@ -24,6 +26,7 @@ from prenet4d_engines.evaluate.classical import (
 )
 from prenet4d_engines.evaluate.classical.center import disk_correlation_center
 from prenet4d_engines.evaluate.classical.denoise import anscombe, inverse_anscombe
+from prenet4d_engines.evaluate.classical.py4dstem import PYTHON_VARIABLE
 from prenet4d_engines.evaluate.datasets import (
     computed_patterns,
     difficult_patterns,
@@ -110,7 +113,9 @@ def test_a_center_method_answers_within_the_frame_whatever_it_sees(method, frame
 
 
 @pytest.mark.parametrize("ratio_theta", [(1.0, 0.0), (1.03, 0.4), (1.08, 2.5)])
-@pytest.mark.parametrize("method", ELLIPSE_METHODS, ids=lambda m: m.name)
+@pytest.mark.parametrize(
+    "method", [m for m in ELLIPSE_METHODS if m.installed], ids=lambda m: m.name
+)
 def test_an_ellipse_fit_reads_a_drawn_distortion(method, ratio_theta) -> None:
     image = 1e6 * drawn(ellipticity=ratio_theta)
     truth = np.array(Ellipticity(*ratio_theta).vector)
@@ -118,7 +123,9 @@ def test_an_ellipse_fit_reads_a_drawn_distortion(method, ratio_theta) -> None:
     assert min(np.hypot(*(f - truth)) for f in found) < 0.002
 
 
-@pytest.mark.parametrize("method", ELLIPSE_METHODS, ids=lambda m: m.name)
+@pytest.mark.parametrize(
+    "method", [m for m in ELLIPSE_METHODS if m.installed], ids=lambda m: m.name
+)
 def test_an_ellipse_fit_of_nothing_is_a_number(method) -> None:
     for image in (np.zeros(SHAPE), np.ones(SHAPE)):
         for setting in method.settings:
@@ -130,7 +137,7 @@ def test_an_ellipse_fit_of_nothing_is_a_number(method) -> None:
 @pytest.mark.parametrize("dose", [1e3, 1e5])
 def test_a_denoiser_denoises_and_keeps_the_counts(method, dose) -> None:
     if not method.installed:
-        pytest.skip(f"{method.needs} is not installed: pip install 'prenet4d[bench]'")
+        pytest.skip(method.missing)
     clean = dose * drawn()
     noisy = np.random.default_rng(1).poisson(clean).astype(np.float64)
     found = [method.run(noisy, *setting) for setting in method.settings]
@@ -140,6 +147,19 @@ def test_a_denoiser_denoises_and_keeps_the_counts(method, dose) -> None:
     best = min(found, key=lambda f: metrics.squared_error(f, clean))
     assert best.shape == SHAPE
     assert abs(metrics.counts_error(best, noisy)) < 0.1
+
+
+def test_a_python_without_py4dstem_is_told_apart(monkeypatch, capfd) -> None:
+    fits = [method for method in ELLIPSE_METHODS if method.needs == "py4DSTEM"]
+    assert len(fits) == 2
+    monkeypatch.delenv(PYTHON_VARIABLE, raising=False)
+    assert not any(method.installed for method in fits)
+    assert PYTHON_VARIABLE in fits[0].missing
+    if find_spec("py4DSTEM") is None:
+        monkeypatch.setenv(PYTHON_VARIABLE, sys.executable)
+        with pytest.raises(EvaluationError, match="could not run py4DSTEM"):
+            fits[0].run(1e5 * drawn(), np.ones(SHAPE), CENTER, RADIUS, 0)
+        assert "py4DSTEM" in capfd.readouterr().err
 
 
 def test_components_of_a_scan_hold_its_patterns_and_not_its_noise() -> None:
@@ -433,7 +453,7 @@ def test_scans_are_evaluated(backend) -> None:
     table = ellipses.tables[0]
     assert table.name == "ellipse.ratio"
     assert [label for label, _ in table.rows] == [
-        *(method.name for method in ELLIPSE_METHODS),
+        *(method.name for method in ELLIPSE_METHODS if method.installed),
         "prenet4d",
         "prenet4d, its own centers",
     ]

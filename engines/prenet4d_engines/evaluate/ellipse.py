@@ -79,6 +79,8 @@ def _classical(mean: NDArray[np.float32], radius: float, watch: Stopwatch) -> di
     center = reference_center(mean.shape)
     results = {}
     for method in ELLIPSE_METHODS:
+        if not method.installed:
+            continue
         vectors = []
         for setting in method.settings:
             with watch.timing(method.name):

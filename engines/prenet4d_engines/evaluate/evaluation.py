@@ -108,11 +108,7 @@ def evaluate(
     methods: tuple[Method[Any], ...] = (*DENOISE_METHODS, *CENTER_METHODS, *ELLIPSE_METHODS)
     return Report(
         parts=done,
-        missing=tuple(
-            f"{method.name}: {method.needs} is not installed (pip install '{method.install}')"
-            for method in methods
-            if not method.installed
-        ),
+        missing=tuple(method.missing for method in methods if not method.installed),
         sources={method.name: method.source for method in methods},
         about={
             "prenet4d": version("prenet4d"),

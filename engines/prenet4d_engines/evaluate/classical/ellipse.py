@@ -10,6 +10,7 @@ Conventions are prenet4d's: theta from +x toward +y, of the major axis; the fram
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from scipy.optimize import least_squares, minimize
 from scipy.signal import find_peaks
 
 from prenet4d_engines.evaluate.classical.method import Method
+from prenet4d_engines.evaluate.classical.py4dstem import PYTHON_VARIABLE, fit_by_py4dstem
 
 Array = NDArray[np.float64]
 Center = tuple[float, float]
@@ -203,6 +205,33 @@ def uniformity_fit(mean: Array, weights: Array, center: Center, radius: float) -
     return np.asarray(found.x, np.float64)
 
 
+def py4dstem_rings(
+    mean: Array, weights: Array, center: Center, radius: float, rank: float
+) -> Array:
+    """Return py4DSTEM's own fit of a two-sided Gaussian to one of the strongest rings."""
+    ring = ring_radius(mean, weights, center, radius, int(rank))
+    if ring == 0:
+        return np.zeros(2)
+    annulus = (max(0.75 * ring, 1.2 * radius), 1.25 * ring)
+    return fit_by_py4dstem("rings", mean, center, radius, annulus)
+
+
+def py4dstem_bragg(
+    mean: Array, weights: Array, center: Center, radius: float, rank: float
+) -> Array:
+    """Return py4DSTEM's own conic through the Bragg disks that it finds at one of the rings."""
+    ring = ring_radius(mean, weights, center, radius, int(rank))
+    if ring == 0:
+        return np.zeros(2)
+    return fit_by_py4dstem("bragg", mean, center, radius, (0.85 * ring, 1.15 * ring))
+
+
+_PY4DSTEM: Final = {
+    "needs": "py4DSTEM",
+    "install": "pip install py4DSTEM, where NumPy may be 1.x",
+    "variable": PYTHON_VARIABLE,
+}
+
 ELLIPSE_METHODS: tuple[Method[FitEllipse], ...] = (
     Method(
         "ring fit",
@@ -220,5 +249,19 @@ ELLIPSE_METHODS: tuple[Method[FitEllipse], ...] = (
         "ring uniformity",
         "least variance within rings, Nelder-Mead; true center given",
         uniformity_fit,
+    ),
+    Method(
+        "py4DSTEM rings",
+        "py4DSTEM's own fit_ellipse_amorphous_ring; true center given",
+        py4dstem_rings,
+        ((0,), (1,), (2,)),
+        **_PY4DSTEM,
+    ),
+    Method(
+        "py4DSTEM Bragg peaks",
+        "py4DSTEM's own find_Bragg_disks and ellipse_err; true center and radius given",
+        py4dstem_bragg,
+        ((0,), (1,), (2,)),
+        **_PY4DSTEM,
     ),
 )
