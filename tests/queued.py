@@ -23,6 +23,8 @@ class QueuedLanes:
         """How often something was recorded: on a GPU, that many graphs."""
         self.broken = False
         """Everything fails from now on, as after a CUDA error that leaves no way back."""
+        self.fault: Exception | None = None
+        """Raised by the next thing that is done, once."""
         self._queue: deque[Callable[[], None]] = deque()
         self._eager = 0
 
@@ -79,6 +81,9 @@ class QueuedLanes:
                 self._queue.popleft()()
 
     def _check(self) -> None:
+        if self.fault is not None:
+            fault, self.fault = self.fault, None
+            raise fault
         if self.broken:
             raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
