@@ -21,6 +21,8 @@ from prenet4d_client.wire import encode, explain, lz4_block
 Metadata: TypeAlias = Mapping[str, str | int | float | bool | None]
 
 _DTYPES = " or ".join(get_args(FrameDType))
+_LARGE_BLOCK = 16 << 20
+"""Bytes; up to 32 MB the C library learns from."""
 
 
 class FrameSender:
@@ -62,6 +64,9 @@ class FrameSender:
     ) -> None:
         if lz4:
             lz4_block()
+        # glibc gives every sent copy back to the kernel, to get it again page by page for the next
+        # one, until it has seen a larger block come and go: a third of a sender's time.
+        bytearray(_LARGE_BLOCK)
         self.address = address
         self._timeout = timeout
         self._lz4 = lz4
