@@ -36,7 +36,7 @@ SCANNED = (
     Kind("com", "Center of mass", "px"),
     Kind("center_y", "Center drift y", "px"),
     Kind("center_x", "Center drift x", "px"),
-    Kind("center_sigma", "Center uncertainty", "px"),
+    Kind("center_sigma", "Uncertainty", "px"),
     Kind("flags", "Flags", ""),
 )
 DESCAN = (

@@ -19,10 +19,12 @@
   function lose() {
     if (lost) return;
     lost = true;
-    const since = new Date(heard).toLocaleTimeString();
+    const since = new Date(heard).toLocaleTimeString("en-GB");
     const line = document.getElementById("lost");
-    line.textContent = `This page has heard nothing from its server since ${since}; trying again.`;
+    line.textContent =
+      `This page has heard nothing from its server since ${since}: what is shown is old. Trying again.`;
     line.hidden = false;
+    document.body.classList.add("lost");
     setTimeout(tryAgain, AGAIN_MS);
   }
 
