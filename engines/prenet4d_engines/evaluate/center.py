@@ -24,6 +24,8 @@ _STATISTICS: Final[dict[str, tuple[str, Callable[[Array], Array]]]] = {
     "mean": ("mean error, px", lambda e: np.asarray(np.mean(e, axis=-1))),
     "p95": ("error that 5 % exceed, px", lambda e: np.asarray(np.quantile(e, 0.95, axis=-1))),
 }
+NETWORK_ALONE: Final = f"{OURS}, network alone"
+"""Before the pattern's own symmetry refines its answer."""
 _CLAIMS: Final = 6
 _GROUPS: Final = 4
 _GOAL_DOSE: Final = 10_000
@@ -55,6 +57,9 @@ def evaluate_centers(run: Run, sets: list[PatternSet]) -> Part:
             if patterns.groups is None:
                 claims.append((sigmas.ravel(), np.abs(deviations).ravel()))
             errors.setdefault(OURS, []).append(lengths(deviations)[None])
+            alone, _, _ = run.networks.centers(frames, patterns.masks, refined=False)
+            coarse = lengths(patterns.deviations(alone))
+            errors.setdefault(NETWORK_ALONE, []).append(coarse[None])
             if patterns.moved is not None:
                 bounds.append(bounding_errors(patterns, dose)[None])
             for factor, shares in within.items():

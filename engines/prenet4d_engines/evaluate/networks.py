@@ -39,13 +39,18 @@ class Networks:
         return denoised
 
     def centers(
-        self, frames: NDArray[np.float32], masks: NDArray[np.bool_]
+        self, frames: NDArray[np.float32], masks: NDArray[np.bool_], *, refined: bool = True
     ) -> tuple[Array, Array, Array]:
-        """Return centers (n, 2) and sigmas (n, 2) in px, [y, x], and P(usable beam) (n,)."""
+        """Return centers (n, 2) and sigmas (n, 2) in px, [y, x], and P(usable beam) (n,).
+
+        Without ``refined`` they are the network's own, before the pattern's symmetry is used.
+        """
 
         def step(counts: Tensor, valid: Tensor) -> tuple[Tensor, ...]:
             x, grid = center.prepare(counts, valid)
-            found = refine(counts, valid, center.decode(self.backend.center(x), grid))
+            found = center.decode(self.backend.center(x), grid)
+            if refined:
+                found = refine(counts, valid, found)
             return found.center, found.sigma, found.usable
 
         centers, sigmas, usable = self._batched(step, frames, masks)
