@@ -58,6 +58,8 @@ class QueuedLanes:
         self._put(lambda: into[: len(values)].copy_(torch.from_numpy(values)))
         return into
 
+    put = send
+
     def fetch(self, values: Tensor) -> "Coming":
         here = torch.full_like(values, float("nan"))
         self._put(lambda: here.copy_(values))

@@ -188,9 +188,14 @@ class Calibrator:
         """Take over a reading made earlier; it holds until this scan has a mean of its own."""
         self._restart(reading, "locked")
 
-    def resume(self, standing: Standing) -> None:
+    def abandon(self, standing: Standing) -> None:
+        """Go back to where it stood, and forget what was asked for, without asking the device."""
+        self._closed = None
+        self._reading, self._state, self._frozen = standing
+
+    def resume(self, standing: Standing, reference: tuple[float, float]) -> None:
         """Go on where another calibrator stood; the mean starts over."""
-        self._frozen = standing.frozen
+        self._reference, self._frozen = reference, standing.frozen
         self._restart(standing.reading, standing.state)
 
     def recenter(self, reference: tuple[float, float]) -> None:
@@ -222,12 +227,14 @@ class Calibrator:
         if self._state == "locked" and self._without_beam >= most:
             self._state = "lost"
 
-    @_in_order
     def settle(self) -> None:
         """Look at the readings that were asked for, and decide what follows from them."""
-        if self._closed is None:
-            return
-        closed, self._closed = self._closed, None
+        if self._closed is not None:
+            closed, self._closed = self._closed, None
+            self._decide(closed)
+
+    @_in_order
+    def _decide(self, closed: _Closed) -> None:
         if closed.own is not None and self._reading is not None:
             own = closed.own.wait()
             if own.contradicts(self._reading, self._config.max_ellipse_sigma):

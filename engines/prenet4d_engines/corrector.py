@@ -195,30 +195,41 @@ class Corrector:
                 f"{indices.dtype} {indices.shape} came."
             )
 
-    def resume(self, failed: Corrector) -> None:
-        """Go on where another corrector of this acquisition failed.
+    def abandon(self) -> Memory:
+        """Let go of the batches on their way; return what was known before the oldest of them.
 
-        That is before the oldest batch that it has not returned; its device is not asked. The
-        running mean starts over.
+        The device, which may not work any more, is not asked.
         """
-        flights = (*failed._straightened, *failed._looked)
-        before = flights[0].before if flights else None
-        self._tracker, standing = before or (failed._tracker, failed._calibrator.standing)
-        self._calibrator.resume(standing)
-        self.reference_center = failed.reference_center
-        self._calibrator.recenter(self.reference_center)
-        self._own_center, self._detectors = failed._own_center, failed._detectors
+        flights = (*self._straightened, *self._looked)
+        if flights and flights[0].before:
+            self._tracker, standing = flights[0].before
+        else:
+            standing = self._calibrator.standing
+        self._calibrator.abandon(standing)
+        self._looked.clear()
+        self._straightened.clear()
+        return Memory(self._tracker, standing)
+
+    def resume(self, failed: Corrector) -> None:
+        """Go on where another corrector of this acquisition, now abandoned, failed.
+
+        The running mean starts over.
+        """
+        self._tracker, standing = failed.abandon()
+        self.reference_center, self._own_center = failed.reference_center, failed._own_center
+        self._calibrator.resume(standing, self.reference_center)
+        self._detectors = failed._detectors
 
     def _advance(self, ahead: int) -> list[CorrectedBatch]:
         """Bring batches on, but for so many at either stage; return the finished ones."""
-        finished = []
         while len(self._looked) > ahead:
             flight = self._looked[0]
             with self._computing():
                 self._straighten(flight)
             self._straightened.append(self._looked.popleft())
-        while len(self._straightened) > ahead:
-            finished.append(self._finished(self._straightened[0]))
+        flights = list(self._straightened)[: max(len(self._straightened) - ahead, 0)]
+        finished = [self._finished(flight) for flight in flights]
+        for _ in flights:  # where one fails, all of them can still be abandoned
             self._straightened.popleft()
         return finished
 

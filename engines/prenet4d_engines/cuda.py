@@ -96,23 +96,24 @@ class CudaLanes:
         return run
 
     def send(self, values: npt.NDArray[Any], into: Tensor) -> Tensor:
-        """Copy to the device, by way of page-locked memory unless that is where it lies (`pin`).
-
-        What is still under way in ``into`` has to be fetched before.
-        """
-        with torch.cuda.stream(self._in):
-            into[: len(values)].copy_(as_tensor(values).pin_memory(), non_blocking=True)
+        """Copy to the device on the stream for copies in; page-locked (`pin`), as they lie."""
+        _copy_in(values, into, self._in)
         self._compute.wait_stream(self._in)
+        return into
+
+    def put(self, values: npt.NDArray[Any], into: Tensor) -> Tensor:
+        """Copy to the device on the computing stream."""
+        _copy_in(values, into, self._compute)
         return into
 
     def fetch(self, values: Tensor) -> Fetched:
         """Copy to page-locked memory on the computing stream."""
-        return self._copy_out(values, self._compute)
+        return _copy_out(values, self._compute)
 
     def deliver(self, values: Tensor) -> Fetched:
         """Copy to page-locked memory on the stream for copies out."""
         self._out.wait_stream(self._compute)
-        return self._copy_out(values, self._out)
+        return _copy_out(values, self._out)
 
     def settle(self) -> None:
         """Wait for the device, and give memory that torch keeps back to it."""
@@ -120,14 +121,22 @@ class CudaLanes:
         with torch.cuda.device(self.device):
             torch.cuda.empty_cache()
 
-    def _copy_out(self, values: Tensor, stream: torch.cuda.Stream) -> Fetched:
-        # torch keeps page-locked memory that was let go of, and hands it out again
-        here = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-        with torch.cuda.stream(stream):
-            here.copy_(values, non_blocking=True)
-            come = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            come.record(stream)
-        return _Coming(here, come)
+
+# torch keeps page-locked memory that was let go of, and hands it out again once copies are done.
+
+
+def _copy_in(values: npt.NDArray[Any], into: Tensor, stream: torch.cuda.Stream) -> None:
+    with torch.cuda.stream(stream):
+        into[: len(values)].copy_(as_tensor(values).pin_memory(), non_blocking=True)
+
+
+def _copy_out(values: Tensor, stream: torch.cuda.Stream) -> Fetched:
+    here = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    with torch.cuda.stream(stream):
+        here.copy_(values, non_blocking=True)
+        come = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        come.record(stream)
+    return _Coming(here, come)
 
 
 class _Coming:

@@ -50,10 +50,18 @@ class Lanes(Protocol):
         ...
 
     def send(self, values: npt.NDArray[Any], into: Tensor) -> Tensor:
-        """Send values to the first rows of a buffer; return the buffer to be read from now on.
+        """Send many values to the first rows of a buffer, beside the computing before.
 
-        ``values`` must not change before something that was asked for later has been fetched.
+        Nothing that was asked for before may still read the buffer, and ``values`` must not change
+        before something that was asked for later has been fetched.
+
+        Returns:
+            The buffer to be read from now on.
         """
+        ...
+
+    def put(self, values: npt.NDArray[Any], into: Tensor) -> Tensor:
+        """Send few values to a buffer, in the order of the computing; see `send`."""
         ...
 
     def fetch(self, values: Tensor) -> Fetched:
@@ -90,6 +98,10 @@ class CpuLanes:
         return work
 
     def send(self, values: npt.NDArray[Any], into: Tensor) -> Tensor:  # noqa: ARG002
+        """Return the values themselves; they are not copied."""
+        return as_tensor(values)
+
+    def put(self, values: npt.NDArray[Any], into: Tensor) -> Tensor:  # noqa: ARG002
         """Return the values themselves; they are not copied."""
         return as_tensor(values)
 

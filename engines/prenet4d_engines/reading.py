@@ -59,7 +59,7 @@ class Reader:
         """Have a mean read; see `read_ellipticity`. The answer need not be waited for at once."""
         lanes, passes = self._lanes, PASSES_FROM_NEAR if start else PASSES
         known = (*(start or Ellipticity()).vector, *reference)
-        self._start = lanes.send(np.array(known), self._start)
+        self._start = lanes.put(np.array(known), self._start)
         with lanes.computing():
             self._mean.copy_(mean)
         if passes not in self._recorded:

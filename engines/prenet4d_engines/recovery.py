@@ -76,7 +76,7 @@ class RecoveringCorrector:
 
         Raises:
             FrameError: the arrays are not those of this acquisition.
-            BackendError, RuntimeError: this batch failed twice, or no device is left.
+            BackendError, RuntimeError: it failed again and again, or no device is left.
         """
         outcome = [*self.submit(frames, indices), *self.finish()][-1]
         if isinstance(outcome, Exception):
@@ -140,7 +140,10 @@ class RecoveringCorrector:
         try:
             return ask()
         except FAULTS as error:
-            self._do_again(error)
+            if self._dead is None:
+                self._do_again(error)
+            if self._dead is not None:
+                raise self._dead from error
             return ask()
 
     def _advance(self, advance: Callable[[], list[CorrectedBatch]]) -> list[Outcome]:
@@ -183,6 +186,7 @@ class RecoveringCorrector:
         """
         why = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
         failed = self._corrector
+        failed.abandon()  # or its slots would be in the way
         name = _name(self._stations)
         if give_up:
             self._stations.clear()

@@ -107,9 +107,9 @@ class Slot:
         places = np.zeros((self.capacity, 3))
         places[:, :2] = reference
         places[: len(centers)] = np.column_stack((centers, averaged))
-        self._places = self._lanes.send(places, self._places)
+        self._places = self._lanes.put(places, self._places)
         geometry = np.concatenate((reference, ellipticity.matrix.ravel()))
-        self._geometry = self._lanes.send(geometry, self._geometry)
+        self._geometry = self._lanes.put(geometry, self._geometry)
 
     def average(self) -> Tensor:
         """Add up the recentered raw frames; returns (2, h, w) on the device: counts, weights."""
@@ -129,7 +129,7 @@ class Slot:
             detectors add up, (n, 5).
         """
         if weights is not self._weights_sent:
-            self._weights, self._weights_sent = self._lanes.send(weights, self._weights), weights
+            self._weights, self._weights_sent = self._lanes.put(weights, self._weights), weights
         added = self._lanes.fetch(self._straightening()[:n])
         corrected, aligned = (self._lanes.deliver(each[:n]) for each in self._moved)
         return corrected, aligned, added
@@ -249,6 +249,7 @@ class Station:
         Raises:
             RuntimeError: the device does not work any more.
         """
+        self.lanes.settle()
         self._free.clear()
         self._readers.clear()
         gc.collect()  # slots and what was recorded on them know each other

@@ -34,7 +34,10 @@ def gpu() -> GpuStatus | None:
     torch: Any = sys.modules.get("torch")
     if torch is None or not (torch.cuda.is_available() and torch.cuda.is_initialized()):
         return None
-    free, total = torch.cuda.mem_get_info()
+    try:
+        free, total = torch.cuda.mem_get_info()
+    except RuntimeError:  # it failed, and the corrector tells
+        return None
     try:
         load = torch.cuda.utilization() / 100
     except ModuleNotFoundError:  # nvidia-ml-py is not installed

@@ -166,6 +166,11 @@ def test_where_nothing_may_take_over_batches_fail_and_the_reason_is_told_once():
     assert case.stations == []
     mean, patterns = case.corrector.mean()
     assert (mean.shape, patterns) == (SHAPE, 0)
+    assert case.corrector.state == "locked"
+    assert case.corrector.calibration().ratio > 1.02
+    with pytest.raises(BackendError, match="Start the service again"):
+        case.corrector.recalibrate()
+    assert case.codes == ["gpu_failed"]
 
 
 def test_the_other_devices_go_on():
