@@ -77,13 +77,14 @@ def test_damage_is_told(tmp_path: Path) -> None:
         open_scan(path)
 
 
-def test_a_recording_is_replayed_through_the_service(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["scan.zarr", "scan.h5"])
+def test_a_recording_is_replayed_through_the_service(tmp_path: Path, name: str) -> None:
     patterns = patterns_of(20)
-    path = tmp_path / "scan.zarr"
-    write(path, whole_scan(patterns))
+    patterns[3, 2, 5] = -0.25  # as interpolation leaves it beside a bright pixel
+    path = tmp_path / name
+    write(path, whole_scan(patterns), fill="nan")
     source = {"kind": "replay", "path": path, "rate": 500}
     with Service(settings(source=source)) as service, listening(service) as listener:
         end = listener.wait_for("acquisition_end")
         until(lambda: service.status().acquisition is None)
     assert end.counters.corrected == 20
-    assert service._pipeline.maps.status.positions == 20

@@ -152,6 +152,17 @@ def copy_frames(array: Any, start: int, out: Pixels) -> None:
             done += n
 
 
+def make_counts(frames: Pixels) -> None:
+    """Make counts of patterns that prenet4d recorded, in place.
+
+    Interpolation undershoots zero beside bright pixels, and pixels without a source may be NaN: the
+    service refuses both in what a detector sends. They become 0.
+    """
+    if frames.dtype.kind == "f":
+        np.nan_to_num(frames, copy=False, nan=0.0, posinf=np.inf)
+        np.maximum(frames, 0, out=frames)
+
+
 def _cast(pixels: Pixels, out: Pixels) -> None:
     # A float64 beyond float32's range becomes inf, which the intake refuses as bad counts.
     with np.errstate(over="ignore"):

@@ -22,7 +22,7 @@ import hdf5plugin  # noqa: F401  (registers the detectors' compressions with HDF
 import numpy as np
 
 from prenet4d_server.errors import FileError, HalfWrittenFile
-from prenet4d_server.files.base import Mask, Metadata, Pixels, ScanFile, copy_frames
+from prenet4d_server.files.base import Mask, Metadata, Pixels, ScanFile, copy_frames, make_counts
 
 _NUMBERED = re.compile(r"data_\d{6}")
 _CACHE_BYTES = 128 << 20
@@ -61,11 +61,14 @@ class Hdf5Scan(ScanFile):
             )
             undo.pop_all()
         self._parts = parts
+        self._ours = _is_recording(self._file)
         self._ends = list(itertools.accumulate(len(part) for part in parts))
 
     def _fill(self, start: int, out: Pixels) -> None:
         if len(self._parts) == 1:
             copy_frames(self._parts[0], start, out)
+            if self._ours:
+                make_counts(out)
             return
         done = 0
         while done < len(out):
@@ -78,6 +81,12 @@ class Hdf5Scan(ScanFile):
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def _is_recording(file: h5py.File) -> bool:
+    """Whether prenet4d's recorder made it."""
+    ours = _follow(file, "prenet4d")
+    return isinstance(ours, h5py.Group) and ours.attrs.get("format") == "prenet4d recording"
 
 
 def _open(path: Path) -> h5py.File:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from prenet4d_server.errors import FileError
-from prenet4d_server.files.base import Mask, Metadata, Pixels, ScanFile
+from prenet4d_server.files.base import Mask, Metadata, Pixels, ScanFile, make_counts
 
 MARKS = ("zarr.json", ".zgroup", ".zarray")
 """A folder with one of these is a Zarr store."""
@@ -49,6 +49,7 @@ class ZarrScan(ScanFile):
             pixel_mask=mask,
             metadata=_metadata(root, self._array),
         )
+        self._ours = _is_recording(root)
         self._nx = self._array.shape[1] if self._array.ndim == 4 else self.n_frames
         frame_bytes = int(np.prod(self.frame_shape)) * self._array.dtype.itemsize
         stored = (self._array.shards or self._array.chunks)[-3] if self._array.ndim > 2 else 1
@@ -67,6 +68,8 @@ class ZarrScan(ScanFile):
             with np.errstate(over="ignore"):
                 np.copyto(out[done : done + n], block[:n], casting="unsafe")
             done += n
+        if self._ours:
+            make_counts(out)
 
     def _read_block(self, line: int, number: int) -> Pixels:
         """The frames of one block of a scan line, or of the whole where there are no lines."""
@@ -101,7 +104,7 @@ def _find(root: Any, path: Path, dataset: str | None) -> Any:
         if item.ndim in (3, 4) and min(item.shape[-2:]) >= 8
     }
     ours = [name for name in _PREFERRED if name in fitting]
-    if str(root.attrs.get("format", "")).startswith("prenet4d") and ours:
+    if _is_recording(root) and ours:
         return fitting[ours[0]]
     for axes in (4, 3):
         candidates = {name: item for name, item in fitting.items() if item.ndim == axes}
@@ -119,6 +122,11 @@ def _find(root: Any, path: Path, dataset: str | None) -> Any:
         f"{path} holds no array of 3 or 4 axes that could be a scan; it has "
         f"{', '.join(arrays) or 'none at all'}."
     )
+
+
+def _is_recording(root: Any) -> bool:
+    """Whether prenet4d's recorder made it."""
+    return bool(root.attrs.get("format") == "prenet4d recording")
 
 
 def _pixel_mask(root: Any, frame_shape: tuple[int, ...]) -> Mask | None:
