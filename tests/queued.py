@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prenet4d_engines.lanes import as_tensor
+
 
 class QueuedLanes:
     keeps = True
@@ -55,7 +57,7 @@ class QueuedLanes:
 
     def send(self, values: np.ndarray, into: Tensor) -> Tensor:
         self._check()
-        self._put(lambda: into[: len(values)].copy_(torch.from_numpy(values)))
+        self._put(lambda: into[: len(values)].copy_(as_tensor(values)))
         return into
 
     put = send

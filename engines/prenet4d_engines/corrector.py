@@ -26,16 +26,16 @@ import numpy.typing as npt
 import torch
 
 from prenet4d_engines.backends import Backend, select
-from prenet4d_engines.batch import CorrectedBatch, Float32, FrameFlag, State
+from prenet4d_engines.batch import CorrectedBatch, Float32, State
 from prenet4d_engines.calibration import Calibration
 from prenet4d_engines.calibrator import Calibrator, Standing
 from prenet4d_engines.config import CorrectorConfig
 from prenet4d_engines.errors import CalibrationError, FrameError
 from prenet4d_engines.geometry import checked_center, reference_center
 from prenet4d_engines.lanes import Fetched
+from prenet4d_engines.placing import Placing
 from prenet4d_engines.reading import Reading
-from prenet4d_engines.stages import FOUND, Camera, Slot, Station
-from prenet4d_engines.tracking import CenterTracker
+from prenet4d_engines.stages import Camera, Slot, Station
 from prenet4d_engines.virtual import DetectorRadii, VirtualDetectors, figures
 
 _DTYPES = ("uint8", "uint16", "uint32", "float32")
@@ -45,7 +45,7 @@ Indices = npt.NDArray[np.int64]
 class Memory(NamedTuple):
     """What a corrector knew of the scan, without the mean pattern: all on the host."""
 
-    tracker: CenterTracker
+    placing: Placing
     standing: Standing
 
 
@@ -133,7 +133,7 @@ class Corrector:
         self._camera = Camera(
             self.frame_shape, self._checked_mask(pixel_mask), float(gain), saturation_value
         )
-        self._tracker = CenterTracker(scan_shape)
+        self._placing = Placing(scan_shape, self.config)
         home = self._stations[0]
         self._calibrator = Calibrator(
             *(self.frame_shape, self.reference_center, home.reader(self.frame_shape)),
@@ -202,20 +202,20 @@ class Corrector:
         """
         flights = (*self._straightened, *self._looked)
         if flights and flights[0].before:
-            self._tracker, standing = flights[0].before
+            self._placing, standing = flights[0].before
         else:
             standing = self._calibrator.standing
         self._calibrator.abandon(standing)
         self._looked.clear()
         self._straightened.clear()
-        return Memory(self._tracker, standing)
+        return Memory(self._placing, standing)
 
     def resume(self, failed: Corrector) -> None:
         """Go on where another corrector of this acquisition, now abandoned, failed.
 
         The running mean starts over.
         """
-        self._tracker, standing = failed.abandon()
+        self._placing, standing = failed.abandon()
         self.reference_center, self._own_center = failed.reference_center, failed._own_center
         self._calibrator.resume(standing, self.reference_center)
         self._detectors = failed._detectors
@@ -247,7 +247,7 @@ class Corrector:
         flight = _Flight(indices, [], [], [])
         for start in range(0, max(len(frames), 1), size):
             some = frames[start : start + size]
-            slot = station.take(self._camera, frames.dtype, len(some))
+            slot = station.take(self._camera, frames.dtype.newbyteorder("="), len(some))
             flight.slots.append(slot)
             flight.sizes.append(len(some))
             flight.looks.append(slot.look(some))
@@ -257,76 +257,38 @@ class Corrector:
         calibrator, detectors = self._calibrator, self._detectors
         found = np.concatenate([look.wait() for look in flight.looks])
         ellipticity, reading = calibrator.ellipticity, calibrator.reading
-        flight.before = Memory(self._tracker.copy(), calibrator.standing)
+        flight.before = Memory(self._placing.copy(), calibrator.standing)
         if self._straightened:
             self._straightened[-1].after = (calibrator.state, calibrator.patterns)
         sigmas = ellipticity.sigmas(reading.sigma) if reading else (None, None)
-        flight.result, beam, outlier = self._tracked(flight.indices, found)
-        flight.result |= {
-            "ellipticity": ellipticity,
-            "ratio_sigma": sigmas[0],
-            "theta_sigma": sigmas[1],
-            "reference_center": self.reference_center,
-        }
-        applied = np.asarray(self.reference_center) - flight.result["shift"]
-        good = beam & ~outlier
+        placed = self._placing.place(flight.indices, found, self.reference_center)
+        applied, averaged = placed.applied, placed.averaged
 
         start = 0
-        calibrator.see(beam.tolist())
+        calibrator.see(placed.beam.tolist())
         for slot, n in zip(flight.slots, flight.sizes, strict=True):
             part = slice(start, start + n)
-            slot.place(applied[part], good[part], self.reference_center, ellipticity)
+            slot.place(applied[part], averaged[part], self.reference_center, ellipticity)
             start += n
-        if good.any():
+        if averaged.any():
             totals = [slot.average() for slot in flight.slots]
             home = self._stations[0].lanes.device
             total = sum(
                 (each.to(home, non_blocking=True) for each in totals[1:]), totals[0].to(home)
             )
-            calibrator.add(total, int(good.sum()))
+            calibrator.add(total, int(averaged.sum()))
         if detectors.searching:
             detectors.find(*self.mean())
         flight.patterns = [
             slot.straighten(n, detectors.weights)
             for slot, n in zip(flight.slots, flight.sizes, strict=True)
         ]
-        flight.result["detectors"] = detectors.radii
-
-    def _tracked(
-        self, indices: Indices, found: Float32
-    ) -> tuple[dict[str, Any], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-        """Track the centers found in a batch.
-
-        Args:
-            indices: (n,) of the frames.
-            found: (n, 7), see ``FOUND``.
-
-        Returns:
-            Fields of the result; (n,) which frames show a beam; (n,) which of these are outliers.
-        """
-        single, sigma = found[:, :2].astype(np.float64), found[:, 2:4].astype(np.float64)
-        usable, dose, saturated = (found[:, FOUND.index(name)] for name in FOUND[4:])
-        beam = (dose > 0) & (usable >= self.config.min_beam_probability)
-        beam &= np.isfinite(found[:, :4]).all(axis=1)
-        tracked, tracked_sigma, outlier = self._tracker.update(indices, single, sigma, beam)
-        # Before the first beam nothing is known: the frame stays where it is.
-        unknown = np.isnan(tracked[:, 0])
-        tracked[unknown] = self.reference_center
-        applied, applied_sigma = tracked, tracked_sigma
-        if self.config.center_mode == "single":
-            applied = np.where(beam[:, None], single, tracked)
-            applied_sigma = np.where(beam[:, None], sigma, tracked_sigma)
-        fields = {
-            "center": np.where(beam[:, None], single, np.nan).astype(np.float32),
-            "center_sigma": np.where(beam[:, None], sigma, np.inf).astype(np.float32),
-            "tracked": tracked.astype(np.float32),
-            "tracked_sigma": tracked_sigma.astype(np.float32),
-            "shift": np.asarray(self.reference_center) - applied,
-            "shift_sigma": applied_sigma.astype(np.float32),
-            "dose": dose.copy(),
-            "flags": self._flags(dose, beam, outlier, saturated > 0),
+        flight.result = placed.fields | {
+            "ellipticity": ellipticity,
+            "ratio_sigma": sigmas[0],
+            "theta_sigma": sigmas[1],
+            "detectors": detectors.radii,
         }
-        return fields, beam, outlier
 
     def _finished(self, flight: _Flight) -> CorrectedBatch:
         assert flight.patterns is not None
@@ -336,7 +298,6 @@ class Corrector:
         for slot in flight.slots:
             slot.station.give_back(slot)
         state, patterns = flight.after or (self._calibrator.state, self._calibrator.patterns)
-        flight.result["shift"] = flight.result["shift"].astype(np.float32)
         return CorrectedBatch(
             **flight.result,
             indices=flight.indices,
@@ -423,20 +384,6 @@ class Corrector:
     def set_detectors(self, radii: DetectorRadii | None) -> None:
         """Measure the next frames with these virtual detectors; ``None``: find their radii."""
         self._detectors.set(radii)
-
-    def _flags(
-        self,
-        dose: Float32,
-        beam: npt.NDArray[np.bool_],
-        outlier: npt.NDArray[np.bool_],
-        saturated: npt.NDArray[np.bool_],
-    ) -> npt.NDArray[np.uint8]:
-        flags = np.where(dose <= 0, FrameFlag.BLANK, 0)
-        flags |= np.where(dose < self.config.min_dose, FrameFlag.LOW_DOSE, 0)
-        flags |= np.where(beam, 0, FrameFlag.NO_BEAM)
-        flags |= np.where(outlier, FrameFlag.OUTLIER, 0)
-        flags |= np.where(saturated, FrameFlag.SATURATED, 0)
-        return flags.astype(np.uint8)
 
     def _selected(self) -> Backend:
         config = self.config

@@ -28,10 +28,6 @@ from prenet4d_engines.resample import recentered_sum, resample_by
 from prenet4d_engines.symmetry import refine
 from prenet4d_engines.virtual import VIRTUAL_NAMES, sums
 
-FOUND = ("cy", "cx", "sigma_y", "sigma_x", "usable", "dose", "saturated")
-"""What ``look`` finds in each frame: center and sigma in pixels, the probability of a usable beam,
-electrons in the valid pixels, and whether one of these is saturated."""
-
 
 @dataclass(frozen=True)
 class Camera:
@@ -85,7 +81,7 @@ class Slot:
         self._weights_sent: object = None
 
     def look(self, frames: npt.NDArray[np.generic]) -> Fetched:
-        """Send frames (n, h, w) and look at them; fetches (n, 7), see ``FOUND``."""
+        """Send frames (n, h, w) and look at them; fetches (n, 7), see `placing.FOUND`."""
         self._frames = self._lanes.send(frames, self._frames)
         return self._lanes.fetch(self._looking()[: len(frames)])
 

@@ -43,7 +43,7 @@ def test_overlapped_batches_come_out_as_one_by_one(stations, masked):
     assert_same(overlapped(frames, queued(stations), **changes), wanted)
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.float32])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.float32, ">u2"])
 def test_frames_of_every_type(dtype):
     frames = np.minimum(rings(), 255).astype(dtype)
     assert_same(overlapped(frames, queued()), one_by_one(frames))
