@@ -1,6 +1,8 @@
 # Two commands for everyone, `make demo` and `make test`; the rest is for developers.
 PYTHON ?= python3
 INSTALL = -m pip install --quiet --disable-pip-version-check --constraint deploy/constraints.txt
+# A file's tests share what they have started, so they stay together.
+PYTEST = -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile
 INPUTS = pyproject.toml deploy/constraints.txt
 
 .PHONY: demo test test-client test-gpu check lint types contracts clean
@@ -9,11 +11,11 @@ demo: .venv/.server
 	.venv/bin/prenet4d demo
 
 test: test-client .venv/.dev
-	.venv/bin/python -m pytest
+	.venv/bin/python $(PYTEST)
 
 # The client's tests, in an environment that holds the base dependencies alone: no torch, no server.
 test-client: .venv-client/.done
-	.venv-client/bin/python -m pytest tests/client
+	.venv-client/bin/python $(PYTEST) tests/client
 
 test-gpu: .venv/.dev
 	.venv/bin/python -m pytest -m gpu
@@ -41,7 +43,7 @@ contracts: .venv/.dev
 
 .venv-client/.done: $(INPUTS)
 	$(call venv,.venv-client)
-	.venv-client/bin/python $(INSTALL) --editable . pytest pytest-timeout hypothesis
+	.venv-client/bin/python $(INSTALL) --editable . pytest pytest-timeout pytest-xdist hypothesis
 	@touch $@
 
 define venv

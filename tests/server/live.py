@@ -16,7 +16,7 @@ from prenet4d_client.wire import Message
 from prenet4d_server import Service, Settings, load_settings
 
 FREE = "tcp://127.0.0.1:*"
-TIMEOUT_S = 20.0
+TIMEOUT_S = 60.0
 TOPICS = ("telemetry", "event", "acquisition_start", "acquisition_end")
 
 
