@@ -43,9 +43,24 @@ def serve_page(settings: PageSettings, listening: socket.socket, stop: threading
         logging.getLogger("bokeh").setLevel(logging.CRITICAL)
         page.stop(wait=False)
 
+    tame_bokehs_log()
     listening.setblocking(False)
     with Feed(settings.service) as feed:
         asyncio.run(serve())
+
+
+def tame_bokehs_log() -> None:
+    """Have Bokeh's log written as ours is, and browsers that went away left out of it."""
+    bokeh = logging.getLogger("bokeh")
+    bokeh.handlers.clear()  # it brings one of its own, with a form of its own
+    bokeh.propagate = True
+    logging.getLogger("bokeh.server.views.ws").setLevel(logging.ERROR)
+    logging.getLogger("bokeh.server.protocol_handler").addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Bokeh asserts that a browser whose message it takes up is still there."""
+    return record.exc_info is None or not isinstance(record.exc_info[1], AssertionError)
 
 
 def main() -> None:

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import tomllib
 import urllib.error
 import urllib.request
@@ -184,6 +186,32 @@ def test_a_dead_page_is_told_of_and_started_again(service):
     assert get(url + "/healthz")[:2] == (200, b"yes\n")  # who asked meanwhile has waited
     assert service._page.pid != before
     assert service.status().healthy
+
+
+BOKEH_LOGS = """
+import logging
+from prenet4d_server import logs
+from prenet4d_server.config import LogSettings
+from prenet4d_server.page.__main__ import tame_bokehs_log
+logs.configure(LogSettings(format="json"), "page")
+tame_bokehs_log()
+logging.getLogger("bokeh.server.views.ws").warning("Failed sending message")
+handler = logging.getLogger("bokeh.server.protocol_handler")
+for error in (AssertionError(), ValueError("bad")):
+    try:
+        raise error
+    except Exception:
+        handler.error("error handling message", exc_info=True)
+"""
+
+
+def test_bokeh_s_log_is_written_as_ours_without_browsers_that_went_away():
+    command = [sys.executable, "-c", BOKEH_LOGS]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    (line,) = ran.stderr.splitlines()
+    said = json.loads(line)
+    assert (said["process"], said["message"]) == ("page", "error handling message")
+    assert "bad" in said["traceback"]
 
 
 def test_the_page_ends_with_the_service():
