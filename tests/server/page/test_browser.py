@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -13,9 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zmq
 
 from prenet4d_client import ControlClient, FrameSender
 from prenet4d_client.errors import Prenet4dError
+from prenet4d_client.wire import encode
+from prenet4d_server.page.history import ROWS
 from prenet4d_server.page.maps import DESCAN, SCANNED
 from prenet4d_server.page.settings import PageSettings, ServiceAddress
 from prenet4d_server.page.traces import CHARTS
@@ -24,6 +28,7 @@ from prenet4d_server.processes import free_addresses
 from prenet4d_server.service import Service
 
 from ..live import settings
+from .telling import telemetry
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="the extra dev is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -408,3 +413,43 @@ def test_the_page_outlives_the_service_and_its_own_server(chromium, service_make
                 assert page.tab.get_by_text("operator", exact=True).is_visible()
     finally:
         dashboard.close()
+
+
+def heap(page):
+    """Bytes that the page's scripts hold, garbage not counted."""
+    session = page.context.new_cdp_session(page.tab)
+    session.send("HeapProfiler.collectGarbage")
+    used = session.send("Runtime.getHeapUsage")["usedSize"]
+    session.detach()
+    return used
+
+
+def test_an_hour_s_curves_do_not_grow_the_browser_s_memory(chromium):
+    """A service says within seconds what takes hours, a row of the curves with every message."""
+    message = telemetry()
+    listening, url = listen("tcp://127.0.0.1:*")
+    page_process = PageProcess(listening, lambda _status: None)
+    with zmq.Context() as context, context.socket(zmq.PUB) as stream:
+        stream.linger = 0
+        stream.sndhwm = 0
+        port = stream.bind_to_random_port("tcp://127.0.0.1")
+        second = itertools.count(1000)
+
+        def say(rows):
+            for at in itertools.islice(second, rows):
+                header = message.header.model_copy(update={"time": float(at), "sequence": at})
+                stream.send_multipart(encode(header, message.arrays))
+
+        try:
+            address = ServiceAddress(stream=f"tcp://127.0.0.1:{port}", control="tcp://127.0.0.1:9")
+            page_process.start(PageSettings(service=address, updates_per_second=10))
+            with opened(chromium, url) as page:
+                page.until(lambda: say(2) or len(page.read("traces", "time")) > 10)
+                page.until(lambda: say(400) or len(page.read("traces", "time")) >= ROWS)
+                before, first = heap(page), page.read("traces", "time")[0]
+                page.until(lambda: say(400) or page.read("traces", "time")[0] > first + ROWS * 1e3)
+                assert len(page.read("traces", "time")) == ROWS
+                assert heap(page) < 1.25 * before
+                assert page.wrong == []
+        finally:
+            page_process.close()
