@@ -43,7 +43,7 @@ class CorrectorConfig(BaseModel):
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Arithmetic inside the networks; ``auto``: the fastest that agrees with float32 here."""
     threads: Annotated[int, Field(ge=1)] | None = None
-    """CPU threads, each for frames of its own; unset: one for each core."""
+    """CPU threads, each for frames of its own; unset: one for each core. Every GPU is used."""
 
     cpu_fallback: bool = False
     """When a GPU fails in the middle of a scan and does not come back: true: the CPU goes on, many

@@ -164,8 +164,8 @@ def pin(memory: npt.NDArray[np.uint8]) -> Callable[[], None]:
     status = runtime.cudaHostRegister(memory.ctypes.data, memory.nbytes, _REGISTER_PORTABLE)
     if int(status) != 0:
         raise BackendError(
-            f"{memory.nbytes >> 20} MiB cannot be page-locked ({status}); frames are copied to the "
-            "GPU more slowly. Allow more: ulimit -l, or LimitMEMLOCK in the systemd unit."
+            f"{memory.nbytes >> 20} MiB cannot be page-locked ({status}): frames are copied once "
+            "more on their way to the GPU."
         )
     address = memory.ctypes.data
     return lambda: runtime.cudaHostUnregister(address)

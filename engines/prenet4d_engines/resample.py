@@ -12,6 +12,7 @@ Keys' kernel is linear in a, and at a = 0 it is a bilinear one with the fraction
 from __future__ import annotations
 
 import math
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -193,12 +194,14 @@ def sum_by_products(
 
 
 def _moving(shift: Tensor, size: int) -> Tensor:
-    """(n, size, size): the matrices that move a column of pixels by (n,) shifts, Keys' kernel."""
-    place = torch.arange(size, dtype=torch.float64, device=shift.device)
-    apart = (place[:, None] - place - shift.to(torch.float64)[:, None, None]).abs().float()
-    near = ((1.5 * apart - 2.5) * apart) * apart + 1
-    far = ((-0.5 * apart + 2.5) * apart - 4) * apart + 2
-    return torch.where(apart < 1, near, torch.where(apart < 2, far, 0.0))
+    """(n, size, size): the matrices that move a column of pixels by (n,) shifts, pixels."""
+    base = (-shift).floor()
+    taps = torch.stack(_taps(-shift - base), 1).float()[:, None]  # (n, 1, 4)
+    place = torch.arange(size, device=shift.device)[:, None]
+    source = place + base.long()[:, None, None] + torch.arange(-1, 3, device=shift.device)
+    inside = (source >= 0) & (source < size)  # (n, size, 4)
+    matrix = torch.zeros((len(shift), size, size), device=shift.device)
+    return matrix.scatter_add_(2, source.clamp(0, size - 1), torch.where(inside, taps, 0.0))
 
 
 def _add_moved(total: Tensor, image: Tensor, dy: float, dx: float) -> None:
@@ -218,7 +221,10 @@ def _moved(image: Tensor, shift: float, dim: int, into: Tensor | None = None) ->
     return out
 
 
-def _taps(f: float) -> tuple[float, float, float, float]:
+_F = TypeVar("_F", float, Tensor)
+
+
+def _taps(f: _F) -> tuple[_F, _F, _F, _F]:
     """Keys' cubic convolution kernel, a = −½, for the pixels at −1, 0, 1, 2 around fraction f."""
     f2, f3 = f * f, f * f * f
     return (

@@ -74,10 +74,12 @@ class Attention(nn.Module):
 
 
 def box_sum(x: Tensor, size: int) -> Tensor:
-    """Sum over a size x size window around each pixel of (n, 1, h, w), zeros beyond the border.
+    """Sum over a size x size window around each pixel of (n, 1, h, w), zeros beyond the border."""
+    return sum_by_shifts(x, size) if x.device.type == "cpu" else sum_by_pooling(x, size)
 
-    Adding shifted views, rows then columns, is 20 times as fast on a CPU as avg_pool2d.
-    """
+
+def sum_by_shifts(x: Tensor, size: int) -> Tensor:
+    """`box_sum` as a CPU does it: adding shifted views is 20 times as fast there as pooling."""
     h, w = x.shape[2:]
     half = size // 2
     padded = functional.pad(x, (half, half))
@@ -89,3 +91,10 @@ def box_sum(x: Tensor, size: int) -> Tensor:
     for i in range(1, size):
         out += padded[..., i : i + h, :]
     return out
+
+
+def sum_by_pooling(x: Tensor, size: int) -> Tensor:
+    """`box_sum` as a GPU does it: pooling reads and writes each pixel once along either axis."""
+    half = size // 2
+    rows = functional.avg_pool2d(x, (1, size), 1, (0, half), divisor_override=1)
+    return functional.avg_pool2d(rows, (size, 1), 1, (half, 0), divisor_override=1)
