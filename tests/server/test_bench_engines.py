@@ -1,0 +1,76 @@
+"""The benchmarks of the devices measure what they say, and write it down."""
+
+import gzip
+import json
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from prenet4d_engines import weights
+from prenet4d_engines.backends import TorchBackend
+from prenet4d_server.bench import engines, latency, profile
+
+
+@pytest.fixture(scope="module")
+def backend():
+    return TorchBackend("float32", threads=1, device="cpu")
+
+
+def test_every_stage_is_measured_beside_its_floor(backend, tmp_path):
+    said = []
+    report = engines.run(
+        [("torch-cpu", backend)],
+        shapes=[(32, 48)],
+        batches=(1, 3),
+        seconds=0.2,
+        say=lambda share, what: said.append((share, what)),
+    )
+    cells = report.of("torch-cpu", (32, 48))
+    assert set(cells) == set(engines.STAGES) - {"copy in", "copy out"}  # a CPU copies neither
+    for stage, by_batch in cells.items():
+        assert set(by_batch) == {1, 3}
+        for cell in by_batch.values():
+            assert cell.us_per_frame > 0
+            assert (cell.floor_us is None) == (stage == "track")
+    assert said[0] == (0.0, "torch-cpu, 32 × 48, 1 frames")
+    written = json.loads(report.to_json())
+    assert len(written["cells"]) == 14
+    assert written["devices"]["torch-cpu"]["description"] == backend.description
+    assert written["peaks"]["torch-cpu"]["flops"] > 0
+    assert written["machine"]["torch"]
+    report.plot(tmp_path / "rates.png")
+    assert (tmp_path / "rates.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_costs_are_those_of_the_convolutions():
+    x = torch.zeros(1, 4, 64, 64)
+    flop, moved = engines.network_cost("denoise", x)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        weights.load("denoise")(x)
+    assert flop == counter.get_flop_counts()["Global"][torch.ops.aten.convolution]
+    assert engines.network_cost("denoise", torch.zeros(1, 4, 128, 128)) == (4 * flop, 4 * moved)
+
+
+def test_a_trace_can_be_opened(backend, tmp_path):
+    table = profile.write_trace(tmp_path / "trace.json.gz", backend, (32, 32), 2, 2)
+    assert "aten::" in table
+    trace = json.loads(gzip.decompress((tmp_path / "trace.json.gz").read_bytes()))
+    assert any("aten::" in event.get("name", "") for event in trace["traceEvents"])
+
+
+def test_latency_is_that_of_the_stream_under_way():
+    report = latency.run(
+        backend="identity",
+        frame_shape=(16, 16),
+        batch=16,
+        max_delay_ms=5.0,
+        seconds=0.1,
+        loads=(0.5,),
+        say=lambda share, what: None,
+    )
+    (half,) = report.loads
+    assert "identity" in report.engine
+    assert half.sent == pytest.approx(report.full_rate / 2)
+    assert 0 < half.p50 <= half.p99 <= half.worst_p99
+    assert json.loads(report.to_json())["loads"][0]["load"] == 0.5
