@@ -1,8 +1,8 @@
 # Two commands for everyone, `make demo` and `make test`; the rest is for developers.
 PYTHON ?= python3
 INSTALL = -m pip install --quiet --disable-pip-version-check --constraint deploy/constraints.txt
-# A file's tests share what they have started, so they stay together.
-PYTEST = -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile
+# A file's tests share what they have started, so they stay together; four at once fit in memory.
+PYTEST = -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 INPUTS = pyproject.toml deploy/constraints.txt
 
 .PHONY: demo test test-client test-gpu check lint types contracts clean
