@@ -208,7 +208,8 @@ class Station:
     def reader(self, frame_shape: tuple[int, int]) -> Reader:
         """Return what reads the ellipticity of means of this shape."""
         if frame_shape not in self._readers:
-            self._readers[frame_shape] = Reader(self.lanes, self.backend, frame_shape)
+            with self.lanes.computing():
+                self._readers[frame_shape] = Reader(self.lanes, self.backend, frame_shape)
         return self._readers[frame_shape]
 
     def take(self, camera: Camera, dtype: np.dtype[np.generic], n: int) -> Slot:
@@ -221,8 +222,10 @@ class Station:
             self._kind = camera, dtype
             self._free.clear()
         self._asked = self.lanes.bucket(n)
-        free = self._free.get(self._asked)
-        return free.pop() if free else Slot(self, camera, dtype, self._asked)
+        if free := self._free.get(self._asked):
+            return free.pop()
+        with self.lanes.computing():
+            return Slot(self, camera, dtype, self._asked)
 
     def give_back(self, slot: Slot) -> None:
         """Hand a slot to the next batch; everything that it works on must have been fetched."""

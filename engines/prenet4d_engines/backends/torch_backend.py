@@ -6,8 +6,8 @@ and stays in float32. Each core works through frames of its own, from the first 
 threads that share every layer wait for the slowest of them each time, and one other busy process
 slows them down many times over.
 
-On an NVIDIA GPU: float16, channels-last, under the same check, all frames of a batch in one part; the
-corrector records it in CUDA graphs (`cuda`).
+On an NVIDIA GPU: float16, channels-last, under the same check, all frames of a batch in one part;
+the corrector records it in CUDA graphs (`cuda`).
 """
 
 from __future__ import annotations
