@@ -7,7 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self, TypeAlias
 
 import numpy as np
@@ -298,6 +298,9 @@ class Feed:
             self.running = False  # another life of the service
         if status.acquisition is None and known is not None and known.acquisition is not None:
             self.running = False  # its end may have been missed
+        scan, running = self.scan, status.acquisition
+        if scan and running and not scan.detector and scan.acquisition_id == running.acquisition_id:
+            self.scan = replace(scan, detector=running.detector)  # the page came after the start
         self.status = status
 
 

@@ -14,7 +14,7 @@ from prenet4d_server.page.settings import ServiceAddress
 from prenet4d_server.page.theme import DARK
 from prenet4d_server.page.traces import Traces
 
-from ..live import settings, until
+from ..live import frames, sender, settings, until
 from .telling import event, start, telemetry
 
 
@@ -105,6 +105,22 @@ def test_who_comes_after_the_start_knows_the_scan_all_the_same(feed):
     feed.take(telemetry(1234.0))
     assert (feed.scan.acquisition_id, feed.scan.scan_shape) == ("scan", (4, 5))
     assert feed.running
+
+
+def test_the_detector_is_known_once_the_status_tells_it():
+    with Service(settings()) as service, sender(service) as source:
+        address = ServiceAddress(
+            stream=service.endpoints["stream"], control=service.endpoints["control"]
+        )
+        source.start(frame_shape=(16, 24), dtype="uint16", scan_shape=(2, 3), detector="Camera")
+        source.send(frames(1))
+        until(lambda: service.status().counters.corrected == 1)
+        with Feed(address) as late:
+            until(lambda: service._publisher.wants("telemetry"))
+            source.send(frames(1), [1])
+            until(lambda: late.telemetry is not None)
+            until(lambda: late.scan is not None and late.scan.detector == "Camera")
+        source.end()
 
 
 def test_maps_and_previews_are_asked_for_only_while_somebody_looks():
