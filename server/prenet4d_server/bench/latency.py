@@ -26,6 +26,8 @@ LOADS = (0.5, 0.8, 0.95)
 GOAL_MS, GOAL_LOAD = 10.0, 0.8
 """The 99th percentile that is wanted on a GPU, and the load at which it is."""
 _SILENCE_S = 120.0
+_QUEUE = 1 << 16
+"""Messages that may wait for us: none is to be missed."""
 Say = Callable[[float, str], None]
 
 
@@ -100,12 +102,13 @@ def run(
             source={"kind": "dectris2"},
             corrector={"backend": backend},
             batch={"size": batch, "max_delay_ms": max_delay_ms},
+            stream={"high_water": _QUEUE},
             log={"level": "warning"},
         ) as service:
             engine = str(service.status()["engine"])
             report = Report(machine.describe(), engine, frame_shape, batch)
             topics = ("acquisition_start", "acquisition_end", "telemetry")
-            with Subscriber(service.stream, topics, timeout=_SILENCE_S, queue=1 << 16) as listener:
+            with Subscriber(service.stream, topics, timeout=_SILENCE_S, queue=_QUEUE) as listener:
                 stream = _Stream(service, listener, folder)
                 say(0.0, "the full rate")
                 stream.send(8 * batch)
@@ -115,7 +118,7 @@ def run(
                     rate = load * report.full_rate
                     say((number + 1) / (len(loads) + 1), f"{load:.0%} of {report.full_rate:,.0f}/s")
                     # The service looks back so many frames: those of the stream before are to go.
-                    arrived, windows = stream.send(WINDOW + int(rate * seconds), rate)
+                    arrived, windows = stream.send(WINDOW + max(batch, int(rate * seconds)), rate)
                     p50, p99 = np.median(windows, axis=0).tolist()
                     worst = float(windows[:, 1].max())
                     report.loads.append(Measured(load, rate, arrived, p50, p99, worst))
