@@ -12,7 +12,7 @@ from prenet4d_server.errors import FileError
 from prenet4d_server.files import open_scan
 from prenet4d_server.service import Service
 
-from .live import listening, settings, until
+from .live import settings, until
 from .test_files import check, scan_of
 from .test_recorder import SCAN, H, W, patterns_of, whole_scan, write
 
@@ -83,8 +83,9 @@ def test_a_recording_is_replayed_through_the_service(tmp_path: Path, name: str) 
     patterns[3, 2, 5] = -0.25  # as interpolation leaves it beside a bright pixel
     path = tmp_path / name
     write(path, whole_scan(patterns), fill="nan")
-    source = {"kind": "replay", "path": path, "rate": 500}
-    with Service(settings(source=source)) as service, listening(service) as listener:
-        end = listener.wait_for("acquisition_end")
-        until(lambda: service.status().acquisition is None)
-    assert end.counters.corrected == 20
+    source = {"kind": "replay", "path": path}
+    with Service(settings(source=source)) as service:
+        until(lambda: service.status().counters.received == 20)
+        until(lambda: service.status().counters.in_flight == 0)
+        counters = service.status().counters
+    assert (counters.corrected, counters.rejected) == (20, 0)
