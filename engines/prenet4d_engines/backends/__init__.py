@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 
 from prenet4d_engines.backends.base import Backend
+from prenet4d_engines.backends.tensorrt.flavors import cuda_fault
 from prenet4d_engines.backends.torch_backend import Precision, TorchBackend
 from prenet4d_engines.errors import BackendError
 
@@ -37,7 +38,10 @@ def select(
         BackendError: there is no such backend, or it does not run here.
     """
     if name == "torch":
-        return TorchBackend(precision, threads=threads)
+        backend = TorchBackend(precision, threads=threads)
+        if torch.version.cuda is not None and backend.device.type == "cpu":
+            backend.description += f" {cuda_fault()}"
+        return backend
     if name not in ("auto", "tensorrt"):
         raise BackendError(f"There is no backend {name!r}; choose auto, tensorrt or torch.")
     from prenet4d_engines.backends.tensorrt.backend import TensorRTBackend

@@ -136,6 +136,29 @@ class TestOnAGpu:
         assert backend.denoise(torch.zeros(2, 4, 64, 64).cuda()).shape == (2, 1, 64, 64)
         assert "There is no engine for denoise" in caplog.text
 
+    def test_an_engine_that_does_not_start_gives_way_to_torch(self, built, monkeypatch, caplog):
+        backend = select("tensorrt", engines=built[0])
+        x = torch.randn(3, 4, 128, 128, generator=torch.Generator().manual_seed(0)).cuda()
+        wanted = backend.denoise(x)
+
+        def refuse(engine):
+            raise engine._failed("it could not be started")
+
+        monkeypatch.setattr(Engine, "_run", refuse)
+        found = backend.denoise(x)
+        assert "could not be started" in caplog.text
+        assert "From now on torch runs it" in caplog.text
+        torch.testing.assert_close(found, wanted, atol=0.05, rtol=0.02)
+
+    def test_engines_become_part_of_the_correctors_graphs(self, built, caplog):
+        frames = np.random.default_rng(0).poisson(2, (16, 128, 128)).astype(np.uint16)
+        corrector = Corrector((128, 128), backend=select("tensorrt", engines=built[0]))
+        for number in range(6):
+            corrector.submit(frames, 16 * number + np.arange(16))
+        assert len(corrector.finish()) == 2
+        if flavors.load().flavor == "tensorrt":  # TensorRT for RTX records graphs itself
+            assert "Without a CUDA graph" not in caplog.text
+
     def test_an_altered_engine_is_not_loaded(self, built, tmp_path):
         folder = tmp_path / "engines"
         for made in make((64, 64), flavors.load(), EngineCache(folder), batches=(1,)):
