@@ -79,6 +79,7 @@ class CudaLanes:
                 raise
             except (RuntimeError, BackendError) as error:
                 _log.warning("Without a CUDA graph, which is slower: %s", error)
+                self._pool = torch.cuda.graph_pool_handle()
                 return self._in_order(work)
 
         def replay() -> Tensor:
@@ -118,6 +119,8 @@ class CudaLanes:
     def settle(self) -> None:
         """Wait for the device, and give memory that torch keeps back to it."""
         torch.cuda.synchronize(self.device)
+        # a pool whose graphs are all gone must not be used again
+        self._pool = torch.cuda.graph_pool_handle()
         with torch.cuda.device(self.device):
             torch.cuda.empty_cache()
 

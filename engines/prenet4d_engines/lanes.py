@@ -73,7 +73,10 @@ class Lanes(Protocol):
         ...
 
     def settle(self) -> None:
-        """Wait until nothing is under way any more, and let go of unused memory."""
+        """Wait until nothing is under way any more, and let go of unused memory.
+
+        Whatever was recorded and is not used any more is forgotten by now.
+        """
         ...
 
 

@@ -221,6 +221,7 @@ class Station:
         if (camera, dtype) != self._kind:  # another detector: its slots are of no use any more
             self._kind = camera, dtype
             self._free.clear()
+            self.lanes.settle()
         self._asked = self.lanes.bucket(n)
         if free := self._free.get(self._asked):
             return free.pop()
