@@ -26,7 +26,7 @@ GOAL = 0.95
 """Of the rate that is to be left with all pages open."""
 _SETTLE_S = 5.0
 """After the start, and after pages were opened or closed; short measurements settle shorter."""
-_OPEN_TIMEOUT_S = 120.0
+_OPEN_TIMEOUT_S = 240.0
 _TO_SIGMA = 1.4826  # of a Gaussian's median absolute deviation
 
 

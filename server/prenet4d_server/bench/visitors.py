@@ -19,27 +19,28 @@ _OPEN_TIMEOUT_S = 60.0
 
 async def visit(url: str, opened: asyncio.Event) -> None:
     """Open the page and take what comes, for ever."""
-    answer = await AsyncHTTPClient().fetch(url, request_timeout=_OPEN_TIMEOUT_S)
+    patience = {"connect_timeout": _OPEN_TIMEOUT_S, "request_timeout": _OPEN_TIMEOUT_S}
+    answer = await AsyncHTTPClient().fetch(url, **patience)
     token = answer.body.decode().split('"token":"')[1].split('"')[0]
     request = HTTPRequest(
         url.replace("http:", "ws:") + "/ws",
         headers={"Origin": url, "Sec-WebSocket-Protocol": f"bokeh, {token}"},
-        request_timeout=_OPEN_TIMEOUT_S,
+        **patience,
     )
     connection = await websocket_connect(request, compression_options={}, max_message_size=1 << 28)
     while await connection.read_message() is not None:
         opened.set()
-    raise SystemExit("The page's server has closed the connection.")
+    raise ConnectionError("The page's server has closed the connection.")
 
 
 async def main(url: str, count: int) -> None:
-    """Open so many pages, and keep them open."""
-    opened = [asyncio.Event() for _ in range(count)]
-    visitors = asyncio.gather(*(visit(url, event) for event in opened))
-    ready = asyncio.gather(*(event.wait() for event in opened))
-    await asyncio.wait((ready, visitors), return_when=asyncio.FIRST_COMPLETED)
-    print("ready", flush=True)
-    await visitors
+    """Open so many pages, one after the other as people do, and keep them open."""
+    async with asyncio.TaskGroup() as visitors:
+        for _ in range(count):
+            opened = asyncio.Event()
+            visitors.create_task(visit(url, opened))
+            await opened.wait()
+        print("ready", flush=True)
 
 
 if __name__ == "__main__":

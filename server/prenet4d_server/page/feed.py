@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
 from collections import deque
@@ -97,8 +98,10 @@ class Feed:
         """How many the calibration needs."""
         self.scan: Scan | None = None
         self.running = False
-        self.first_center: npt.NDArray[np.float64] | None = None
-        """The center, [cy, cx], that the scan began with."""
+        self.moved = math.nan
+        """How far the center is from where it was in the first line, at the same column, in pixels:
+        the descan along a line is no move. NaN where that is not known."""
+        self._first_line: npt.NDArray[np.float64] = np.empty((0, 2))
         self.history = History()
         self.missed = 0
         """Messages that came too fast for the page."""
@@ -212,12 +215,12 @@ class Feed:
             start.time,
         )
         self.running = True
-        self.first_center = None
+        self._first_line = np.empty((0, 2))
 
     def _take_telemetry(self, telemetry: Message) -> None:
         if self.scan is None or self.scan.acquisition_id != telemetry.acquisition_id:
             # The page came after the start.
-            self.first_center = None
+            self._first_line = np.empty((0, 2))
             self.running = True
             status = self.status
             self.scan = Scan(
@@ -228,10 +231,21 @@ class Feed:
                 telemetry.expected_frames,
                 telemetry.time,
             )
-        if self.first_center is None and np.isfinite(telemetry.tracked).any():
-            self.first_center = np.nanmedian(telemetry.tracked, axis=0).astype(np.float64)
+        self.moved = self._compare(telemetry)
         self.telemetry = telemetry
         self.history.add(telemetry)
+
+    def _compare(self, telemetry: Message) -> float:
+        """How far the last frame's center is from the first line's, which it may belong to."""
+        if not len(telemetry.tracked):
+            return self.moved
+        if not len(self._first_line):
+            nx = telemetry.scan_shape[1] if telemetry.scan_shape else 1
+            self._first_line = np.full((nx, 2), math.nan)
+        columns = telemetry.indices % len(self._first_line)
+        new = np.isnan(self._first_line[columns]).any(axis=1)
+        self._first_line[columns[new]] = telemetry.tracked[new]
+        return float(np.hypot(*(telemetry.tracked[-1] - self._first_line[columns[-1]])))
 
     def _listen(self) -> None:
         with Subscriber(

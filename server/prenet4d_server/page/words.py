@@ -114,14 +114,6 @@ def state(feed: Feed) -> str:
     return _figure("Calibration", name, below, kind=kind)
 
 
-def drift(feed: Feed) -> float:
-    """How far the center is from where the scan began, in pixels; NaN where it is not known."""
-    telemetry, first = feed.telemetry, feed.first_center
-    if telemetry is None or first is None or not len(telemetry.tracked):
-        return math.nan
-    return float(np.hypot(*(telemetry.tracked[-1] - first)))
-
-
 def center(feed: Feed) -> str:
     """Where the beam is, and how far it has moved."""
     telemetry = feed.telemetry
@@ -130,11 +122,10 @@ def center(feed: Feed) -> str:
     (y, x), sigma = telemetry.tracked[-1], telemetry.tracked_sigma[-1]
     one_sigma = float(np.sqrt(np.mean(np.square(sigma))))
     known = f"± {number(one_sigma, 2)} px" if math.isfinite(one_sigma) else "not measured"
-    moved = drift(feed)
     return _figure(
         "Beam center y, x",
         f"{number(float(y), 1)}, {number(float(x), 1)}",
-        f"{known} · moved <b>{number(moved, 1)} px</b> since the start",
+        f"{known} · moved <b>{number(feed.moved, 1)} px</b> since the start",
         "px",
     )
 

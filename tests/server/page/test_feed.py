@@ -96,9 +96,20 @@ def test_the_last_of_everything_is_kept_and_events_roll_over(feed):
     feed.take(telemetry(1001.0))
     assert feed.running
     assert feed.scan.detector == "<camera>"
-    assert feed.first_center.tolist() == [3.0, 3.0]
-    feed.take(start("another"))
-    assert feed.first_center is None
+
+
+def test_the_descan_along_a_line_is_no_move_since_the_start(feed):
+    along = np.array([[7.0, 7.0], [7.0, 9.0], [7.0, 11.0], [7.0, 13.0]], np.float32)
+    feed.take(telemetry(1000.0, tracked=along, scan_shape=(5, 4)))
+    assert feed.moved == 0
+    moved = along + np.array([3, 4], np.float32)
+    feed.take(telemetry(1001.0, tracked=moved, scan_shape=(5, 4)))
+    assert feed.moved == pytest.approx(5)
+    without_lines = {"scan_shape": None, "acquisition_id": "another"}
+    feed.take(telemetry(1002.0, tracked=along, **without_lines))
+    assert feed.moved == 0
+    feed.take(telemetry(1003.0, frames=2, tracked=along[:2], **without_lines))
+    assert feed.moved == pytest.approx(4)
 
 
 def test_who_comes_after_the_start_knows_the_scan_all_the_same(feed):
