@@ -32,8 +32,7 @@ def overlapped(frames, stations, sizes=BATCHES, **changes):
     return batches + corrector.finish()
 
 
-@pytest.mark.parametrize("stations", [1, 2, 3])
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("stations", "masked"), [(1, True), (1, False), (3, True)])
 def test_overlapped_batches_come_out_as_one_by_one(stations, masked):
     mask = np.ones(SHAPE, bool)
     mask[20:22] = not masked
@@ -44,7 +43,7 @@ def test_overlapped_batches_come_out_as_one_by_one(stations, masked):
     assert_same(overlapped(frames, queued(stations), **changes), wanted)
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.float32, ">u2"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint32, np.float32, ">u2"])
 def test_frames_of_every_type(dtype):
     frames = np.minimum(rings(), 255).astype(dtype)
     assert_same(overlapped(frames, queued()), one_by_one(frames))
@@ -135,7 +134,7 @@ def test_commands_between_batches_that_are_under_way():
     assert len(corrector.finish()) == 2
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(st.data())
 def test_both_ways_to_add_up_recentered_images_agree(data):
     n, h, w = (data.draw(st.integers(1, most)) for most in (4, 20, 20))
