@@ -19,13 +19,14 @@ _OPEN_TIMEOUT_S = 60.0
 
 async def visit(url: str, opened: asyncio.Event) -> None:
     """Open the page and take what comes, for ever."""
-    patience = {"connect_timeout": _OPEN_TIMEOUT_S, "request_timeout": _OPEN_TIMEOUT_S}
-    answer = await AsyncHTTPClient().fetch(url, **patience)
+    page = HTTPRequest(url, connect_timeout=_OPEN_TIMEOUT_S, request_timeout=_OPEN_TIMEOUT_S)
+    answer = await AsyncHTTPClient().fetch(page)
     token = answer.body.decode().split('"token":"')[1].split('"')[0]
     request = HTTPRequest(
         url.replace("http:", "ws:") + "/ws",
         headers={"Origin": url, "Sec-WebSocket-Protocol": f"bokeh, {token}"},
-        **patience,
+        connect_timeout=_OPEN_TIMEOUT_S,
+        request_timeout=_OPEN_TIMEOUT_S,
     )
     connection = await websocket_connect(request, compression_options={}, max_message_size=1 << 28)
     while await connection.read_message() is not None:
