@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -80,12 +81,13 @@ class Results:
 
     def tell_state(self, result: CorrectedBatch, acquisition_id: str) -> None:
         """Say where the calibration stands now."""
-        state = "under way" if result.state == "calibrating" else result.state
+        ellipticity = result.ellipticity
+        found = f"{result.state}: ratio {ellipticity.ratio:.4f}, long axis at "
+        found += f"{math.degrees(ellipticity.theta):.1f}°"
         self._publisher.event(
             "warning" if result.state == "lost" else "info",
             f"calibration_{result.state}",
-            f"The calibration is {state}: ratio {result.ellipticity.ratio:.5f}, "
-            f"theta {result.ellipticity.theta:.4f} rad.",
+            f"The calibration is {'under way' if result.state == 'calibrating' else found}.",
             acquisition_id,
         )
 
