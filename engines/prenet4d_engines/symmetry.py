@@ -29,7 +29,7 @@ _BLUR: Final = 1.0
 """Sigma in bins of the Gaussian that single electrons are smoothed with."""
 # The power law sigma = exp(a) counting^b network^c asymmetry^d, fitted on training materials by
 # `prenet4d_engines.train.sigmas.fit_refined`: again whenever the center network's weights change.
-_SIGMA: Final = (0.285, 0.014, 0.855, 0.3)
+_SIGMA: Final = (0.453, 0.104, 0.842, 0.276)
 
 
 @dataclass(frozen=True)
