@@ -442,12 +442,12 @@ def test_an_hour_s_curves_do_not_grow_the_browser_s_memory(chromium):
 
         try:
             address = ServiceAddress(stream=f"tcp://127.0.0.1:{port}", control="tcp://127.0.0.1:9")
-            page_process.start(PageSettings(service=address, updates_per_second=10))
+            page_process.start(PageSettings(service=address, updates_per_second=4))
             with opened(chromium, url) as page:
                 page.until(lambda: say(2) or len(page.read("traces", "time")) > 10)
-                page.until(lambda: say(400) or len(page.read("traces", "time")) >= ROWS)
+                page.until(lambda: say(900) or len(page.read("traces", "time")) >= ROWS)
                 before, first = heap(page), page.read("traces", "time")[0]
-                page.until(lambda: say(400) or page.read("traces", "time")[0] > first + ROWS * 1e3)
+                page.until(lambda: say(900) or page.read("traces", "time")[0] > first + ROWS * 1e3)
                 assert len(page.read("traces", "time")) == ROWS
                 assert heap(page) < 1.25 * before
                 assert page.wrong == []
