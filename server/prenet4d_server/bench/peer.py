@@ -174,7 +174,8 @@ def frames_per_second(
     result = folder / "peer.json"
     with Simulator(python, dump, folder / "peer-simulator.log") as simulator:
         numbers = (simulator.rest, simulator.stream, *scan, size, runs)
-        arguments = (str(_SCRIPT), *(str(number) for number in numbers), str(result))
+        # Isolated: modules beside the script must not stand in for those of their names.
+        arguments = ("-I", str(_SCRIPT), *(str(number) for number in numbers), str(result))
         with Child("LiberTEM-live", *arguments, log=folder / "peer.log", python=python) as child:
             child.wait(timeout=120)
     rates: list[float] = json.loads(result.read_text())
