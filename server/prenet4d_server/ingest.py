@@ -263,7 +263,8 @@ class Ingest:
     def _listen(self, timeout_s: float) -> None:
         """The main process says one thing only, stop; or it is gone."""
         try:
-            while self._pipe.poll(timeout_s):
+            # Connection.poll would take as long as receiving several frames.
+            while wait_readable([self._pipe.fileno()], timeout_s):
                 self._pipe.recv_bytes()
                 self._stopping = True
         except (EOFError, OSError):

@@ -53,7 +53,7 @@ class NativeSource(ZmqSource):
 
     name = "native"
     copies = False
-    bite = 1 << 20  # copied into the ring while it is still in the processor's cache
+    bite = 2 << 20  # copied into the ring while it is still in the processor's cache
 
     def __init__(
         self,

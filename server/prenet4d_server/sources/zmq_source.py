@@ -78,24 +78,26 @@ class ZmqSource(ABC):
     def poll(self, timeout_s: float, busy: Busy = idle) -> Sequence[SourceEvent]:
         """Return what came, in order; see ``Source.poll``."""
         events = EventList()
-        if not self._socket.poll(round(timeout_s * 1000)) and not busy():
-            return []
-        received = 0
-        for _ in range(_MESSAGES_PER_POLL):
+        received = messages = 0
+        waited = False
+        while messages < _MESSAGES_PER_POLL and received < self.bite:
             try:
                 parts = self._receive()
             except zmq.Again:
-                if not busy():
+                if busy():
+                    self._socket.poll(_GATHER_MS)
+                elif messages or waited:
                     break
-                self._socket.poll(_GATHER_MS)
+                else:
+                    self._socket.poll(round(timeout_s * 1000))
+                    waited = True
                 continue
+            messages += 1
             received += sum(map(len, parts))
             try:
                 self._read(parts, events)
             except ServiceError as error:
                 events.add_error(error)
-            if received >= self.bite:
-                break
         return events.take()
 
     def _receive(self) -> list[Buffer]:
