@@ -6,14 +6,13 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 
 from tornado.httpclient import AsyncHTTPClient, HTTPRequest
 from tornado.websocket import websocket_connect
 
-NICENESS = 19
-"""Browsers run on other machines: the measured one must not pay for these."""
+from prenet4d_server.priority import run_when_idle
+
 _OPEN_TIMEOUT_S = 60.0
 
 
@@ -45,5 +44,5 @@ async def main(url: str, count: int) -> None:
 
 
 if __name__ == "__main__":
-    os.nice(NICENESS)
+    run_when_idle()  # browsers run on other machines: the measured one must not pay for these
     asyncio.run(main(sys.argv[1], int(sys.argv[2])))

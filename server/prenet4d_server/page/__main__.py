@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
 import socket
 import sys
@@ -19,9 +18,7 @@ from prenet4d_server import logs
 from prenet4d_server.page.feed import Feed
 from prenet4d_server.page.settings import PageSettings
 from prenet4d_server.page.web import server
-
-NICENESS = 10
-"""The page must never take time from the pipeline."""
+from prenet4d_server.priority import run_when_idle
 
 
 def serve_page(settings: PageSettings, listening: socket.socket, stop: threading.Event) -> None:
@@ -65,7 +62,7 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 def main() -> None:
     """Read the settings from standard input, and serve on the socket that was handed over."""
-    os.nice(NICENESS)
+    run_when_idle()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     told = open(sys.stdin.fileno(), "rb", buffering=0, closefd=False)  # noqa: SIM115
     settings = PageSettings.model_validate_json(told.readline())
