@@ -77,8 +77,9 @@ class Actions:
         )
         recording = status.recording
         runs = recording is not None and recording.state in ("starting", "recording")
+        label = "Stop recording" if runs else "Start recording"
         self.record.update(
-            label="Stop recording" if runs else "Start recording",
+            label="No folder to record in" if recording is None else label,
             button_type="danger" if runs else "default",
             disabled=not self._operator or recording is None,
         )
