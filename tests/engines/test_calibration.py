@@ -24,6 +24,13 @@ fits = st.builds(
     residual=st.tuples(st.floats(0, 1), st.floats(0, 1)),
     outliers=st.floats(0, 1),
 )
+
+
+def _happens_once(date: datetime) -> bool:
+    """Python holds a time in a change of the clocks for unlike the same time in another zone."""
+    return date.replace(fold=0).utcoffset() == date.replace(fold=1).utcoffset()
+
+
 calibrations = st.builds(
     Calibration,
     ratio=st.floats(1, 2),
@@ -37,7 +44,7 @@ calibrations = st.builds(
     how=st.text(max_size=40),
     date=st.datetimes(
         datetime(1900, 1, 1), timezones=st.timezones() | st.just(timezone(timedelta(hours=5)))
-    ),
+    ).filter(_happens_once),
     descan=st.none() | fits,
 )
 

@@ -66,9 +66,9 @@ def sparkline(values: Sequence[float], width: int = 24) -> str:
     if not shown:
         return ""
     low, high = min(shown), max(shown)
-    span = (high - low) or 1.0
+    span = (high / 2 - low / 2) or 1.0  # halves: the difference itself may overflow
     top = len(_BARS) - 1
-    return "".join(_BARS[round((value - low) / span * top)] for value in shown)
+    return "".join(_BARS[round((value / 2 - low / 2) / span * top)] for value in shown)
 
 
 def line(telemetry: Any) -> str:
