@@ -35,7 +35,7 @@ calibrations = st.builds(
     detector=st.text(max_size=20),
     patterns=st.integers(0, 10**9),
     how=st.text(max_size=40),
-    # Fixed offsets: Python holds a time in a change of the clocks for unlike the same one elsewhere.
+    # Fixed offsets: Python holds a time in a change of the clocks for unlike the same elsewhere.
     date=st.datetimes(
         datetime(1900, 1, 1),
         timezones=st.integers(-12, 14).map(lambda hours: timezone(timedelta(hours=hours))),
