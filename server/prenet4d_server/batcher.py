@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from prenet4d_server.config import BatchSettings
-from prenet4d_server.inlet import Inlet
-from prenet4d_server.notices import Ended, Started
-from prenet4d_server.ring import Pixels, Slots, wait_readable
+from prenet4d_server.ingest.inlet import Inlet
+from prenet4d_server.ingest.notices import Ended, Started
+from prenet4d_server.ingest.ring import Pixels, Slots, wait_readable
 from prenet4d_server.sources.base import Indices
 
 

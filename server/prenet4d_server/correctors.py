@@ -19,7 +19,7 @@ from prenet4d_engines.errors import BackendError, EngineError
 from prenet4d_engines.virtual import DetectorRadii
 from prenet4d_server.config import CorrectorSettings
 from prenet4d_server.errors import CommandFailed
-from prenet4d_server.notices import Started
+from prenet4d_server.ingest.notices import Started
 
 if TYPE_CHECKING:
     from prenet4d_engines.corrector import Corrector

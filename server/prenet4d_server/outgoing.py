@@ -12,7 +12,7 @@ from prenet4d_client import messages
 from prenet4d_client.messages import Counters, Ellipticity, Latencies
 from prenet4d_client.wire import Array
 from prenet4d_engines.batch import CorrectedBatch
-from prenet4d_server.notices import Ended, Started
+from prenet4d_server.ingest.notices import Ended, Started
 
 Outgoing: TypeAlias = tuple[messages.Header, Mapping[str, Array] | None]
 """A header without publisher and sequence, and its arrays, which must not change any more.

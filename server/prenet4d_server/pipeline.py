@@ -26,12 +26,12 @@ from prenet4d_server.correctors import Correction, CorrectorMaker
 from prenet4d_server.counters import Ledger
 from prenet4d_server.errands import Errands
 from prenet4d_server.errors import CommandFailed, IngestDied, ServiceError
-from prenet4d_server.inlet import Inlet
+from prenet4d_server.ingest.inlet import Inlet
+from prenet4d_server.ingest.notices import Ended, Remark, Started
+from prenet4d_server.ingest.remarks import Remarks
 from prenet4d_server.mapping import Mapper
 from prenet4d_server.meters import Meters
-from prenet4d_server.notices import Ended, Remark, Started
 from prenet4d_server.publisher import Publisher
-from prenet4d_server.remarks import Remarks
 from prenet4d_server.results import Results
 
 STEP_S = 0.2

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from prenet4d_client.messages import Event
 from prenet4d_server.config import LogSettings, RecordingSettings
 from prenet4d_server.errors import CommandFailed
-from prenet4d_server.notices import Level
+from prenet4d_server.ingest.notices import Level
 from prenet4d_server.recorder_process import Order, Report
 from prenet4d_server.sockets import within_reach
 from prenet4d_server.status import RecordingState, RecordingStatus

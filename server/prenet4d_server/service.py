@@ -25,9 +25,9 @@ from prenet4d_server.config import Settings
 from prenet4d_server.control import Control
 from prenet4d_server.correctors import load_correctors
 from prenet4d_server.errors import ConfigError, ServiceError
-from prenet4d_server.inlet import Inlet
+from prenet4d_server.ingest.inlet import Inlet
+from prenet4d_server.ingest.notices import Remark
 from prenet4d_server.meters import Meters
-from prenet4d_server.notices import Remark
 from prenet4d_server.operator_token import OperatorToken
 from prenet4d_server.page.settings import PageSettings, ServiceAddress
 from prenet4d_server.page_process import PageProcess, listen

@@ -16,7 +16,7 @@ from prenet4d_engines.identity import IdentityCorrector
 from prenet4d_server.alarms import Alarms, Facts
 from prenet4d_server.cli import app
 from prenet4d_server.config import AlarmSettings
-from prenet4d_server.notices import Started
+from prenet4d_server.ingest.notices import Started
 from prenet4d_server.service import Service
 
 from .live import TIMEOUT_S, frames, listening, sender, settings, until

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from prenet4d_client import FrameSender
 from prenet4d_server.batcher import Batch, Batcher
 from prenet4d_server.config import BatchSettings
-from prenet4d_server.inlet import Inlet
-from prenet4d_server.notices import Ended, Started
+from prenet4d_server.ingest.inlet import Inlet
+from prenet4d_server.ingest.notices import Ended, Started
 
 from .live import frames, settings
 

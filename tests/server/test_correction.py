@@ -125,7 +125,7 @@ def test_a_calibration_is_used_in_this_scan_and_the_next_until_it_is_forgotten(s
         assert telemetry.ellipticity.ratio == 1.0
 
 
-@pytest.mark.parametrize("module", ["prenet4d_server.ingest", "prenet4d_server.service"])
+@pytest.mark.parametrize("module", ["prenet4d_server.ingest.process", "prenet4d_server.service"])
 def test_torch_is_imported_only_where_something_is_corrected(module):
     code = f"import {module}, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

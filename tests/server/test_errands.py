@@ -7,7 +7,7 @@ import pytest
 from prenet4d_engines.errors import EngineError
 from prenet4d_server.errands import Errands
 from prenet4d_server.errors import CommandFailed
-from prenet4d_server.ring import wait_readable
+from prenet4d_server.ingest.ring import wait_readable
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prenet4d_server.errors import ConfigError
-from prenet4d_server.ring import RingReader, RingWriter, wait_readable
+from prenet4d_server.ingest.ring import RingReader, RingWriter, wait_readable
 
 SHAPE = (8, 8)
 DTYPE = np.dtype("uint16")

@@ -12,7 +12,7 @@ from prenet4d_server.errors import (
     SequenceError,
     UnknownAcquisition,
 )
-from prenet4d_server.intake import MAX_FRAMES, Intake
+from prenet4d_server.ingest.intake import MAX_FRAMES, Intake
 from prenet4d_server.sources.base import AcquisitionEnd, AcquisitionStart
 
 

@@ -20,9 +20,9 @@ from multiprocessing.connection import Connection
 from prenet4d_server import errors
 from prenet4d_server.config import Settings
 from prenet4d_server.errors import IngestDied, ServiceError
-from prenet4d_server.ingest import introduction
-from prenet4d_server.notices import Ended, Failed, Notice, Ready, Remark, Started, unpack
-from prenet4d_server.ring import RingReader, wait_readable
+from prenet4d_server.ingest.notices import Ended, Failed, Notice, Ready, Remark, Started, unpack
+from prenet4d_server.ingest.process import introduction
+from prenet4d_server.ingest.ring import RingReader, wait_readable
 
 START_TIMEOUT_S = 60.0
 RESTART_PAUSE_S = 2.0
@@ -130,7 +130,7 @@ class Inlet:
         handle = self.ring.handle()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "prenet4d_server.ingest", str(theirs.fileno())],
+                [sys.executable, "-m", "prenet4d_server.ingest.process", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(), handle.memory, handle.committed, handle.freed),
                 process_group=0,  # Ctrl-C is for the main process, which then says stop

@@ -1,7 +1,7 @@
 """The ingest process: detector in, frames in the ring out.
 
-It runs as ``python -m prenet4d_server.ingest PIPE`` beside the main process, which hands it its
-settings over the pipe, and the ring as open file descriptors. A process of its own, because the
+It runs as ``python -m prenet4d_server.ingest.process PIPE`` beside the main process, which hands it
+its settings over the pipe, and the ring as open file descriptors. A process of its own, because the
 corrector's pauses must not stall the receiving of frames, nor the decoding of frames the corrector.
 It imports no torch. When the pipe closes, whatever became of the main process, it ends.
 """
@@ -22,13 +22,22 @@ import numpy as np
 
 from prenet4d_server import logs
 from prenet4d_server.config import Settings, SourceSettings
-from prenet4d_server.decoder import Decoder, Decoding
 from prenet4d_server.errors import BadStart, SequenceError, ServiceError
-from prenet4d_server.intake import Closed, Intake
+from prenet4d_server.ingest.decoder import Decoder, Decoding
+from prenet4d_server.ingest.intake import Closed, Intake
+from prenet4d_server.ingest.notices import (
+    Ended,
+    Failed,
+    Notice,
+    Ready,
+    Remark,
+    Started,
+    pack,
+    unpack,
+)
+from prenet4d_server.ingest.remarks import Remarks
+from prenet4d_server.ingest.ring import Layout, RingHandle, RingWriter, Slots, wait_readable
 from prenet4d_server.memory import keep_freed_memory
-from prenet4d_server.notices import Ended, Failed, Notice, Ready, Remark, Started, pack, unpack
-from prenet4d_server.remarks import Remarks
-from prenet4d_server.ring import Layout, RingHandle, RingWriter, Slots, wait_readable
 from prenet4d_server.sockets import KeyPair, load_keys
 from prenet4d_server.sources import compression
 from prenet4d_server.sources.base import (

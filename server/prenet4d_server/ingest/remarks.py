@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from prenet4d_server.notices import Remark
+from prenet4d_server.ingest.notices import Remark
 
 
 @dataclass(slots=True)

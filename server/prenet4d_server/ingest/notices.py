@@ -13,7 +13,7 @@ import msgpack
 import numpy as np
 import numpy.typing as npt
 
-from prenet4d_server.ring import Layout
+from prenet4d_server.ingest.ring import Layout
 
 Level = Literal["info", "warning", "error"]
 Details: TypeAlias = dict[str, str | int | float | bool | None]

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prenet4d_server.decoder import Decoder
 from prenet4d_server.errors import BadCounts, CorruptFrame
-from prenet4d_server.notices import Ended, Failed, Ready, Remark, Started, pack, unpack
-from prenet4d_server.remarks import Remarks
+from prenet4d_server.ingest.decoder import Decoder
+from prenet4d_server.ingest.notices import Ended, Failed, Ready, Remark, Started, pack, unpack
+from prenet4d_server.ingest.remarks import Remarks
 
 
 class Block:
