@@ -23,7 +23,8 @@ from prenet4d_server.alarms import Alarms, Facts
 from prenet4d_server.commands import Commands
 from prenet4d_server.config import Settings
 from prenet4d_server.control import Control
-from prenet4d_server.correctors import load_correctors
+from prenet4d_server.correction.correctors import load_correctors
+from prenet4d_server.correction.pipeline import Pipeline
 from prenet4d_server.errors import ConfigError, ServiceError
 from prenet4d_server.ingest.inlet import Inlet
 from prenet4d_server.ingest.notices import Remark
@@ -31,7 +32,6 @@ from prenet4d_server.meters import Meters
 from prenet4d_server.operator_token import OperatorToken
 from prenet4d_server.page.settings import PageSettings, ServiceAddress
 from prenet4d_server.page_process import PageProcess, listen
-from prenet4d_server.pipeline import Pipeline
 from prenet4d_server.provenance import provenance
 from prenet4d_server.publisher import Publisher
 from prenet4d_server.recordings import Recordings

@@ -7,7 +7,7 @@ from queued import QueuedLanes
 
 from prenet4d_server import Service
 
-from .live import balanced, listening, sender, settings, until
+from ..live import balanced, listening, sender, settings, until
 from .test_correction import SHAPE, disks
 
 FAULT = torch.AcceleratorError("CUDA error: unspecified launch failure")

@@ -20,19 +20,19 @@ from prenet4d_client.messages import Counters, State
 from prenet4d_engines.batch import CorrectedBatch, Outcome
 from prenet4d_engines.errors import EngineError
 from prenet4d_server import outgoing
-from prenet4d_server.batcher import Batch, Batcher
 from prenet4d_server.config import Settings
-from prenet4d_server.correctors import Correction, CorrectorMaker
+from prenet4d_server.correction.batcher import Batch, Batcher
+from prenet4d_server.correction.correctors import Correction, CorrectorMaker
+from prenet4d_server.correction.errands import Errands
+from prenet4d_server.correction.mapping import Mapper
+from prenet4d_server.correction.results import Results
 from prenet4d_server.counters import Ledger
-from prenet4d_server.errands import Errands
 from prenet4d_server.errors import CommandFailed, IngestDied, ServiceError
 from prenet4d_server.ingest.inlet import Inlet
 from prenet4d_server.ingest.notices import Ended, Remark, Started
 from prenet4d_server.ingest.remarks import Remarks
-from prenet4d_server.mapping import Mapper
 from prenet4d_server.meters import Meters
 from prenet4d_server.publisher import Publisher
-from prenet4d_server.results import Results
 
 STEP_S = 0.2
 # What a corrector may raise for one batch: our own errors, and those of torch and the memory.

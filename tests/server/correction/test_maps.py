@@ -6,7 +6,7 @@ import pytest
 from prenet4d_client import CommandRefused, ControlClient, ScanMaps
 from prenet4d_server.service import Service
 
-from .live import TIMEOUT_S, frames, listening, sender, settings, until
+from ..live import TIMEOUT_S, frames, listening, sender, settings, until
 
 FRAME = (16, 24)
 SCAN = (5, 8)

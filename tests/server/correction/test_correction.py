@@ -10,7 +10,7 @@ from prenet4d_client import ControlClient
 from prenet4d_client.messages import FrameFlag
 from prenet4d_server.service import Service
 
-from .live import balanced, listening, sender, settings, subscriber
+from ..live import balanced, listening, sender, settings, subscriber
 
 SHAPE = (64, 64)
 

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from prenet4d_engines.errors import EngineError
-from prenet4d_server.errands import Errands
+from prenet4d_server.correction.errands import Errands
 from prenet4d_server.errors import CommandFailed
 from prenet4d_server.ingest.ring import wait_readable
 

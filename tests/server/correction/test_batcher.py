@@ -10,12 +10,12 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from prenet4d_client import FrameSender
-from prenet4d_server.batcher import Batch, Batcher
 from prenet4d_server.config import BatchSettings
+from prenet4d_server.correction.batcher import Batch, Batcher
 from prenet4d_server.ingest.inlet import Inlet
 from prenet4d_server.ingest.notices import Ended, Started
 
-from .live import frames, settings
+from ..live import frames, settings
 
 
 @contextmanager
