@@ -32,8 +32,8 @@ from prenet4d_server.meters import Meters
 from prenet4d_server.operator_token import OperatorToken
 from prenet4d_server.page.settings import PageSettings, ServiceAddress
 from prenet4d_server.page_process import PageProcess, listen
-from prenet4d_server.provenance import provenance
-from prenet4d_server.publisher import Publisher
+from prenet4d_server.publishing.provenance import provenance
+from prenet4d_server.publishing.publisher import Publisher
 from prenet4d_server.recordings import Recordings
 from prenet4d_server.sockets import KeyPair, knowing_clients, load_keys, within_reach
 from prenet4d_server.status import AcquisitionStatus, SourceStatus, Status

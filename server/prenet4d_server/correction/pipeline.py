@@ -19,7 +19,6 @@ from prenet4d_client import messages
 from prenet4d_client.messages import Counters, State
 from prenet4d_engines.batch import CorrectedBatch, Outcome
 from prenet4d_engines.errors import EngineError
-from prenet4d_server import outgoing
 from prenet4d_server.config import Settings
 from prenet4d_server.correction.batcher import Batch, Batcher
 from prenet4d_server.correction.correctors import Correction, CorrectorMaker
@@ -32,7 +31,8 @@ from prenet4d_server.ingest.inlet import Inlet
 from prenet4d_server.ingest.notices import Ended, Remark, Started
 from prenet4d_server.ingest.remarks import Remarks
 from prenet4d_server.meters import Meters
-from prenet4d_server.publisher import Publisher
+from prenet4d_server.publishing import outgoing
+from prenet4d_server.publishing.publisher import Publisher
 
 STEP_S = 0.2
 # What a corrector may raise for one batch: our own errors, and those of torch and the memory.

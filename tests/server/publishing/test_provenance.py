@@ -7,10 +7,10 @@ from importlib.metadata import version
 from prenet4d_client import ControlClient
 from prenet4d_engines import weights
 from prenet4d_server.config_file import load_settings
-from prenet4d_server.provenance import provenance
+from prenet4d_server.publishing.provenance import provenance
 from prenet4d_server.service import Service
 
-from .live import listening, sender, settings
+from ..live import listening, sender, settings
 
 
 def test_versions_weights_and_configuration_are_told() -> None:

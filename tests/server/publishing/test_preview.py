@@ -7,11 +7,11 @@ import pytest
 
 from prenet4d_engines.geometry import Ellipticity
 from prenet4d_engines.identity import IdentityCorrector
-from prenet4d_server import outgoing
 from prenet4d_server.ingest.notices import Started
+from prenet4d_server.publishing import outgoing
 from prenet4d_server.service import Service
 
-from .live import frames, sender, settings, subscriber
+from ..live import frames, sender, settings, subscriber
 
 
 @pytest.fixture

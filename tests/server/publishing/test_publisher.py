@@ -22,10 +22,10 @@ from prenet4d_client.messages import (
 from prenet4d_client.wire import decode, encode
 from prenet4d_server.config import LosslessSettings, StreamSettings
 from prenet4d_server.errors import BindError
-from prenet4d_server.lossless import Receivers
-from prenet4d_server.publisher import Publisher
+from prenet4d_server.publishing.lossless import Receivers
+from prenet4d_server.publishing.publisher import Publisher
 
-from .live import FREE, TIMEOUT_S, until
+from ..live import FREE, TIMEOUT_S, until
 
 START = AcquisitionStart(acquisition_id="scan", frame_shape=(8, 8), dtype="uint16")
 

@@ -22,8 +22,8 @@ from prenet4d_client.messages import Event, Header
 from prenet4d_client.wire import Array, encode
 from prenet4d_server.config import LosslessSettings, StreamSettings
 from prenet4d_server.ingest.notices import Level
-from prenet4d_server.lossless import Receivers
-from prenet4d_server.outgoing import Outgoing
+from prenet4d_server.publishing.lossless import Receivers
+from prenet4d_server.publishing.outgoing import Outgoing
 from prenet4d_server.sockets import KeyPair, bind, protect
 
 QUEUE = 4

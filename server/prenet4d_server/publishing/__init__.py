@@ -1,0 +1,1 @@
+"""What comes out, as messages: to subscribers, who may miss some, and to receivers, who may not."""
