@@ -13,8 +13,8 @@ from prenet4d_server.config import Settings
 from prenet4d_server.control import Answer, Command, Later
 from prenet4d_server.correction.pipeline import Pipeline
 from prenet4d_server.errors import CommandFailed
+from prenet4d_server.monitoring.status import Status
 from prenet4d_server.recordings import Recordings
-from prenet4d_server.status import Status
 
 _RADII = ("bright_field_radius", "annular_inner", "annular_outer")
 

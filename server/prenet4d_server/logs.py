@@ -24,7 +24,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from prenet4d_server.config import LogSettings
-from prenet4d_server.status import ProcessName
+from prenet4d_server.monitoring.status import ProcessName
 
 _EXTRAS = ("acquisition_id", "code", "details")
 

@@ -20,9 +20,9 @@ from prenet4d_client.messages import Event
 from prenet4d_server.config import LogSettings, RecordingSettings
 from prenet4d_server.errors import CommandFailed
 from prenet4d_server.ingest.notices import Level
+from prenet4d_server.monitoring.status import RecordingState, RecordingStatus
 from prenet4d_server.recorder_process import Order, Report
 from prenet4d_server.sockets import within_reach
-from prenet4d_server.status import RecordingState, RecordingStatus
 
 ANSWER_S = 3.0
 """How long a command may go without an answer; after that its answer says how far it is."""

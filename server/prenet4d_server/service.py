@@ -18,8 +18,7 @@ import zmq
 from prenet4d_client.messages import Event
 from prenet4d_engines.calibration import Calibration
 from prenet4d_engines.errors import EngineError
-from prenet4d_server import logs, machine
-from prenet4d_server.alarms import Alarms, Facts
+from prenet4d_server import logs
 from prenet4d_server.commands import Commands
 from prenet4d_server.config import Settings
 from prenet4d_server.control import Control
@@ -28,7 +27,10 @@ from prenet4d_server.correction.pipeline import Pipeline
 from prenet4d_server.errors import ConfigError, ServiceError
 from prenet4d_server.ingest.inlet import Inlet
 from prenet4d_server.ingest.notices import Remark
-from prenet4d_server.meters import Meters
+from prenet4d_server.monitoring import machine
+from prenet4d_server.monitoring.alarms import Alarms, Facts
+from prenet4d_server.monitoring.meters import Meters
+from prenet4d_server.monitoring.status import AcquisitionStatus, SourceStatus, Status
 from prenet4d_server.operator_token import OperatorToken
 from prenet4d_server.page.settings import PageSettings, ServiceAddress
 from prenet4d_server.page_process import PageProcess, listen
@@ -36,7 +38,6 @@ from prenet4d_server.publishing.provenance import provenance
 from prenet4d_server.publishing.publisher import Publisher
 from prenet4d_server.recordings import Recordings
 from prenet4d_server.sockets import KeyPair, knowing_clients, load_keys, within_reach
-from prenet4d_server.status import AcquisitionStatus, SourceStatus, Status
 
 PUBLISH_TIMEOUT_S = 5.0
 WATCH_S = 0.2

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 from prenet4d_client import ControlClient, FrameSender
-from prenet4d_server.metrics import exposition
+from prenet4d_server.monitoring.metrics import exposition
+from prenet4d_server.monitoring.status import GpuStatus, RecordingStatus, Status
 from prenet4d_server.processes import RunningService, free_addresses
-from prenet4d_server.status import GpuStatus, RecordingStatus, Status
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 RULES = DEPLOY / "prometheus" / "rules.yml"

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from prenet4d_client import Subscriber
 from prenet4d_server.bench import machine
 from prenet4d_server.bench.stream import example_frames
-from prenet4d_server.meters import WINDOW
+from prenet4d_server.monitoring.meters import WINDOW
 from prenet4d_server.processes import Child, ChildFailed, RunningService
 
 LOADS = (0.5, 0.8, 0.95)

@@ -18,8 +18,8 @@ from prenet4d_engines.errors import FrameError
 from prenet4d_engines.maps import MAP_NAMES, MapAccumulator, Region
 from prenet4d_server.errors import CommandFailed
 from prenet4d_server.ingest.notices import Started
+from prenet4d_server.monitoring.status import MapsStatus
 from prenet4d_server.publishing.publisher import Publisher
-from prenet4d_server.status import MapsStatus
 
 DESCAN_EVERY_S = 3.0
 _NONE_YET = "No acquisition has begun yet: there are no scan maps."

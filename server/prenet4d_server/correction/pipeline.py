@@ -25,12 +25,12 @@ from prenet4d_server.correction.correctors import Correction, CorrectorMaker
 from prenet4d_server.correction.errands import Errands
 from prenet4d_server.correction.mapping import Mapper
 from prenet4d_server.correction.results import Results
-from prenet4d_server.counters import Ledger
 from prenet4d_server.errors import CommandFailed, IngestDied, ServiceError
 from prenet4d_server.ingest.inlet import Inlet
 from prenet4d_server.ingest.notices import Ended, Remark, Started
 from prenet4d_server.ingest.remarks import Remarks
-from prenet4d_server.meters import Meters
+from prenet4d_server.monitoring.counters import Ledger
+from prenet4d_server.monitoring.meters import Meters
 from prenet4d_server.publishing import outgoing
 from prenet4d_server.publishing.publisher import Publisher
 

@@ -14,7 +14,7 @@ from prenet4d_engines.batch import CorrectedBatch, Float32
 from prenet4d_server.config import StreamSettings
 from prenet4d_server.correction.batcher import Batch
 from prenet4d_server.ingest.notices import Started
-from prenet4d_server.meters import Meters
+from prenet4d_server.monitoring.meters import Meters
 from prenet4d_server.publishing import outgoing
 from prenet4d_server.publishing.publisher import Publisher
 

@@ -21,9 +21,9 @@ from prenet4d_client.maps import ScanMaps
 from prenet4d_client.messages import Event, Maps
 from prenet4d_client.wire import Message
 from prenet4d_engines.descan import Descan
+from prenet4d_server.monitoring.status import Status
 from prenet4d_server.page.history import History
 from prenet4d_server.page.settings import ServiceAddress
-from prenet4d_server.status import Status
 
 TOPICS = ("telemetry", "event", "acquisition_start", "acquisition_end")
 EVENTS = 100

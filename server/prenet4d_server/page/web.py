@@ -26,12 +26,12 @@ from tornado.websocket import WebSocketHandler
 from prenet4d_client.errors import CommandRefused, Prenet4dError
 from prenet4d_engines.calibration import Calibration
 from prenet4d_engines.calibration_file import to_toml
-from prenet4d_server.metrics import exposition
+from prenet4d_server.monitoring.metrics import exposition
+from prenet4d_server.monitoring.status import Status
 from prenet4d_server.page.feed import Feed
 from prenet4d_server.page.session import FOLDER, Session
 from prenet4d_server.page.settings import PageSettings
 from prenet4d_server.page.theme import THEMES
-from prenet4d_server.status import Status
 
 COMPRESSION_LEVEL = 1
 COOKIE_DAYS = 30

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from prenet4d_client.messages import Latencies, Latency
-from prenet4d_server.status import Histogram, Stage
+from prenet4d_server.monitoring.status import Histogram, Stage
 
 WINDOW = 2048
 """Frames over which latencies are summed up."""

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from prenet4d_client import ControlClient
-from prenet4d_server import machine
-from prenet4d_server.counters import Ledger
-from prenet4d_server.meters import BOUNDS_S, WINDOW, LatencyWindow, Meters
-from prenet4d_server.metrics import exposition
+from prenet4d_server.monitoring import machine
+from prenet4d_server.monitoring.counters import Ledger
+from prenet4d_server.monitoring.meters import BOUNDS_S, WINDOW, LatencyWindow, Meters
+from prenet4d_server.monitoring.metrics import exposition
+from prenet4d_server.monitoring.status import GpuStatus, RecordingStatus, Status
 from prenet4d_server.service import Service
-from prenet4d_server.status import GpuStatus, RecordingStatus, Status
 
-from .live import balanced, frames, sender, settings, until
+from ..live import balanced, frames, sender, settings, until
 
 
 @given(

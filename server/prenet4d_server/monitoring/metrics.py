@@ -18,7 +18,7 @@ from prometheus_client.metrics_core import (
 from prometheus_client.registry import Collector
 
 from prenet4d_client.messages import Ellipticity, State
-from prenet4d_server.status import AlarmCode, RecordingStatus, Status
+from prenet4d_server.monitoring.status import AlarmCode, RecordingStatus, Status
 
 __all__ = ["ServiceCollector", "Status", "exposition"]
 

@@ -13,13 +13,13 @@ from prenet4d_client import LosslessReceiver
 from prenet4d_client.messages import Counters, Event
 from prenet4d_engines.batch import CorrectedBatch
 from prenet4d_engines.identity import IdentityCorrector
-from prenet4d_server.alarms import Alarms, Facts
 from prenet4d_server.cli import app
 from prenet4d_server.config import AlarmSettings
 from prenet4d_server.ingest.notices import Started
+from prenet4d_server.monitoring.alarms import Alarms, Facts
 from prenet4d_server.service import Service
 
-from .live import TIMEOUT_S, frames, listening, sender, settings, until
+from ..live import TIMEOUT_S, frames, listening, sender, settings, until
 
 STARTED = Started(
     at=0, acquisition_id="scan", series="1", frame_shape=(16, 24), dtype="uint16", slots=100,

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import psutil
 
-from prenet4d_server.status import GpuStatus, ProcessName, ProcessStatus
+from prenet4d_server.monitoring.status import GpuStatus, ProcessName, ProcessStatus
 
 
 def processes(pids: Mapping[ProcessName, int | None]) -> tuple[ProcessStatus, ...]:

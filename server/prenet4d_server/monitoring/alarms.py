@@ -20,10 +20,10 @@ import numpy.typing as npt
 
 from prenet4d_client.messages import Counters, Event, State
 from prenet4d_engines.batch import CorrectedBatch, Float32
-from prenet4d_server.beam_moves import BeamMoves
 from prenet4d_server.config import AlarmSettings
 from prenet4d_server.ingest.notices import Details, Level, Started
-from prenet4d_server.status import AlarmCode, AlarmStatus
+from prenet4d_server.monitoring.beam_moves import BeamMoves
+from prenet4d_server.monitoring.status import AlarmCode, AlarmStatus
 
 _Int64: TypeAlias = npt.NDArray[np.int64]
 _UInt8: TypeAlias = npt.NDArray[np.uint8]
