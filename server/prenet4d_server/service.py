@@ -19,9 +19,9 @@ from prenet4d_client.messages import Event
 from prenet4d_engines.calibration import Calibration
 from prenet4d_engines.errors import EngineError
 from prenet4d_server import logs
-from prenet4d_server.commands import Commands
 from prenet4d_server.config import Settings
-from prenet4d_server.control import Control
+from prenet4d_server.control.commands import Commands
+from prenet4d_server.control.socket import Control
 from prenet4d_server.correction.correctors import load_correctors
 from prenet4d_server.correction.pipeline import Pipeline
 from prenet4d_server.errors import ConfigError, ServiceError

@@ -1,1 +1,1 @@
-"""Batches out of the ring, through the corrector, to the publisher: the main work of the service."""
+"""From the ring through the corrector to the publisher: the main work of the main process."""

@@ -11,7 +11,7 @@ from prenet4d_server.errors import ConfigError
 from prenet4d_server.service import Service
 from prenet4d_server.sockets import generate_keys, load_keys
 
-from .live import TIMEOUT_S, frames, settings, until
+from ..live import TIMEOUT_S, frames, settings, until
 
 pytestmark = pytest.mark.skipif(not zmq.has("curve"), reason="this pyzmq was built without CURVE")
 

@@ -10,11 +10,11 @@ from prenet4d_client import ControlClient
 from prenet4d_client.errors import CommandRefused
 from prenet4d_client.messages import ControlRequest, Heartbeat
 from prenet4d_client.wire import decode, encode
-from prenet4d_server.control import Control, Later
+from prenet4d_server.control.socket import Control, Later
 from prenet4d_server.errors import CommandFailed
 from prenet4d_server.service import Service
 
-from .live import FREE, frames, listening, sender, settings, until
+from ..live import FREE, frames, listening, sender, settings, until
 
 
 @pytest.fixture(scope="module")

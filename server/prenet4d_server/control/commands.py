@@ -10,7 +10,7 @@ from typing import Any
 
 from prenet4d_engines.virtual import DetectorRadii
 from prenet4d_server.config import Settings
-from prenet4d_server.control import Answer, Command, Later
+from prenet4d_server.control.socket import Answer, Command, Later
 from prenet4d_server.correction.pipeline import Pipeline
 from prenet4d_server.errors import CommandFailed
 from prenet4d_server.monitoring.status import Status
