@@ -36,7 +36,7 @@ from prenet4d_server.page.settings import PageSettings, ServiceAddress
 from prenet4d_server.page_process import PageProcess, listen
 from prenet4d_server.publishing.provenance import provenance
 from prenet4d_server.publishing.publisher import Publisher
-from prenet4d_server.recordings import Recordings
+from prenet4d_server.recording.supervisor import Recordings
 from prenet4d_server.sockets import KeyPair, knowing_clients, load_keys, within_reach
 
 PUBLISH_TIMEOUT_S = 5.0

@@ -10,7 +10,7 @@ import typer
 from prenet4d_server.cli.arguments import LosslessOption, ServerKeyOption
 
 if TYPE_CHECKING:
-    from prenet4d_server.recorder import Summary
+    from prenet4d_server.recording.recorder import Summary
 
 
 def record(
@@ -46,8 +46,8 @@ def record(
     """Record scans to HDF5 that opens in HyperSpy, py4DSTEM and LiberTEM, or to Zarr, live."""
     from prenet4d_client import LosslessReceiver
     from prenet4d_server.cli.progress import counter
-    from prenet4d_server.recorder import Recorder
-    from prenet4d_server.recorder import record as run
+    from prenet4d_server.recording.recorder import Recorder
+    from prenet4d_server.recording.recorder import record as run
     from prenet4d_server.service import stopped_by_signals
 
     chosen = ("corrected", "aligned") if content == "both" else (content,)

@@ -14,7 +14,7 @@ from prenet4d_server.control.socket import Answer, Command, Later
 from prenet4d_server.correction.pipeline import Pipeline
 from prenet4d_server.errors import CommandFailed
 from prenet4d_server.monitoring.status import Status
-from prenet4d_server.recordings import Recordings
+from prenet4d_server.recording.supervisor import Recordings
 
 _RADII = ("bright_field_radius", "annular_inner", "annular_outer")
 

@@ -24,8 +24,8 @@ from prenet4d_client.messages import (
 )
 from prenet4d_client.wire import Message
 from prenet4d_server.errors import FileError
-from prenet4d_server.recording import ZARR, Recording
-from prenet4d_server.recording_layout import Acquisition, Compression, Fill
+from prenet4d_server.recording.file import ZARR, Recording
+from prenet4d_server.recording.layout import Acquisition, Compression, Fill
 
 __all__ = ["Recorder", "Summary", "record"]
 
@@ -63,7 +63,7 @@ class Recorder:
     """Writes what a :class:`LosslessReceiver` delivers; used as a context manager.
 
     One file for each acquisition: a Zarr store where its name ends in ``.zarr``, else HDF5
-    (``recording_hdf5`` and ``recording_zarr`` show what is where). ``path`` names the first; the
+    (``hdf5`` and ``zarr`` beside this module show what is where). ``path`` names the first; the
     next ones get ``_002``, ``_003``, … before their suffix. A ``{n}`` in its name, as in
     ``scan_{n:03d}.h5``, numbers all of them, from 0 and past those that exist. Nothing is
     overwritten unless asked for. While a file is being written, other programs read it, HDF5 with

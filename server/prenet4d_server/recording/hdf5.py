@@ -43,8 +43,8 @@ import h5py
 import hdf5plugin
 import numpy as np
 
-from prenet4d_server import recording_layout as layout
-from prenet4d_server.recording_layout import (
+from prenet4d_server.recording import layout
+from prenet4d_server.recording.layout import (
     Acquisition,
     Array,
     Compression,

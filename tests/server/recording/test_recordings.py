@@ -21,7 +21,7 @@ from prenet4d_server.processes import RunningService
 from prenet4d_server.service import Service
 from prenet4d_server.sockets import generate_keys
 
-from .live import TIMEOUT_S, Listener, frames, listening, sender, settings, until
+from ..live import TIMEOUT_S, Listener, frames, listening, sender, settings, until
 
 SHAPE = (16, 24)
 
@@ -77,7 +77,7 @@ def recorders(service_pid: int) -> list[psutil.Process]:
     return [
         child
         for child in psutil.Process(service_pid).children()
-        if "prenet4d_server.recorder_process" in child.cmdline()
+        if "prenet4d_server.recording.process" in child.cmdline()
     ]
 
 

@@ -12,9 +12,9 @@ from prenet4d_server.errors import FileError
 from prenet4d_server.files import open_scan
 from prenet4d_server.service import Service
 
-from .live import settings, until
+from ..live import settings, until
+from ..recording.test_recorder import SCAN, H, W, patterns_of, whole_scan, write
 from .test_files import check, scan_of
-from .test_recorder import SCAN, H, W, patterns_of, whole_scan, write
 
 zarr = pytest.importorskip("zarr", minversion="3", reason="zarr ≥ 3 is not installed here")
 

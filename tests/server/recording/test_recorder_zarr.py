@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from prenet4d_client.messages import Aligned, Event
 from prenet4d_client.wire import Message
 from prenet4d_server.errors import FileError
-from prenet4d_server.recorder import Recorder, Summary
+from prenet4d_server.recording.recorder import Recorder, Summary
 
 from .test_recorder import SCAN, H, W, batch, end, patterns_of, start, telemetry, whole_scan, write
 
 zarr = pytest.importorskip("zarr", minversion="3", reason="zarr ≥ 3 is not installed here")
-recording_zarr = pytest.importorskip("prenet4d_server.recording_zarr")
+recording_zarr = pytest.importorskip("prenet4d_server.recording.zarr")
 
 
 @pytest.mark.parametrize("compression", ["none", "bslz4", "gzip"])
@@ -54,7 +54,7 @@ def test_a_whole_scan(tmp_path: Path, compression: Any) -> None:
 
 
 def test_chunks_serve_single_patterns_and_virtual_detectors(tmp_path: Path) -> None:
-    from prenet4d_server.recording_layout import Acquisition, StoreOptions
+    from prenet4d_server.recording.layout import Acquisition, StoreOptions
 
     options = StoreOptions(("corrected",), "bslz4", "zero", overwrite=False)
     path = tmp_path / "scan.zarr"
@@ -72,7 +72,7 @@ def test_chunks_serve_single_patterns_and_virtual_detectors(tmp_path: Path) -> N
 def test_zarr_reads_shards_of_cut_chunks_and_missing_positions(
     tmp_path: Path, compression: Any, fill: Any
 ) -> None:
-    from prenet4d_server.recording_layout import Acquisition, StoreOptions
+    from prenet4d_server.recording.layout import Acquisition, StoreOptions
 
     path = tmp_path / "scan.zarr"
     options = StoreOptions(("corrected",), compression, fill, overwrite=False)

@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from prenet4d_client.messages import Counters, Event, Telemetry
-from prenet4d_server import recording_layout as layout
 from prenet4d_server.errors import FileError
-from prenet4d_server.recording_hdf5 import Hdf5Store
-from prenet4d_server.recording_layout import (
+from prenet4d_server.recording import layout
+from prenet4d_server.recording.hdf5 import Hdf5Store
+from prenet4d_server.recording.layout import (
     Acquisition,
     Array,
     Compression,
@@ -200,7 +200,7 @@ def _make_store(path: Path, acquisition: Acquisition, options: StoreOptions) -> 
     if path.suffix != ZARR:
         return Hdf5Store(path, acquisition, options)
     try:
-        from prenet4d_server.recording_zarr import ZarrStore
+        from prenet4d_server.recording.zarr import ZarrStore
     except ModuleNotFoundError as missing:
         raise FileError(
             f"{path.name} would be a Zarr store, and the package {missing.name!r} is missing: "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -38,7 +37,7 @@ from prenet4d_client.messages import (
 from prenet4d_client.wire import Message, decode, encode
 from prenet4d_server.errors import FileError
 from prenet4d_server.files import open_scan
-from prenet4d_server.recorder import Recorder, Summary, record
+from prenet4d_server.recording.recorder import Recorder, Summary, record
 
 H, W = 16, 20
 SCAN = (4, 5)
@@ -228,8 +227,8 @@ def test_nexusformat_opens_a_recording(tmp_path: Path) -> None:
 
 
 def test_chunks_hold_parts_of_a_few_neighbouring_patterns(tmp_path: Path) -> None:
-    from prenet4d_server.recording import Recording
-    from prenet4d_server.recording_layout import Acquisition
+    from prenet4d_server.recording.file import Recording
+    from prenet4d_server.recording.layout import Acquisition
 
     for shape in ((256, 256), (96, 128), (514, 1030)):
         path = tmp_path / f"{shape[0]}.h5"
@@ -466,8 +465,8 @@ def test_another_process_reads_while_it_is_written(tmp_path: Path, scan: Any) ->
 KILLED = """
 import os, signal, sys
 import numpy as np
-from tests.server.test_recorder import H, W, batch, start
-from prenet4d_server.recorder import Recorder
+from tests.server.recording.test_recorder import H, W, batch, start
+from prenet4d_server.recording.recorder import Recorder
 recorder = Recorder(sys.argv[1], compression="bslz4")
 recorder.write(start())
 recorder.write(batch([0, 1, 2], np.full((3, H, W), 3, np.float32)))
@@ -479,9 +478,8 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 def test_a_killed_recorder_leaves_what_was_flushed(tmp_path: Path) -> None:
     path = tmp_path / "scan.h5"
-    here = Path(__file__).parents[2]
-    environment = {**os.environ, "PYTHONPATH": str(here)}
-    killed = subprocess.run([sys.executable, "-c", KILLED, path], env=environment, check=False)
+    root = Path(__file__).parents[3]
+    killed = subprocess.run([sys.executable, "-c", KILLED, path], cwd=root, check=False)
     assert killed.returncode < 0
     # HDF5 takes it to be still written: as such, and only so, it opens.
     with pytest.raises(OSError, match="h5clear"):

@@ -2,7 +2,7 @@
 
 For each probe position that a pattern came for: the pattern, and what was found in it. For each
 batch and each event, a row. For the acquisition: what was announced, where it comes from, and how
-it ended. ``recording_hdf5`` and ``recording_zarr`` say where each of them is.
+it ended. ``hdf5`` and ``zarr`` beside this module say where each of them is.
 
 Patterns lie in chunks of a few neighbouring probe positions times a part of the pattern. So whoever
 reads one pattern reads little more than that, and whoever reads one place of all patterns, for a

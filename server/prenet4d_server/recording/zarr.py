@@ -35,9 +35,9 @@ from google_crc32c import value as crc32c
 from numcodecs import Blosc, GZip
 from zarr.codecs import BloscCodec, GzipCodec
 
-from prenet4d_server import recording_layout as layout
 from prenet4d_server.errors import FileError
-from prenet4d_server.recording_layout import (
+from prenet4d_server.recording import layout
+from prenet4d_server.recording.layout import (
     Acquisition,
     Array,
     Compression,

@@ -23,8 +23,8 @@ from prenet4d_client.errors import Prenet4dError
 from prenet4d_server import logs
 from prenet4d_server.config import LogSettings
 from prenet4d_server.errors import ServiceError
-from prenet4d_server.recorder import Recorder, Summary, record
-from prenet4d_server.recording_layout import Compression
+from prenet4d_server.recording.layout import Compression
+from prenet4d_server.recording.recorder import Recorder, Summary, record
 
 REPORT_EVERY_S = 0.25
 

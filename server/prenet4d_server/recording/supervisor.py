@@ -21,7 +21,7 @@ from prenet4d_server.config import LogSettings, RecordingSettings
 from prenet4d_server.errors import CommandFailed
 from prenet4d_server.ingest.notices import Level
 from prenet4d_server.monitoring.status import RecordingState, RecordingStatus
-from prenet4d_server.recorder_process import Order, Report
+from prenet4d_server.recording.process import Order, Report
 from prenet4d_server.sockets import within_reach
 
 ANSWER_S = 3.0
@@ -121,7 +121,7 @@ class Recordings:
                 log=self._log,
             )
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "prenet4d_server.recorder_process"],
+                [sys.executable, "-m", "prenet4d_server.recording.process"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,

@@ -1,0 +1,1 @@
+"""A lossless receiver whose messages become files; what the service starts of it, and watches."""
