@@ -31,9 +31,9 @@ from prenet4d_server.monitoring import machine
 from prenet4d_server.monitoring.alarms import Alarms, Facts
 from prenet4d_server.monitoring.meters import Meters
 from prenet4d_server.monitoring.status import AcquisitionStatus, SourceStatus, Status
-from prenet4d_server.operator_token import OperatorToken
+from prenet4d_server.page.operator_token import OperatorToken
 from prenet4d_server.page.settings import PageSettings, ServiceAddress
-from prenet4d_server.page_process import PageProcess, listen
+from prenet4d_server.page.supervisor import PageProcess, listen
 from prenet4d_server.publishing.provenance import provenance
 from prenet4d_server.publishing.publisher import Publisher
 from prenet4d_server.recording.supervisor import Recordings

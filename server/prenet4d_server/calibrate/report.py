@@ -11,8 +11,7 @@ import numpy.typing as npt
 
 from prenet4d_engines.calibration import Calibration
 from prenet4d_server.calibrate.find import Found
-from prenet4d_server.errors import FileError
-from prenet4d_server.unrolled import (
+from prenet4d_server.calibrate.unrolled import (
     CMAP,
     beam_radius,
     flatten,
@@ -21,6 +20,7 @@ from prenet4d_server.unrolled import (
     ring_radii,
     show_unrolled,
 )
+from prenet4d_server.errors import FileError
 
 Array = npt.NDArray[Any]
 

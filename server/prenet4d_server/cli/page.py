@@ -44,10 +44,10 @@ def dashboard(
 ) -> None:
     """Serve the operator's page here, for a service that runs elsewhere."""
     from prenet4d_server.errors import ConfigError
-    from prenet4d_server.operator_token import OperatorToken
-    from prenet4d_server.page.__main__ import serve_page
+    from prenet4d_server.page.operator_token import OperatorToken
+    from prenet4d_server.page.process import serve_page
     from prenet4d_server.page.settings import PageSettings, ServiceAddress
-    from prenet4d_server.page_process import listen as open_listening
+    from prenet4d_server.page.supervisor import listen as open_listening
     from prenet4d_server.service import stopped_by_signals
     from prenet4d_server.sockets import is_local
 

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from prenet4d_server.demo.score import Array, Score
-from prenet4d_server.unrolled import (
+from prenet4d_server.calibrate.unrolled import (
     CMAP,
     beam_radius,
     flatten,
@@ -19,6 +18,7 @@ from prenet4d_server.unrolled import (
     ring_radii,
     show_unrolled,
 )
+from prenet4d_server.demo.score import Array, Score
 
 _FOUND, _SINGLE, _TRUE = "#d1495b", "#9fb3c8", "#222222"
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from prenet4d_server.calibrate.unrolled import beam_radius, polar, radial_profile, ring_radii
 from prenet4d_server.demo.picture import Scene, draw, example_position, virtual_image
-from prenet4d_server.unrolled import beam_radius, polar, radial_profile, ring_radii
 
 from .test_score import score
 

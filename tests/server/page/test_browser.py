@@ -22,8 +22,8 @@ from prenet4d_client.wire import encode
 from prenet4d_server.page.history import ROWS
 from prenet4d_server.page.maps import DESCAN, SCANNED
 from prenet4d_server.page.settings import PageSettings, ServiceAddress
+from prenet4d_server.page.supervisor import PageProcess, listen
 from prenet4d_server.page.traces import CHARTS
-from prenet4d_server.page_process import PageProcess, listen
 from prenet4d_server.processes import free_addresses
 from prenet4d_server.service import Service
 

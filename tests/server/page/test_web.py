@@ -22,7 +22,7 @@ from prenet4d_client.errors import CommandRefused
 from prenet4d_server.errors import BindError
 from prenet4d_server.page.feed import Feed
 from prenet4d_server.page.settings import PageSettings, ServiceAddress
-from prenet4d_server.page_process import PageProcess, listen
+from prenet4d_server.page.supervisor import PageProcess, listen
 from prenet4d_server.service import Service
 from prenet4d_server.sockets import generate_keys
 
@@ -192,7 +192,7 @@ BOKEH_LOGS = """
 import logging
 from prenet4d_server import logs
 from prenet4d_server.config import LogSettings
-from prenet4d_server.page.__main__ import tame_bokehs_log
+from prenet4d_server.page.process import tame_bokehs_log
 logs.configure(LogSettings(format="json"), "page")
 tame_bokehs_log()
 logging.getLogger("bokeh.server.views.ws").warning("Failed sending message")

@@ -6,7 +6,7 @@ import pytest
 
 from prenet4d_server.config_file import load_settings
 from prenet4d_server.errors import ConfigError
-from prenet4d_server.operator_token import OperatorToken
+from prenet4d_server.page.operator_token import OperatorToken
 
 URL = "http://127.0.0.1:5564"
 

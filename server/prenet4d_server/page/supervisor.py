@@ -107,7 +107,7 @@ class PageProcess:
     def _spawn(self) -> subprocess.Popen[bytes]:
         descriptor = self._listening.fileno()
         process = subprocess.Popen(
-            [sys.executable, "-m", "prenet4d_server.page", str(descriptor)],
+            [sys.executable, "-m", "prenet4d_server.page.process", str(descriptor)],
             stdin=subprocess.PIPE,
             pass_fds=(descriptor,),
             process_group=0,  # Ctrl-C is for the main process, which then closes its input
