@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import h5py
+import hdf5plugin  # noqa: F401 # lets h5py read what is compressed
 import numpy as np
 import pytest
 
