@@ -20,8 +20,17 @@ from multiprocessing.connection import Connection
 from prenet4d_server import errors
 from prenet4d_server.config import Settings
 from prenet4d_server.errors import IngestDied, ServiceError
-from prenet4d_server.ingest.notices import Ended, Failed, Notice, Ready, Remark, Started, unpack
-from prenet4d_server.ingest.process import introduction
+from prenet4d_server.ingest.introduction import Introduction
+from prenet4d_server.ingest.notices import (
+    Details,
+    Ended,
+    Failed,
+    Notice,
+    Ready,
+    Remark,
+    Started,
+    unpack,
+)
 from prenet4d_server.ingest.ring import RingReader, wait_readable
 
 START_TIMEOUT_S = 60.0
@@ -137,10 +146,13 @@ class Inlet:
             )
         self._started_at = time.monotonic()
         self.ready = False
+        self._failure = None
         self._pipe = Connection(ours.detach())
+        running = self._running
+        layout = self.ring.layout if running is None else running.layout
+        told = Introduction(self._settings, handle, layout, running)
         with contextlib.suppress(OSError):  # it died at once: the pipe will say so
-            for part in introduction(self._settings, handle, self.ring.layout, self._running):
-                self._pipe.send_bytes(part)
+            self._pipe.send_bytes(told.pack())
 
     def _keep_address(self) -> None:
         """Have a process that is started again listen where the first one did."""
@@ -183,30 +195,21 @@ class Inlet:
         code = self._reap()
         self.ready = False
         self.ring.update()
-        restarts = self._settings.ring.restart_ingest and self._opened and not self._stopping
-        if not restarts:
+        died = self._opened and not self._stopping
+        if not died or not self._settings.ring.restart_ingest:
+            what_now = "it is not started again"
             self._give_up(
                 "the service was stopped" if self._stopping else "the ingest process died"
             )
-        if self._opened and not self._stopping:
+        elif self._running is None:
+            what_now = "it is started again"
+        else:
+            what_now = "it is started again, and the acquisition goes on"
+        if died:
             why = self._failure.message if self._failure else f"exit status {code}"
-            self._on_remark(
-                Remark(
-                    "error",
-                    IngestDied.code,
-                    f"The ingest process died ({why}). Frames in its hands are lost; "
-                    + (
-                        "it is started again, and the acquisition goes on."
-                        if restarts and self._running
-                        else "it is started again."
-                        if restarts
-                        else "it is not started again."
-                    ),
-                    details={"exit_status": code},
-                )
-            )
-        if restarts:
-            self._failure = None
+            message = f"The ingest process died ({why}). Frames in its hands are lost; {what_now}."
+            details: Details = {"exit_status": code}
+            self._on_remark(Remark("error", IngestDied.code, message, details=details))
 
     def _give_up(self, reason: str) -> None:
         """No process will come any more: what runs ends here."""

@@ -7,13 +7,14 @@ of the ring they apply, so that they keep their place among the frames; the othe
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Self, TypeAlias
 
 import msgpack
 import numpy as np
 import numpy.typing as npt
 
 from prenet4d_server.ingest.ring import Layout
+from prenet4d_server.sources.base import AcquisitionStart
 
 Level = Literal["info", "warning", "error"]
 Details: TypeAlias = dict[str, str | int | float | bool | None]
@@ -55,6 +56,43 @@ class Started:
     metadata: Details
     packed_mask: bytes | None
     """The pixel mask, one bit a pixel."""
+
+    @classmethod
+    def of(cls, start: AcquisitionStart, acquisition_id: str, at: int, layout: Layout) -> Self:
+        """What the source announced, as it takes its place in the ring."""
+        mask = start.pixel_mask
+        return cls(
+            at=at,
+            acquisition_id=acquisition_id,
+            series=start.series,
+            frame_shape=start.frame_shape,
+            dtype=start.dtype.name,
+            slots=layout.slots,
+            base=layout.base,
+            scan_shape=start.scan_shape,
+            expected_frames=start.expected_frames,
+            saturation_value=start.saturation_value,
+            gain=start.gain,
+            detector=start.detector,
+            metadata=dict(start.metadata),
+            packed_mask=None if mask is None else np.packbits(mask).tobytes(),
+        )
+
+    @property
+    def start(self) -> AcquisitionStart:
+        """What the source announced."""
+        return AcquisitionStart(
+            series=self.series,
+            frame_shape=self.frame_shape,
+            dtype=np.dtype(self.dtype),
+            scan_shape=self.scan_shape,
+            expected_frames=self.expected_frames,
+            pixel_mask=self.pixel_mask,
+            saturation_value=self.saturation_value,
+            gain=self.gain,
+            detector=self.detector,
+            metadata=self.metadata,
+        )
 
     @property
     def layout(self) -> Layout:

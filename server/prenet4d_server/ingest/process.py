@@ -9,13 +9,12 @@ It imports no torch. When the pipe closes, whatever became of the main process, 
 from __future__ import annotations
 
 import gc
-import json
 import logging
 import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
 import numpy as np
@@ -25,6 +24,7 @@ from prenet4d_server.config import Settings, SourceSettings
 from prenet4d_server.errors import BadStart, SequenceError, ServiceError
 from prenet4d_server.ingest.decoder import Decoder, Decoding
 from prenet4d_server.ingest.intake import Closed, Intake
+from prenet4d_server.ingest.introduction import Introduction
 from prenet4d_server.ingest.notices import (
     Ended,
     Failed,
@@ -33,10 +33,9 @@ from prenet4d_server.ingest.notices import (
     Remark,
     Started,
     pack,
-    unpack,
 )
 from prenet4d_server.ingest.remarks import Remarks
-from prenet4d_server.ingest.ring import Layout, RingHandle, RingWriter, Slots, wait_readable
+from prenet4d_server.ingest.ring import Layout, RingWriter, Slots, wait_readable
 from prenet4d_server.memory import keep_freed_memory
 from prenet4d_server.sockets import KeyPair, load_keys
 from prenet4d_server.sources import compression
@@ -102,19 +101,8 @@ class Ingest:
 
     def go_on(self, begun: Started) -> None:
         """Take over an acquisition whose first frames another ingest process has committed."""
-        start = AcquisitionStart(
-            series=begun.series,
-            frame_shape=begun.frame_shape,
-            dtype=np.dtype(begun.dtype),
-            scan_shape=begun.scan_shape,
-            expected_frames=begun.expected_frames,
-            pixel_mask=begun.pixel_mask,
-            saturation_value=begun.saturation_value,
-            gain=begun.gain,
-            detector=begun.detector,
-            metadata=begun.metadata,
-        )
-        self._intake.go_on(begun.acquisition_id, start, came=self._ring.position - begun.at)
+        came = self._ring.position - begun.at
+        self._intake.go_on(begun.acquisition_id, begun.start, came)
 
     def _decoding(self) -> bool:
         return self._job is not None and not self._job.decoding.done
@@ -158,25 +146,7 @@ class Ingest:
             )
             return
         self._lay(layout)
-        start, mask = running.start, running.start.pixel_mask
-        self._tell(
-            Started(
-                at=self._ring.position,
-                acquisition_id=running.id,
-                series=start.series,
-                frame_shape=start.frame_shape,
-                dtype=start.dtype.name,
-                slots=layout.slots,
-                base=layout.base,
-                scan_shape=start.scan_shape,
-                expected_frames=start.expected_frames,
-                saturation_value=start.saturation_value,
-                gain=start.gain,
-                detector=start.detector,
-                metadata=dict(start.metadata),
-                packed_mask=None if mask is None else np.packbits(mask).tobytes(),
-            )
-        )
+        self._tell(Started.of(running.start, running.id, self._ring.position, layout))
 
     def _lay(self, layout: Layout) -> None:
         """Divide the ring anew; where slots move, only after the reader has let go of all."""
@@ -323,24 +293,6 @@ def make_source(settings: SourceSettings, keys: KeyPair | None) -> Source:
             )
 
 
-def introduction(
-    settings: Settings, ring: RingHandle, layout: Layout | None, running: Started | None
-) -> list[bytes]:
-    """What a new ingest process is told first.
-
-    Args:
-        settings: the service's.
-        ring: where the frames go.
-        layout: how the ring is divided; ``None``: not yet.
-        running: the acquisition that another ingest process had begun when it died.
-    """
-    layout = layout if running is None else running.layout
-    laid = None if layout is None else (*layout.frame_shape, layout.dtype.name, layout.slots,
-                                        layout.base)  # fmt: skip
-    told = {"settings": settings.model_dump(mode="json"), "ring": asdict(ring), "layout": laid}
-    return [json.dumps(told).encode(), b"" if running is None else pack(running)]
-
-
 def main(open_source: Callable[[SourceSettings, KeyPair | None], Source] = make_source) -> int:
     """Run the ingest process; the number of its pipe's descriptor is the only argument."""
     for number in (signal.SIGINT, signal.SIGTERM):  # the main process decides, and says it here
@@ -348,24 +300,23 @@ def main(open_source: Callable[[SourceSettings, KeyPair | None], Source] = make_
     keep_freed_memory()
     sys.setswitchinterval(_GIL_S)
     pipe = Connection(int(sys.argv[1]))
-    told, begun = json.loads(pipe.recv_bytes()), pipe.recv_bytes()
-    settings = Settings(**told["settings"])
+    told = Introduction.unpack(pipe.recv_bytes())
+    settings = told.settings
     logs.configure(settings.log, "ingest")
     try:
         source = open_source(settings.source, load_keys(settings.security.secret_key_file))
     except ServiceError as error:
         pipe.send_bytes(pack(Failed(error.code, str(error))))
         return 1
-    ring = RingWriter(RingHandle(**told["ring"]))
-    if told["layout"] is not None:
-        h, w, dtype, slots, base = told["layout"]
-        ring.lay(Layout((h, w), np.dtype(dtype), slots, base))
+    ring = RingWriter(told.ring)
+    if told.layout is not None:
+        ring.lay(told.layout)
     gc.freeze()  # what was imported stays: frames should not wait while it is searched for garbage
     try:
         pipe.send_bytes(pack(Ready(source.address)))
         ingest = Ingest(source, ring, pipe, settings)
-        if begun and isinstance(running := unpack(begun), Started):
-            ingest.go_on(running)
+        if told.running is not None:
+            ingest.go_on(told.running)
         logs.belongs_to(lambda: ingest.acquisition_id)
         ingest.run()
     except (MainProcessGone, BrokenPipeError):

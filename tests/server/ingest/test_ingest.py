@@ -1,5 +1,7 @@
 """The ingest process's parts: decoding on threads, and telling troubles at a bounded rate."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,8 +9,12 @@ from hypothesis import strategies as st
 
 from prenet4d_server.errors import BadCounts, CorruptFrame
 from prenet4d_server.ingest.decoder import Decoder
+from prenet4d_server.ingest.introduction import Introduction
 from prenet4d_server.ingest.notices import Ended, Failed, Ready, Remark, Started, pack, unpack
 from prenet4d_server.ingest.remarks import Remarks
+from prenet4d_server.ingest.ring import RingHandle
+
+from ..live import settings
 
 
 class Block:
@@ -93,16 +99,33 @@ def test_a_flood_of_remarks_is_summed_and_nothing_is_lost(counts):
         assert mine[0].message == "It broke."
 
 
+STARTED = Started(
+    5, "id", "7", (3, 4), "uint16", 10, 5, (2, 2), None, None, 1.5, "toy", {"a": 1}, b"\xff\xf0"
+)
+
+
 @pytest.mark.parametrize(
     "notice",
     [
         Ready("tcp://127.0.0.1:5560"),
         Failed("cannot_bind", "Cannot listen."),
-        Started(5, "id", "7", (3, 4), "uint16", 10, 5, (2, 2), None, None, 1.5, "toy", {"a": 1},
-                b"\xff\xf0"),
+        STARTED,
         Ended(9, "id", True, "because"),
         Remark("error", "code", "Sentence.", "id", 3, 4, {"x": None}),
     ],
-)  # fmt: skip
+)
 def test_notices_survive_the_pipe(notice):
     assert unpack(pack(notice)) == notice
+
+
+@pytest.mark.parametrize("started", [STARTED, replace(STARTED, packed_mask=None)])
+def test_what_was_announced_is_known_from_the_notice(started):
+    assert Started.of(started.start, started.acquisition_id, started.at, started.layout) == started
+
+
+@pytest.mark.parametrize("layout", [None, STARTED.layout])
+@pytest.mark.parametrize("running", [None, STARTED])
+def test_a_new_process_is_told_all(layout, running):
+    ring = RingHandle(memory=3, size=1 << 20, committed=4, freed=5, head=7, tail=6)
+    told = Introduction(settings(source={"scan_shape": (2, 3)}), ring, layout, running)
+    assert Introduction.unpack(told.pack()) == told
