@@ -90,8 +90,10 @@ def codes(publisher):
 
 def test_each_type_is_numbered_without_holes_wanted_or_not():
     with publishing() as publisher:
+        sent = threading.Event()
         for number in range(5):
-            publisher.publish(batch(number))
+            publisher.publish(batch(number), on_sent=sent.set if number == 4 else None)
+        assert sent.wait(TIMEOUT_S)  # or whoever subscribes now would get some of them
         with Subscriber(publisher.stream_address, "corrected", timeout=TIMEOUT_S) as stream:
             until(lambda: publisher.wants("corrected"))
             assert not publisher.wants("aligned")
