@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from prenet4d_engines import models, weights
 from prenet4d_engines.backends.torch_backend import folded
 from prenet4d_engines.errors import BackendError, FrameError
-from prenet4d_engines.models import center, denoiser, ellipse
+from prenet4d_engines.models import center, denoiser, ellipse, refine
 from prenet4d_engines.models.denoiser import ChannelAttention
 from prenet4d_engines.models.layers import Attention
 from prenet4d_engines.weights import Name
@@ -43,6 +43,7 @@ LARGEST_SIDE: Final = 4096
 _EXACT_OUTPUTS: Final[dict[Name, tuple[str, ...]]] = {
     "denoise": (),
     "center": ("head.1", "usable"),
+    "refine": ("head",),
     "ellipse": ("head",),
 }
 """Layers whose outputs are handed out, and computed, in FP32."""
@@ -85,6 +86,8 @@ def input_shape(name: Name, frame_shape: tuple[int, int]) -> tuple[int, int, int
         x = denoiser.stabilise(frame, mask)[0]
     elif name == "center":
         x = center.prepare(frame, mask)[0]
+    elif name == "refine":
+        return refine.IN_CHANNELS, refine.SIDE, refine.SIDE
     else:
         x = ellipse.prepare(frame, torch.ones_like(frame))
     _, c, h, w = x.shape

@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 
 from prenet4d_engines.backends import Backend
+from prenet4d_engines.centers import find_centers
 from prenet4d_engines.geometry import Ellipticity
 from prenet4d_engines.lanes import Fetched, Lanes, lanes_for
-from prenet4d_engines.models import center, denoiser
+from prenet4d_engines.models import denoiser
 from prenet4d_engines.reading import Reader
 from prenet4d_engines.resample import recentered_sum, resample_by
-from prenet4d_engines.symmetry import refine
 from prenet4d_engines.virtual import VIRTUAL_NAMES, sums
 
 
@@ -161,8 +161,7 @@ class Slot:
             saturated = (electrons.amax((1, 2)) * gain >= saturation).float()
             # a pixel that says less than it saw breaks the symmetry
             trusted = trusted & (electrons < saturation / gain)
-        x, grid = center.prepare(electrons, self._mask)
-        found = refine(electrons, trusted, center.decode(self._backend.center(x), grid))
+        found = find_centers(electrons, self._mask, self._backend, trusted)
         few = torch.stack((found.usable, dose, saturated), 1)
         return torch.cat((found.center, found.sigma, few), 1)
 

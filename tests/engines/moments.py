@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from prenet4d_engines.models import center, ellipse
+from prenet4d_engines.models import center, ellipse, refine
 
 T = TypeVar("T")
 
@@ -24,10 +24,16 @@ class MomentBackend:
     def spread(self, work: Callable[[slice], T], n: int) -> list[T]:
         """In two parts, so that what is put together again is tested, too."""
         half = n // 2
-        return [work(part) for part in (slice(0, half), slice(half, n))]
+        return [work(part) for part in (slice(0, half), slice(half, n))[not half :]]
 
     def denoise(self, x: Tensor) -> Tensor:
         return torch.zeros(x.shape[0], 1, *x.shape[2:])
+
+    def refine(self, x: Tensor) -> Tensor:
+        """No vote against the guess, and no doubt about it."""
+        votes = torch.zeros(len(x), 2 * refine.DIRECTIONS, 24, 24)
+        votes[:, refine.DIRECTIONS :] = -2.0  # 0.08 bins in all
+        return votes
 
     def center(self, x: Tensor) -> Tensor:
         """Center of mass; no beam where the brightest pixel does not stand out."""

@@ -1,4 +1,4 @@
-"""Backends run the three networks; a faster arithmetic must agree with float32."""
+"""Backends run the networks; a faster arithmetic must agree with float32."""
 
 import copy
 import threading
@@ -11,7 +11,8 @@ from prenet4d_engines import weights
 from prenet4d_engines.backends import TorchBackend, parity, select
 from prenet4d_engines.corrector import Corrector
 from prenet4d_engines.errors import BackendError, EngineError
-from prenet4d_engines.models import center, denoiser, ellipse
+from prenet4d_engines.models import center, denoiser, ellipse, refine
+from prenet4d_engines.models.inversion import inversion
 
 
 @pytest.fixture(scope="module")
@@ -26,11 +27,14 @@ def inputs() -> dict[str, torch.Tensor]:
     return {
         "denoise": denoiser.stabilise(frames, mask)[0],
         "center": center.prepare(frames, mask)[0],
+        "refine": refine.prepare(
+            frames, mask, inversion(frames, mask, torch.full((8, 2), 64.0)), torch.ones(8, 2)
+        ),
         "ellipse": ellipse.prepare(frames.mean(0), torch.ones(128, 128)),
     }
 
 
-@pytest.mark.parametrize("name", ["denoise", "center", "ellipse"])
+@pytest.mark.parametrize("name", weights.NAMES)
 def test_float32_is_the_shipped_network(name, reference, inputs):
     """Folded batch norms and another memory format change no figure."""
     x = inputs[name]
@@ -42,7 +46,7 @@ def test_float32_is_the_shipped_network(name, reference, inputs):
     torch.testing.assert_close(found, expected, atol=1e-4 * max(scale, 1), rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["denoise", "center", "ellipse"])
+@pytest.mark.parametrize("name", weights.NAMES)
 def test_what_auto_chose_is_within_the_bounds(name, reference):
     chosen = select("auto")
     deviation = parity.measure(
@@ -59,6 +63,9 @@ def test_what_auto_chose_is_within_the_bounds(name, reference):
         ("center", lambda y: y.roll(1, 2)),
         ("center", lambda y: y * torch.nan),
         ("center", torch.zeros_like),
+        ("refine", lambda y: y.roll(1, 1)),
+        ("refine", lambda y: y + 0.05),
+        ("refine", lambda y: y * torch.nan),
         ("ellipse", lambda y: y.roll(1, 3)),
         ("ellipse", lambda y: y * 1.05),
         ("ellipse", lambda y: y * torch.nan),
@@ -85,7 +92,10 @@ def test_one_wrong_pattern_among_many_is_caught(reference):
 
 def test_bfloat16_runs_everywhere_and_stays_near(reference, inputs):
     backend = TorchBackend("bfloat16", device="cpu")
-    assert "denoiser in bfloat16, center in bfloat16" in backend.description
+    assert (
+        "denoiser in bfloat16, center in bfloat16, its refinement in bfloat16"
+        in backend.description
+    )
     with torch.inference_mode():
         found = backend.denoise(inputs["denoise"])
     assert found.dtype == torch.float32

@@ -70,7 +70,7 @@ def test_patterns_are_kept_and_nonsense_is_refused(tmp_path: Path) -> None:
         Multislice.load(path)
 
 
-@pytest.mark.parametrize("task", ["denoise", "center", "ellipse"])
+@pytest.mark.parametrize("task", ["denoise", "center", "refine", "ellipse"])
 def test_a_quarter_of_training_is_dealt_from_them(task: str) -> None:
     torch.set_num_threads(1)
     materials = (TRAINING["Al"],)

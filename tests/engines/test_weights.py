@@ -10,11 +10,16 @@ import pytest
 import torch
 
 from prenet4d_engines.errors import WeightsError
-from prenet4d_engines.models import CenterNet, Denoiser, EllipseNet, center, denoiser
+from prenet4d_engines.models import CenterNet, Denoiser, EllipseNet, RefineNet, center, denoiser
 from prenet4d_engines.train.shipping import figures
 from prenet4d_engines.weights import FOLDER, NAMES, Name, card, load
 
-NETWORKS = {"denoise": Denoiser, "center": CenterNet, "ellipse": EllipseNet}
+NETWORKS = {
+    "denoise": Denoiser,
+    "center": CenterNet,
+    "refine": RefineNet,
+    "ellipse": EllipseNet,
+}
 
 
 @pytest.fixture(autouse=True)

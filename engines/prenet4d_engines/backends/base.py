@@ -1,4 +1,4 @@
-"""What every backend does: run the three networks, and nothing else.
+"""What every backend does: run the networks, and nothing else.
 
 A backend maps an engine's input tensor to its output tensor. Everything around that (scaling
 counts, decoding centers, resampling) needs FP32 and is written once, outside.
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class Backend(Protocol):
-    """Runs the three networks on one device; inputs and outputs are float32 on that device."""
+    """Runs the networks on one device; inputs and outputs are float32 on that device."""
 
     @property
     def name(self) -> str:
@@ -52,6 +52,10 @@ class Backend(Protocol):
 
     def center(self, x: Tensor) -> Tensor:
         """Run the center network on what ``prepare`` made: (n, C, H, W) → maps."""
+        ...
+
+    def refine(self, x: Tensor) -> Tensor:
+        """Run the refining network on what ``prepare`` made: (n, C, S, S) → votes."""
         ...
 
     def ellipse(self, x: Tensor) -> Tensor:

@@ -16,8 +16,9 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from prenet4d_engines.models import center, denoiser, ellipse
-from prenet4d_engines.symmetry import refine
+from prenet4d_engines import weights
+from prenet4d_engines.models import center, denoiser, ellipse, refine
+from prenet4d_engines.models.inversion import inversion
 from prenet4d_engines.weights import Name
 
 Network = Callable[[Tensor], Tensor]
@@ -26,6 +27,7 @@ Network = Callable[[Tensor], Tensor]
 _UNITS: Final[dict[Name, str]] = {
     "denoise": "of the counts",
     "center": "px in the center",
+    "refine": "px in the refined center",
     "ellipse": "in the ratio",
 }
 
@@ -45,9 +47,13 @@ class Bounds:
     relative: float
 
 
-ENGINE: Final = Bounds(MappingProxyType({"denoise": 0.005, "center": 0.005, "ellipse": 2e-4}), 0.01)
+ENGINE: Final = Bounds(
+    MappingProxyType({"denoise": 0.005, "center": 0.005, "refine": 0.005, "ellipse": 2e-4}), 0.01
+)
 """For a compiled engine, which computes in float16."""
-TORCH: Final = Bounds(MappingProxyType({"denoise": 0.005, "center": 0.02, "ellipse": 1e-3}), 0.05)
+TORCH: Final = Bounds(
+    MappingProxyType({"denoise": 0.005, "center": 0.02, "refine": 0.01, "ellipse": 1e-3}), 0.05
+)
 """For torch in bfloat16 or float16."""
 
 
@@ -176,11 +182,27 @@ def _center_setup(frame_shape: tuple[int, int]) -> tuple[Tensor, Distance]:
     x, grid = center.prepare(frames, mask)
 
     def pixels(wanted: Tensor, found: Tensor) -> Tensor:
-        one, other = (refine(frames, mask, center.decode(y, grid)).center for y in (wanted, found))
+        found_by = (center.decode(y, grid).center for y in (wanted, found))
+        one, other = (inversion(frames, mask, guess).center for guess in found_by)
         apart: Tensor = (one - other).norm(dim=1)
         return apart
 
     return x, pixels
+
+
+def _refine_setup(frame_shape: tuple[int, int]) -> tuple[Tensor, Distance]:
+    frames, mask = patterns(frame_shape), torch.ones(frame_shape, dtype=torch.bool)
+    x, grid = center.prepare(frames, mask)
+    with torch.inference_mode():
+        near = center.decode(weights.load("center")(x), grid)
+    guess = inversion(frames, mask, near.center)
+
+    def pixels(wanted: Tensor, found: Tensor) -> Tensor:
+        one, other = (refine.decode(votes, guess).center for votes in (wanted, found))
+        apart: Tensor = (one - other).norm(dim=1)
+        return apart
+
+    return refine.prepare(frames, mask, guess, near.sigma), pixels
 
 
 def _ellipse_setup(frame_shape: tuple[int, int]) -> tuple[Tensor, Distance]:
@@ -197,5 +219,6 @@ def _ellipse_setup(frame_shape: tuple[int, int]) -> tuple[Tensor, Distance]:
 _SETUPS: Final[dict[Name, Callable[[tuple[int, int]], tuple[Tensor, Distance]]]] = {
     "denoise": _denoiser_setup,
     "center": _center_setup,
+    "refine": _refine_setup,
     "ellipse": _ellipse_setup,
 }

@@ -30,7 +30,7 @@ Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 T = TypeVar("T")
-_OFTEN: tuple[weights.Name, ...] = ("denoise", "center")
+_OFTEN: tuple[weights.Name, ...] = ("denoise", "center", "refine")
 """The networks that read every frame; the ellipse network, once in many, stays in float32."""
 _SHORT = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
@@ -89,7 +89,7 @@ class TorchBackend:
         used = {name: _SHORT[network.dtype] for name, network in self._networks.items()}
         self.description = (
             f"PyTorch on {where}: denoiser in {used['denoise']}, center in {used['center']}, "
-            f"ellipse in {used['ellipse']} ({why})."
+            f"its refinement in {used['refine']}, ellipse in {used['ellipse']} ({why})."
         )
 
     def spread(self, work: Callable[[slice], T], n: int) -> list[T]:
@@ -111,6 +111,10 @@ class TorchBackend:
         """Run the center network: (n, C, H, W) → (n, 6, H/4, W/4), float32."""
         return self._networks["center"](x)
 
+    def refine(self, x: Tensor) -> Tensor:
+        """Run the refining network: (n, C, S, S) → (n, 8, S/4, S/4), float32."""
+        return self._networks["refine"](x)
+
     def ellipse(self, x: Tensor) -> Tensor:
         """Run the ellipse network: (n, C, R, P) → (n, 4, R/8, P/8), float32."""
         return self._networks["ellipse"](x)
@@ -129,7 +133,7 @@ class TorchBackend:
             if deviation.within(parity.TORCH):
                 self._networks[name] = network
             found.append(deviation.brief(parity.TORCH))
-        return f"{_SHORT[dtype]} differs from float32 by {' and '.join(found)}"
+        return f"{_SHORT[dtype]} differs from float32 by {', '.join(found)}"
 
 
 class _Cast:

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from prenet4d_engines.backends import Backend
 from prenet4d_engines.calibrator import PatternSum
+from prenet4d_engines.centers import find_centers
 from prenet4d_engines.geometry import reference_center
 from prenet4d_engines.models import center, denoiser
 from prenet4d_engines.reading import read_ellipticity
 from prenet4d_engines.resample import recentered_sum
-from prenet4d_engines.symmetry import refine
 
 Array = NDArray[np.float64]
 
@@ -43,14 +43,15 @@ class Networks:
     ) -> tuple[Array, Array, Array]:
         """Return centers (n, 2) and sigmas (n, 2) in px, [y, x], and P(usable beam) (n,).
 
-        Without ``refined`` they are the network's own, before the pattern's symmetry is used.
+        Without ``refined`` they are the center network's own, before they are refined.
         """
 
         def step(counts: Tensor, valid: Tensor) -> tuple[Tensor, ...]:
-            x, grid = center.prepare(counts, valid)
-            found = center.decode(self.backend.center(x), grid)
             if refined:
-                found = refine(counts, valid, found)
+                found = find_centers(counts, valid, self.backend)
+            else:
+                x, grid = center.prepare(counts, valid)
+                found = center.decode(self.backend.center(x), grid)
             return found.center, found.sigma, found.usable
 
         centers, sigmas, usable = self._batched(step, frames, masks)

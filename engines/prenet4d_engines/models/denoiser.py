@@ -36,7 +36,7 @@ MULTIPLE: Final = 16
 class DenoiserConfig:
     """Channels at strides 2, 4, 8 and 16, and residual blocks per level and direction."""
 
-    channels: tuple[int, int, int, int] = (16, 32, 64, 96)
+    channels: tuple[int, int, int, int] = (24, 32, 64, 96)
     blocks: int = 1
     heads: int = 4
 
@@ -159,6 +159,11 @@ def _bounds(counts: Tensor, around: Tensor) -> tuple[Tensor, Tensor]:
     return least, around + spread + _CONSISTENT**2
 
 
+def _asinh(x: Tensor) -> Tensor:
+    """`torch.asinh`, to 10⁻⁶, in steps that torch computes with vectors on a CPU."""
+    return torch.copysign(torch.log(x.abs() + (x * x + 1.0).sqrt()), x)
+
+
 def stabilise(frames: Tensor, mask: Tensor) -> tuple[Tensor, Stabilised]:
     """Scale frames for the network, in FP32.
 
@@ -188,14 +193,14 @@ def stabilise(frames: Tensor, mask: Tensor) -> tuple[Tensor, Stabilised]:
     baseline = 2.0 * (trust * filled + (1.0 - trust) * wide + 1e-4).sqrt()
     deviation = 2.0 * ((filled + 0.375).sqrt() - (near + 0.375).sqrt())
     channels = [
-        torch.asinh(deviation),
+        _asinh(deviation),
         torch.log1p(filled) * 0.5,
         torch.log(wide + 1e-3) * 0.5,
         valid.expand(n, 1, h, w),
     ]
-    x = functional.pad(
-        torch.cat(channels, 1), (0, -w % MULTIPLE, 0, -h % MULTIPLE), mode="replicate"
-    )
+    x = torch.cat(channels, 1)
+    if w % MULTIPLE or h % MULTIPLE:
+        x = functional.pad(x, (0, -w % MULTIPLE, 0, -h % MULTIPLE), mode="replicate")
     least, most = _bounds(counts, around)
     context = Stabilised(
         baseline[:, 0], valid[:, 0], counts.sum((1, 2, 3)), least[:, 0], most[:, 0]

@@ -41,9 +41,9 @@ def ideal_detector(frame_shape: tuple[int, int]) -> Detector:
     return Detector(np.ones(frame_shape, np.bool_))
 
 
-def draw_dose(rng: np.random.Generator) -> float:
-    """Draw electrons per pattern, log-uniform over the training range."""
-    return float(np.exp(rng.uniform(np.log(LOWEST_DOSE), np.log(HIGHEST_DOSE))))
+def draw_dose(rng: np.random.Generator, highest: float = HIGHEST_DOSE) -> float:
+    """Draw electrons per pattern, log-uniform over the training range, which may end higher."""
+    return float(np.exp(rng.uniform(np.log(LOWEST_DOSE), np.log(highest))))
 
 
 def draw_detector(

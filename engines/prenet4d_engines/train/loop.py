@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from prenet4d_engines.errors import TrainingError
-from prenet4d_engines.models import CenterNet, Denoiser, EllipseNet
+from prenet4d_engines.models import CenterNet, Denoiser, EllipseNet, RefineNet
 from prenet4d_engines.simulate.materials import TRAINING
 from prenet4d_engines.simulate.multislice import Multislice
 from prenet4d_engines.train.losses import LOSSES
@@ -33,9 +33,15 @@ from prenet4d_engines.train.samples import BATCHES, VALIDATION_SEED, Sample, Sam
 NETWORKS: Final[dict[Task, Callable[[], nn.Module]]] = {
     "denoise": Denoiser,
     "center": CenterNet,
+    "refine": RefineNet,
     "ellipse": EllipseNet,
 }
-_PEAK_RATE: Final[dict[Task, float]] = {"denoise": 1e-3, "center": 2e-3, "ellipse": 2e-3}
+_PEAK_RATE: Final[dict[Task, float]] = {
+    "denoise": 1e-3,
+    "center": 2e-3,
+    "refine": 2e-3,
+    "ellipse": 2e-3,
+}
 _WARM_UP_STEPS: Final = 200
 _EMA_DECAY: Final = 0.998
 _VALIDATION_BATCHES: Final = 6
@@ -93,7 +99,8 @@ def train(
         resume: Go on from `checkpoint.pt` in `out_dir`.
         minutes: Stop after that long even if steps are left; the schedule then follows the
             clock, so that the rate still reaches zero.
-        start_from: Weights (safetensors) to begin with instead of random ones.
+        start_from: Weights (safetensors) to begin with instead of random ones; those of a network
+            with fewer channels are widened.
         peak_rate: Learning rate after the warm-up; None for the network's own. Half of it or less
             suits weights that were trained before.
         multislice: Computed patterns of training materials (`prenet4d simulate --multislice`), of
@@ -129,7 +136,7 @@ def train(
     rate = _PEAK_RATE[task] if peak_rate is None else peak_rate
     network = NETWORKS[task]().to(device)
     if start_from is not None:
-        network.load_state_dict(_weights(start_from, task))
+        _begin_with(network, start_from, task)
     average = copy.deepcopy(network).eval()
     optimiser = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=1e-2)
     step, spent = 0, 0.0
@@ -194,16 +201,28 @@ def train(
     return weights
 
 
-def _weights(path: Path, task: Task) -> dict[str, Tensor]:
-    """Read weights to begin with."""
+def _begin_with(network: nn.Module, path: Path, task: Task) -> None:
+    """Load weights; where the network has more channels, nothing reads the new ones at first.
+
+    So it computes what the narrower one did (Net2Net, Chen et al. 2016).
+    """
     try:
-        weights = load_file(path)
-        NETWORKS[task]().load_state_dict(weights)
-    except (OSError, SafetensorError, RuntimeError) as error:
+        given = load_file(path)
+        own = network.state_dict()
+        network.load_state_dict(given | {name: _wide(name, given[name], own[name]) for name in own})
+    except (OSError, SafetensorError, RuntimeError, KeyError, ValueError, IndexError) as error:
         raise TrainingError(
             f"Training cannot start from {path}: it holds no weights of {task!r} ({error})."
         ) from error
-    return weights
+
+
+def _wide(name: str, value: Tensor, own: Tensor) -> Tensor:
+    if ".qkv." in name and value.shape != own.shape:  # heads would mix other channels
+        raise ValueError("attention cannot be widened")
+    if own.dim() > 1:
+        own[:, value.shape[1] :] = 0
+    own[tuple(slice(size) for size in value.shape)].copy_(value)
+    return own
 
 
 def _scheduled(rate: float, step: int, share: float) -> float:

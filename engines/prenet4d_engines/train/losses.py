@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from prenet4d_engines.models import center, denoiser, ellipse
-from prenet4d_engines.train.samples import Sample, Task
+from prenet4d_engines.models import center, denoiser, ellipse, refine
+from prenet4d_engines.train.samples import Sample, Task, near_guesses
 
 Figures = dict[str, Tensor]
 _CENTER_FIGURES: Final = ("median_px", "p90_px", "within_sigma", "wrong_cell")
 _LINEAR_WEIGHT: Final = 0.5
 _HEAT_WEIGHT: Final = 2.0
-"""Which beam it is weighs more than where in it: `symmetry` finds the latter after the network."""
+"""Which beam it is weighs more than where in it: what comes after the network finds the latter."""
 
 
 def denoise_loss(network: nn.Module, sample: Sample) -> tuple[Tensor, Figures]:
@@ -105,6 +105,27 @@ def center_loss(network: nn.Module, sample: Sample) -> tuple[Tensor, Figures]:
     return loss, dict(zip(_CENTER_FIGURES, figures, strict=True))
 
 
+def refine_loss(network: nn.Module, sample: Sample) -> tuple[Tensor, Figures]:
+    """Laplace likelihood of the center under the votes' own precision, where the guess is near."""
+    guess, near = near_guesses(sample)
+    x = refine.prepare(sample["frame"], sample["mask"], guess, sample["sigma"])
+    found = refine.decode(network(_channels_last(x)), guess)
+    error = (found.center - sample["center"]).abs() / guess.factor
+    sigma = found.sigma / guess.factor
+    each = (2**0.5 * error / sigma + sigma.log() + 0.5 * error).sum(1)
+    loss = torch.where(near, each, 0.0).sum() / near.sum().clamp_min(1)
+    with torch.no_grad():
+        distance = (found.center - sample["center"]).norm(dim=1)[near]
+        before = (sample["guess"] - sample["center"]).norm(dim=1)[near]
+        figures = {
+            "median_px": distance.median(),
+            "p90_px": distance.quantile(0.9),
+            "guess_median_px": before.median(),
+            "within_sigma": (error < sigma)[near].float().mean(),
+        }
+    return loss, figures
+
+
 def ellipse_loss(network: nn.Module, sample: Sample) -> tuple[Tensor, Figures]:
     """Laplace likelihood of the distortion's vector under the votes' own precision."""
     x = ellipse.prepare(sample["mean"], sample["valid"])
@@ -128,5 +149,6 @@ def _channels_last(x: Tensor) -> Tensor:
 LOSSES: Final[dict[Task, Callable[[nn.Module, Sample], tuple[Tensor, Figures]]]] = {
     "denoise": denoise_loss,
     "center": center_loss,
+    "refine": refine_loss,
     "ellipse": ellipse_loss,
 }

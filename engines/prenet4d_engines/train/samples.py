@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Final, Literal
 
 import numpy as np
@@ -12,7 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
+from prenet4d_engines import weights as shipped
+from prenet4d_engines.models import center, refine
+from prenet4d_engines.models.inversion import Inversion, inversion
 from prenet4d_engines.simulate.detector import (
+    HIGHEST_DOSE,
     Detector,
     draw_detector,
     draw_dose,
@@ -30,7 +35,7 @@ from prenet4d_engines.simulate.multislice import Multislice
 from prenet4d_engines.simulate.pattern import EDGE, Kind, Pattern
 from prenet4d_engines.simulate.render import render
 
-Task = Literal["denoise", "center", "ellipse"]
+Task = Literal["denoise", "center", "refine", "ellipse"]
 Sample = dict[str, Tensor]
 
 VALIDATION_SEED: Final = 9_000_000
@@ -41,6 +46,8 @@ _DIFFICULT: Final = 0.5
 """Share of the center network's frames that `draw_difficult` draws."""
 _COMPUTED: Final = 0.25
 """Share of patterns that were computed by multislice, where there are any."""
+_WINDOW_DOSE: Final = 1e7
+"""Most electrons in a window of the denoiser's: 10^6 in a frame of 128 x 128 lie well inside."""
 _EXPOSURES: Final = 2
 """How often one expectation is exposed: rendering costs more than counting."""
 
@@ -98,7 +105,7 @@ def denoise_batch(
         patterns.append(
             pattern.moved((pattern.center[0] - corner[0], pattern.center[1] - corner[1]))
         )
-    seen = _expose_all(rng, patterns, (side, side), images)
+    seen = _expose_all(rng, patterns, (side, side), images, highest_dose=_WINDOW_DOSE)
     return {
         "frame": torch.stack([s.frame for s in seen]),
         "rate": torch.stack([s.rate for s in seen]),
@@ -142,12 +149,54 @@ def center_batch(
     }
 
 
+def refine_batch(
+    rng: np.random.Generator,
+    batch_size: int,
+    materials: Sequence[Material],
+    computed: Multislice | None = None,
+) -> Sample:
+    """What `center_batch` makes, and the guesses that the shipped center network leads to.
+
+    guess and sigma (n, 2) in px, counting (n, 2), asymmetry (n,).
+    """
+    sample = center_batch(rng, batch_size, materials, computed)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        x, grid = center.prepare(sample["frame"], sample["mask"])
+        maps = _shipped_center_network()(x.contiguous(memory_format=torch.channels_last))
+    found = center.decode(maps.clone(), grid)
+    seen = inversion(sample["frame"], sample["mask"], found.center)
+    return sample | {
+        "guess": seen.center,
+        "sigma": found.sigma,
+        "counting": seen.counting,
+        "asymmetry": seen.asymmetry,
+    }
+
+
+def near_guesses(sample: Sample) -> tuple[Inversion, Tensor]:
+    """Return a `refine_batch`'s guesses, and (n,) bool which of them are at the right beam."""
+    guess = Inversion(
+        factor=center.bin_factor((sample["frame"].shape[1], sample["frame"].shape[2])),
+        center=sample["guess"],
+        counting=sample["counting"],
+        asymmetry=sample["asymmetry"],
+    )
+    off = (sample["guess"] - sample["center"]).abs() / guess.factor
+    return guess, (sample["usable"] > 0.5) & (off < refine.REACH).all(1)
+
+
+@cache
+def _shipped_center_network() -> torch.nn.Module:
+    return shipped.load("center")
+
+
 def _expose_all(
     rng: np.random.Generator,
     patterns: list[Pattern],
     shape: tuple[int, int],
     images: Mapping[int, NDArray[np.float32]],
     cameras: Sequence[Detector | None] | None = None,
+    highest_dose: float = HIGHEST_DOSE,
 ) -> list[_Seen]:
     """Expose every pattern a few times, each with its own dose, symmetry and drawn camera.
 
@@ -164,7 +213,7 @@ def _expose_all(
         for _ in range(_EXPOSURES):
             beam = pattern.center if pattern.has_beam else None
             camera = own or draw_detector(rng, shape, beam)
-            dose = draw_dose(rng)
+            dose = draw_dose(rng, highest_dose)
             frame, rate = expose(expected[None], dose, camera, generator)
             mask = torch.from_numpy(camera.valid)
             seen.append(
@@ -279,6 +328,7 @@ def ellipse_batch(
 BATCHES: Final[dict[Task, Callable[..., Sample]]] = {
     "denoise": denoise_batch,
     "center": center_batch,
+    "refine": refine_batch,
     "ellipse": ellipse_batch,
 }
 """``batch(rng, batch_size, materials, computed=None)`` of each task."""

@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 
 import numpy as np
@@ -19,7 +20,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from prenet4d_engines.models import center, denoiser, ellipse
+from prenet4d_engines import weights
+from prenet4d_engines.centers import find_centers
+from prenet4d_engines.models import RefineNet, center, denoiser, ellipse
 from prenet4d_engines.simulate import (
     HELD_OUT,
     TRAINING,
@@ -31,6 +34,7 @@ from prenet4d_engines.simulate import (
     ideal_detector,
     render,
 )
+from prenet4d_engines.simulate.multislice import Multislice
 from prenet4d_engines.train.loop import NETWORKS
 from prenet4d_engines.train.samples import Task, draw_mean
 from prenet4d_engines.train.sigmas import ONE_SIGMA_RADIUS, calibrate
@@ -42,10 +46,11 @@ DOSES: Final = (1e2, 1e3, 1e4, 1e5)
 
 def ship(
     task: Task,
-    weights: Path,
+    trained: Path,
     *,
     training: dict[str, Any],
     limits: Sequence[str],
+    computed: Multislice | None = None,
     folder: Path = FOLDER,
     samples: int = 512,
 ) -> dict[str, Any]:
@@ -53,10 +58,11 @@ def ship(
 
     Args:
         task: Which network.
-        weights: The safetensors that `train` returned.
+        trained: The safetensors that `train` returned.
         training: What the card shall say of how they came about: data, schedule, seed, machine,
             duration, command.
         limits: What they cannot do, one sentence each.
+        computed: Multislice patterns of training materials, to calibrate the sigmas with.
         folder: Where to put both files.
         samples: Samples per figure.
 
@@ -64,10 +70,10 @@ def ship(
         The card.
     """
     network = NETWORKS[task]()
-    network.load_state_dict(load_file(weights))
+    network.load_state_dict(load_file(trained))
     network.eval()
     if task != "denoise":
-        calibrate(task, network, samples=4 * samples)
+        calibrate(task, network, samples=4 * samples, computed=computed)
     path = folder / f"{task}.safetensors"
     save_file({k: v.contiguous() for k, v in network.state_dict().items()}, path)
     path.chmod(0o644)
@@ -94,7 +100,7 @@ def figures(
     with torch.no_grad():
         if task == "denoise":
             return _denoise_figures(network, materials, samples, doses)
-        if task == "center":
+        if task in ("center", "refine"):
             return _center_figures(network, materials, samples, doses)
         return _ellipse_figures(network, materials, samples, doses)
 
@@ -155,13 +161,13 @@ def _center_figures(
     shape = (128, 128)
     mask = torch.ones(shape, dtype=torch.bool)
     table: dict[str, Any] = {"frame": "128x128", "patterns_per_dose": samples}
+    find = _center_finder(network)
     for dose in doses:
         rng = np.random.default_rng([_FIGURES_SEED, int(dose)])
         distances, covered = [], []
         for _ in range(max(1, samples // 32)):
             frames, _, truth = _frames(rng, materials, shape, dose, 32)
-            x, grid = center.prepare(frames, mask)
-            found = center.decode(network(x), grid)
+            found = find(frames, mask)
             distances.append((found.center - truth).norm(dim=1))
             covered.append(((found.center - truth).abs() < found.sigma).float())
         distance = torch.cat(distances)
@@ -172,6 +178,19 @@ def _center_figures(
             "share_within_sigma": _round(torch.cat(covered).mean()),
         }
     return table
+
+
+def _center_finder(network: nn.Module) -> Callable[[Tensor, Tensor], center.CenterEstimate]:
+    """Return what finds centers with one network: the shipped one of the other kind helps it."""
+    if isinstance(network, RefineNet):
+        both = SimpleNamespace(center=weights.load("center"), refine=network)
+        return lambda frames, mask: find_centers(frames, mask, both)
+
+    def alone(frames: Tensor, mask: Tensor) -> center.CenterEstimate:
+        x, grid = center.prepare(frames, mask)
+        return center.decode(network(x), grid)
+
+    return alone
 
 
 def _ellipse_figures(

@@ -16,8 +16,8 @@ from prenet4d_engines.errors import WeightsError
 if TYPE_CHECKING:
     from torch import nn
 
-Name = Literal["denoise", "center", "ellipse"]
-NAMES: Final[tuple[Name, ...]] = ("denoise", "center", "ellipse")
+Name = Literal["denoise", "center", "refine", "ellipse"]
+NAMES: Final[tuple[Name, ...]] = ("denoise", "center", "refine", "ellipse")
 FOLDER: Final = Path(__file__).parent
 
 
@@ -41,7 +41,7 @@ def load(name: Name, folder: Path = FOLDER) -> nn.Module:
     """Return a network with its shipped weights: eval mode, CPU, float32.
 
     Args:
-        name: "denoise", "center" or "ellipse".
+        name: "denoise", "center", "refine" or "ellipse".
         folder: Where the weights and their card are; by default those of the package.
 
     Raises:
@@ -51,11 +51,12 @@ def load(name: Name, folder: Path = FOLDER) -> nn.Module:
     from safetensors import SafetensorError
     from safetensors.torch import load as parse
 
-    from prenet4d_engines.models import CenterNet, Denoiser, EllipseNet
+    from prenet4d_engines.models import CenterNet, Denoiser, EllipseNet, RefineNet
 
     networks: dict[Name, type[nn.Module]] = {
         "denoise": Denoiser,
         "center": CenterNet,
+        "refine": RefineNet,
         "ellipse": EllipseNet,
     }
     expected = card(name, folder).get("sha256")

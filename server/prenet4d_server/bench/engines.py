@@ -28,7 +28,8 @@ from prenet4d_engines.corrector import Corrector
 from prenet4d_engines.errors import BackendError
 from prenet4d_engines.geometry import Ellipticity, reference_center
 from prenet4d_engines.lanes import Fetched
-from prenet4d_engines.models import center, denoiser
+from prenet4d_engines.models import center, denoiser, refine
+from prenet4d_engines.models.inversion import inversion
 from prenet4d_engines.stages import Camera, Station
 from prenet4d_engines.tracking import CenterTracker
 from prenet4d_engines.virtual import DetectorRadii, VirtualDetectors
@@ -40,11 +41,12 @@ SHAPES = ((128, 128), (192, 192), (256, 256), (512, 512))
 GPU_BATCHES = (1, 4, 16, 64, 128, 256, 512)
 CPU_BATCHES = (1, 8, 32)
 STAGES = (
-    *("copy in", "denoiser", "center network", "look", "track", "average", "straighten"),
-    *("copy out", "whole"),
+    *("copy in", "denoiser", "center network", "refining network", "look", "track", "average"),
+    *("straighten", "copy out", "whole"),
 )
-"""``look`` holds the copy in, both networks and the work around them; ``straighten`` the copy out;
+"""``look`` holds the copy in, these networks and the work around them; ``straighten`` the copy out;
 ``track`` runs on the host. ``whole`` is the corrector, host to host, with batches overlapping."""
+_NETWORKS = ("denoiser", "center network", "refining network")
 _OVER_THE_BUS = ("copy in", "copy out")
 _LEAST_RUNS = 2
 _PARTS = 16
@@ -227,6 +229,18 @@ def measure_peaks(backend: Backend, seconds: float) -> Peaks:
     return Peaks(max(products), copied, bus)
 
 
+def _network_inputs(counts: Tensor, mask: Tensor) -> dict[weights.Name, Tensor]:
+    """What the networks that see every frame read of frames (n, h, w), in the stages' order."""
+    x, grid = center.prepare(counts, mask)
+    middle = counts.new_tensor(reference_center(counts.shape[1:])).expand(len(counts), 2)
+    guess = inversion(counts, mask, middle)
+    return {
+        "denoise": denoiser.stabilise(counts, mask)[0],
+        "center": x,
+        "refine": refine.prepare(counts, mask, guess, torch.full_like(middle, 0.1 * grid.factor)),
+    }
+
+
 def network_cost(name: weights.Name, x: Tensor) -> tuple[int, int]:
     """Count a network's operations and the bytes that its convolutions read and write in float16.
 
@@ -299,8 +313,7 @@ class _Bench:
         slot = self._station.take(camera, self._frames.dtype, n)
         counts = torch.from_numpy(self._frames.astype(np.float32)).to(backend.device)
         mask = camera.trusted(backend.device)
-        x, _ = denoiser.stabilise(counts, mask)
-        y, _ = center.prepare(counts, mask)
+        x = _network_inputs(counts, mask)
         buffer = torch.empty(self._frames.shape, dtype=torch.uint16, device=backend.device)
         middle = reference_center(self._shape)
         centers, indices = np.tile(np.array(middle), (n, 1)) + 0.3, np.arange(n)
@@ -315,8 +328,9 @@ class _Bench:
             return lambda: _nothing(again())
 
         yield "copy in", lambda: _nothing(lanes.send(self._frames, buffer))
-        yield "denoiser", recorded(lambda part: backend.denoise(x[part]))
-        yield "center network", recorded(lambda part: backend.center(y[part]))
+        yield "denoiser", recorded(lambda part: backend.denoise(x["denoise"][part]))
+        yield "center network", recorded(lambda part: backend.center(x["center"][part]))
+        yield "refining network", recorded(lambda part: backend.refine(x["refine"][part]))
         yield "look", lambda: (slot.look(self._frames),)
         yield (
             "track",
@@ -334,17 +348,14 @@ class _Bench:
         counts = torch.zeros((1, *self._shape))
         mask = torch.ones(self._shape, dtype=torch.bool)
         floors: dict[str, float] = {}
-        inputs: dict[weights.Name, Tensor] = {
-            "denoise": denoiser.stabilise(counts, mask)[0],
-            "center": center.prepare(counts, mask)[0],
-        }
-        for stage, (name, x) in zip(("denoiser", "center network"), inputs.items(), strict=True):
+        for stage, (name, x) in zip(_NETWORKS, _network_inputs(counts, mask).items(), strict=True):
             flop, moved = network_cost(name, x)
             floors[stage] = max(flop / peaks.flops, moved / peaks.copied)
         floors["copy in"] = 2 * pixels / peaks.bus
         floors["copy out"] = 8 * pixels / peaks.bus
         # the frame as it came is read, denoised and raw counts are written
-        floors["look"] = floors["denoiser"] + floors["center network"] + 10 * pixels / peaks.copied
+        networks = sum(floors[stage] for stage in _NETWORKS)
+        floors["look"] = networks + 10 * pixels / peaks.copied
         floors["average"] = 4 * pixels / peaks.copied
         floors["straighten"] = 16 * pixels / peaks.copied
         return floors

@@ -27,7 +27,8 @@ class Part(StrEnum):
 
 def train(
     task: Annotated[
-        Literal["denoise", "center", "ellipse"], typer.Argument(help="Which network to train.")
+        Literal["denoise", "center", "refine", "ellipse"],
+        typer.Argument(help="Which network to train."),
     ],
     out: Annotated[Path, typer.Option(file_okay=False, help="Checkpoints, log and plot.")] = Path(
         "runs"

@@ -91,7 +91,8 @@ class TestOnAGpu:
     def test_every_engine_was_compared_with_float32(self, built):
         _, made = built
         assert [(each.sidecar.recipe.network, each.sidecar.recipe.batch) for each in made] == [
-            *(("denoise", 1), ("denoise", 16), ("center", 1), ("center", 16), ("ellipse", 1)),
+            *(("denoise", 1), ("denoise", 16), ("center", 1), ("center", 16)),
+            *(("refine", 1), ("refine", 16), ("ellipse", 1)),
         ]
         for each in made:
             assert each.sidecar.parity.within(parity.ENGINE)

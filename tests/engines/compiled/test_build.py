@@ -16,11 +16,14 @@ from prenet4d_engines.export import Graph
 OUTPUTS = {
     "denoise": TensorInfo("y", (-1, 1, 96, 128), "float16"),
     "center": TensorInfo("y", (-1, 6, 24, 32), "float32"),
+    "refine": TensorInfo("y", (-1, 8, 24, 24), "float32"),
     "ellipse": TensorInfo("y", (-1, 4, 32, 16), "float32"),
 }
 
 
-@pytest.mark.parametrize(("name", "batch"), [("denoise", 64), ("center", 16), ("ellipse", 1)])
+@pytest.mark.parametrize(
+    ("name", "batch"), [("denoise", 64), ("center", 16), ("refine", 16), ("ellipse", 1)]
+)
 def test_every_network_builds(name, batch, graphs, toolkit):
     shares = []
     plan = build(toolkit, graphs[name], batch, on_progress=shares.append)
@@ -76,7 +79,9 @@ def test_tensorrt_without_a_gpu_says_so(tmp_path, toolkit):
         list(make((128, 128), pretended, EngineCache(tmp_path)))
 
 
-@pytest.mark.parametrize(("name", "batch"), [("denoise", 3), ("center", 16), ("ellipse", 1)])
+@pytest.mark.parametrize(
+    ("name", "batch"), [("denoise", 3), ("center", 16), ("refine", 4), ("ellipse", 1)]
+)
 def test_an_engine_that_agrees_passes_the_gate(name, batch, graphs, shape, on_cpu):
     """The same gate as on a GPU, with ONNX Runtime in the engine's place."""
     network = on_cpu(graphs[name].model)

@@ -12,7 +12,8 @@ from prenet4d_engines.backends import parity
 from prenet4d_engines.errors import FrameError
 from prenet4d_engines.export import export, input_shape
 from prenet4d_engines.graph_cost import cost
-from prenet4d_engines.models import center, denoiser, ellipse
+from prenet4d_engines.models import center, denoiser, ellipse, refine
+from prenet4d_engines.models.inversion import inversion
 
 onnx = pytest.importorskip("onnx")
 FP16_MAX = 65504.0
@@ -102,6 +103,7 @@ def test_bad_shapes_are_refused():
 def test_inputs_are_as_the_networks_get_them(frame, denoise, found):
     assert input_shape("denoise", frame) == denoise
     assert input_shape("center", frame) == found
+    assert input_shape("refine", frame) == (15, 96, 96)
     assert input_shape("ellipse", frame) == (4, 256, 128)
 
 
@@ -131,9 +133,11 @@ def test_no_value_comes_near_the_end_of_half_precision(graphs, shape):
     frames += [spike, board, torch.full(shape, 1e6), torch.zeros(shape)]
     frames = torch.stack(frames)
     mask = torch.ones(shape, dtype=torch.bool)
+    guess = inversion(frames, mask, torch.tensor([[50.3, 65.7]]).expand(len(frames), 2))
     inputs = {
         "denoise": denoiser.stabilise(frames, mask)[0],
         "center": center.prepare(frames, mask)[0],
+        "refine": refine.prepare(frames, mask, guess, torch.ones(len(frames), 2)),
         "ellipse": ellipse.prepare(frames, torch.ones_like(frames)),
     }
     runtime = pytest.importorskip("onnxruntime")

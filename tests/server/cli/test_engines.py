@@ -34,7 +34,12 @@ def test_engines_are_built_listed_verified_and_cleaned(prenet4d, tmp_path):
     status, said, _ = prenet4d(*asked)
     assert status == 0
     assert "There is no NVIDIA GPU here" in said
-    for line in ("denoise 4×96×128 2", "center 6×96×128 2", "ellipse 4×256×128 1"):
+    for line in (
+        "denoise 4×96×128 2",
+        "center 6×96×128 2",
+        "refine 15×96×96 2",
+        "ellipse 4×256×128 1",
+    ):
         assert line in " ".join(said.split())
 
     status, said, _ = prenet4d(*asked, "--json")
@@ -42,6 +47,7 @@ def test_engines_are_built_listed_verified_and_cleaned(prenet4d, tmp_path):
     assert [(each["recipe"]["network"], each["kept"]) for each in json.loads(said)] == [
         ("denoise", True),
         ("center", True),
+        ("refine", True),
         ("ellipse", True),
     ]
 

@@ -17,7 +17,7 @@ def test_versions_weights_and_configuration_are_told() -> None:
     chosen = load_settings(batch={"size": 7}, security={"insecure": True})
     told = provenance(chosen, "torch on a CPU")
     assert told["versions"]["prenet4d"] == version("prenet4d")
-    assert told["weights"].keys() == {"denoise", "center", "ellipse"}
+    assert told["weights"].keys() == {"denoise", "center", "refine", "ellipse"}
     assert told["weights"]["center"] == weights.card("center")["sha256"]
     assert told["configuration"]["batch"]["size"] == 7
     assert "security" not in told["configuration"]

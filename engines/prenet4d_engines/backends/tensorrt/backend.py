@@ -97,6 +97,10 @@ class TensorRTBackend:
         """Run the center network: (n, C, H, W) → (n, 6, H/4, W/4), float32."""
         return self._run("center", x)
 
+    def refine(self, x: Tensor) -> Tensor:
+        """Run the refining network: (n, C, S, S) → (n, 8, S/4, S/4), float32."""
+        return self._run("refine", x)
+
     def ellipse(self, x: Tensor) -> Tensor:
         """Run the ellipse network: (n, C, R, P) → (n, 4, R/8, P/8), float32."""
         return self._run("ellipse", x)

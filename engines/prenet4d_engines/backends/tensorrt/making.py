@@ -66,8 +66,8 @@ def make(
         frame_shape: Of the detector.
         toolkit: TensorRT, of any flavor.
         cache: Where they are kept.
-        batches: Batch sizes of the denoiser and the center network; the largest should be that of
-            the service.
+        batches: Batch sizes of all networks but that of the ellipse; the largest should be that
+            of the service.
         force: Make them anew although they are there.
         on_progress: Told where it stands.
 

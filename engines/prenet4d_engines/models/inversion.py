@@ -1,10 +1,10 @@
-"""The last tenth of a pixel: a pattern looks the same turned by 180 degrees about its center.
+"""A pattern looks the same turned by 180 degrees about its center, or nearly so.
 
-The center network knows *which* beam is the direct one; where exactly its center lies, the pattern
-itself says: Friedel's law makes it nearly symmetric under inversion. So the frame's correlation
-with itself turned by 180 degrees, ``A(s) = sum_p f(p) f(s - p)``, peaks at twice the center. It is
-evaluated only within a short reach of the network's answer, where no other beam can win, from one
-Fourier transform, in FP32 and on any device.
+The center network knows *which* beam is the direct one; where exactly its center lies, Friedel's
+law says: the frame's correlation with itself turned by 180 degrees, ``A(s) = sum_p f(p) f(s - p)``,
+peaks at twice the center. It is evaluated only within a short reach of the network's answer, where
+no other beam can win, from one Fourier transform, in FP32 and on any device. How far the law holds
+for this pattern is left to `refine`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from prenet4d_engines.models.center import CenterEstimate, bin_factor
+from prenet4d_engines.models.center import bin_factor
 
 REACH: Final = 2.0
 """The refined center lies within this many bins of the network's, along each axis."""
@@ -27,59 +27,24 @@ _GUESS_SIGMA: Final = 0.2
 """Sigma in bins of a guess at the right beam, on training materials."""
 _BLUR: Final = 1.0
 """Sigma in bins of the Gaussian that single electrons are smoothed with."""
-# The power law sigma = exp(a) counting^b network^c asymmetry^d, fitted on training materials by
-# `prenet4d_engines.train.sigmas.fit_refined`: again whenever the center network's weights change.
-_SIGMA: Final = (0.453, 0.104, 0.842, 0.276)
 
 
 @dataclass(frozen=True)
 class Inversion:
-    """What the inversion symmetry of n frames says, in bins.
+    """What the inversion symmetry of n frames says.
 
     Attributes:
         factor: Pixels a side of a bin.
         center: (n, 2) float32, in frame pixels: the guess moved toward the symmetry's maximum, by
-            how much less noise that has.
-        inside: (n,) bool, whether a maximum lies within reach.
-        counting: (n, 2) float32, sigma that Poisson noise alone would leave.
+            how much less noise that has; the guess itself where no maximum lies within reach.
+        counting: (n, 2) float32, in bins, sigma that Poisson noise alone would leave.
         asymmetry: (n,) float32, 0 for perfect symmetry, at most 1.
     """
 
     factor: int
     center: Tensor
-    inside: Tensor
     counting: Tensor
     asymmetry: Tensor
-
-
-def refine(frames: Tensor, mask: Tensor, found: CenterEstimate) -> CenterEstimate:
-    """Refine the network's centers by the inversion symmetry of the raw frames.
-
-    Args:
-        frames: (n, h, w) float32 counts.
-        mask: (h, w) or (n, h, w) bool, True where a pixel is valid; others count as 0.
-        found: What the network says.
-
-    Returns:
-        The same estimate with better centers and their sigmas. Where the symmetry has no maximum
-        within reach, center and sigma stay as they were.
-    """
-    if len(frames) == 0:
-        return found
-    seen = inversion(frames, mask, found.center)
-    a, b, c, d = _SIGMA
-    sigma = seen.factor * torch.exp(
-        a
-        + b * torch.log(seen.counting)
-        + c * torch.log(found.sigma / seen.factor)
-        + d * torch.log(seen.asymmetry)[:, None]
-    )
-    kept = seen.inside[:, None]
-    return CenterEstimate(
-        center=torch.where(kept, seen.center, found.center),
-        sigma=torch.where(kept, sigma, found.sigma),
-        usable=found.usable,
-    )
 
 
 def inversion(frames: Tensor, mask: Tensor, guess: Tensor) -> Inversion:
@@ -117,13 +82,13 @@ def inversion(frames: Tensor, mask: Tensor, guess: Tensor) -> Inversion:
     counting = _counting_sigma(smooth)
     # Where electrons are few, symmetry is noisier than the guess: their mean has the least error.
     share = 1 / (1 + (counting / _GUESS_SIGMA) ** 2)
+    share = share * inside[:, None]
     center = guess + share * (factor * torch.stack([y, x], 1) / 2 + 0.5 * (factor - 1) - guess)
 
     asymmetry = 1 - map_[each, row, column] / smooth.square().sum((1, 2)).clamp_min(1e-12)
     return Inversion(
         factor=factor,
         center=center,
-        inside=inside,
         counting=counting,
         asymmetry=asymmetry.clamp(1e-6, 1.0),
     )

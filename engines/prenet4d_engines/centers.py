@@ -1,0 +1,57 @@
+"""Centers of single frames: which beam is the direct one, and where in it the center lies.
+
+The center network answers the first question for the whole frame. The second takes two looks around
+its answer: the pattern's inversion symmetry gives a center that the counts alone justify, and the
+refining network corrects it by what it sees of the beam's edge and of counterparts that differ.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Protocol
+
+import torch
+from torch import Tensor
+
+from prenet4d_engines.models import center, refine
+from prenet4d_engines.models.center import CenterEstimate
+from prenet4d_engines.models.inversion import inversion
+
+UNSURE: Final = 2.0
+"""Sigma in bins from which on the center network may have taken another beam for the direct one."""
+
+
+class CenterNetworks(Protocol):
+    """What runs both networks; every `Backend` does."""
+
+    def center(self, x: Tensor) -> Tensor:
+        """Run the center network."""
+        ...
+
+    def refine(self, x: Tensor) -> Tensor:
+        """Run the refining network."""
+        ...
+
+
+def find_centers(
+    frames: Tensor, mask: Tensor, networks: CenterNetworks, trusted: Tensor | None = None
+) -> CenterEstimate:
+    """Find the centers of raw frames.
+
+    Args:
+        frames: (n, h, w) float32 electrons.
+        mask: (h, w) or (n, h, w) bool, True where a pixel is valid.
+        networks: Both networks.
+        trusted: The same, without pixels that say less than they saw, which would break the
+            inversion symmetry; None: ``mask``.
+    """
+    x, grid = center.prepare(frames, mask)
+    found = center.decode(networks.center(x), grid)
+    if len(frames) == 0:
+        return found
+    guess = inversion(frames, mask if trusted is None else trusted, found.center)
+    votes = networks.refine(refine.prepare(frames, mask, guess, found.sigma))
+    refined = refine.decode(votes, guess)
+    # Where the network hesitates between beams, how well one of them is known says little.
+    unsure = found.sigma > UNSURE * grid.factor
+    sigma = torch.where(unsure, torch.maximum(found.sigma, refined.sigma), refined.sigma)
+    return CenterEstimate(refined.center, sigma, found.usable)

@@ -1,0 +1,170 @@
+"""Where in the direct beam the center lies: every cell of a window around a first guess votes.
+
+Two things tell the center: the beam's own edge, and Friedel's law, by which a pattern is nearly the
+same turned by 180 degrees about its center. The network sees a window around the guess beside the
+same window turned; how far a cell's content and its counterpart's lie apart is twice how far the
+window is off. Dynamical diffraction makes counterparts unequal and edges uneven, so every cell says
+along four directions how far the guess is off, and how sure it is of that: `decode` solves the
+weighted least squares of all votes in FP32. Its normal matrix is the estimate's inverse covariance.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from prenet4d_engines.models.center import bin_factor
+from prenet4d_engines.models.inversion import Inversion
+from prenet4d_engines.models.layers import Attention, Conv, Down, Residual, box_sum
+
+IN_CHANNELS: Final = 15
+SIDE: Final = 96
+"""Bins a side of the window."""
+REACH: Final = 6.0
+"""How far in bins a guess may be off, along each axis, in training."""
+DIRECTIONS: Final = 4
+_LEAST_PRECISION: Final = 0.02
+"""What is known without a vote: the center is within a few bins of the guess."""
+
+
+@dataclass(frozen=True)
+class RefineConfig:
+    """Channels and residual blocks at strides 2, 4 and 8."""
+
+    channels: tuple[int, int, int] = (32, 48, 64)
+    blocks: tuple[int, int, int] = (1, 1, 2)
+    heads: int = 4
+
+
+@dataclass(frozen=True)
+class Refined:
+    """Centers of n frames.
+
+    Attributes:
+        center: (n, 2) float32, (cy, cx) in frame pixels.
+        sigma: (n, 2) float32, one standard deviation of each in pixels.
+    """
+
+    center: Tensor
+    sigma: Tensor
+
+
+class RefineNet(nn.Module):
+    """ResNet trunk with attention on its coarsest map, back to stride 4, eight numbers a cell."""
+
+    def __init__(self, config: RefineConfig | None = None):
+        super().__init__()
+        self.config = config or RefineConfig()
+        c1, c2, c3 = self.config.channels
+        b1, b2, b3 = self.config.blocks
+        self.stage1 = nn.Sequential(Conv(4 * IN_CHANNELS, c1), *(Residual(c1) for _ in range(b1)))
+        self.stage2 = nn.Sequential(Down(c1, c2), *(Residual(c2) for _ in range(b2)))
+        self.stage3 = nn.Sequential(
+            Down(c2, c3),
+            *(Residual(c3) for _ in range(b3)),
+            Attention(c3, self.config.heads),
+            Residual(c3),
+        )
+        self.lateral = nn.Conv2d(c3, c2, 1)
+        self.pyramid = Residual(c2)
+        self.head = nn.Conv2d(c2, 2 * DIRECTIONS, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, 15, 96, 96) from `prepare` -> votes (n, 8, 24, 24) for `decode`."""
+        x1 = self.stage1(functional.pixel_unshuffle(x, 2))  # (n, c1, 48, 48)
+        x2 = self.stage2(x1)  # (n, c2, 24, 24)
+        x3 = self.stage3(x2)  # (n, c3, 12, 12)
+        x2 = self.pyramid(x2 + functional.interpolate(self.lateral(x3), scale_factor=2.0))
+        votes: Tensor = self.head(x2)
+        return votes
+
+
+def prepare(frames: Tensor, mask: Tensor, guess: Inversion, sigma: Tensor) -> Tensor:
+    """Cut the windows around guesses out of raw frames and scale them, in FP32.
+
+    Args:
+        frames: (n, h, w) float32 counts.
+        mask: (h, w) or (n, h, w) bool, True where the pixel is valid.
+        guess: What the frames' inversion symmetry says.
+        sigma: (n, 2) float32 pixels, how sure the center network is.
+
+    Returns:
+        The network's input (n, 15, 96, 96): amplitude, logarithm, blurred logarithm and validity,
+        the same turned by 180 degrees, y and x from -1 to 1, and as even planes where between the
+        bins the guess lies and how much it is worth.
+    """
+    n, h, w = frames.shape
+    factor = bin_factor((h, w))
+    pad = (0, -w % factor, 0, -h % factor)
+    valid = functional.pad(mask.to(frames.dtype).reshape(-1, 1, h, w), pad)
+    counts = functional.pad(frames[:, None], pad) * valid
+    if factor > 1:
+        counts = functional.avg_pool2d(counts, factor) * factor**2
+        valid = functional.avg_pool2d(valid, factor)
+    counts = counts / valid.clamp_min(1.0 / factor**2)
+    seen = (valid > 0).to(counts.dtype)
+    near = box_sum(counts * seen, 5) / box_sum(seen, 5).clamp_min(1.0)
+
+    half = SIDE // 2
+    height, width = counts.shape[2:]
+    place = (guess.center - 0.5 * (factor - 1)) / factor - (half - 0.5)  # (n, 2)
+    corner = torch.round(place).long()
+    steps = torch.arange(SIDE, device=frames.device)
+    rows = corner[:, :1] + half + steps  # (n, 96), in the padded frame
+    columns = corner[:, 1:] + half + steps
+    rows, columns = rows.clamp(0, height + SIDE - 1), columns.clamp(0, width + SIDE - 1)
+    both = torch.cat([counts, near, valid.expand_as(counts)], 1)
+    padded = functional.pad(both, (half, half, half, half))
+    each = torch.arange(n, device=frames.device)[:, None, None]
+    window = padded[each, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    counts, near, valid = window[:, :1], window[:, 1:2], window[:, 2:]
+
+    level = (counts**2).sum((2, 3), keepdim=True) / counts.sum((2, 3), keepdim=True).clamp_min(1.0)
+    shown = torch.cat(
+        [
+            (counts / level.clamp_min(1.0)).sqrt(),
+            torch.log1p(counts) * 0.25,
+            torch.log(near + 0.02) * 0.25,
+            valid,
+        ],
+        1,
+    )
+    along = ((steps - (half - 0.5)) / half).to(counts.dtype)
+    y = along[:, None].expand_as(counts)
+    x = along[None, :].expand_as(counts)
+    worth = torch.stack(
+        [
+            guess.counting.log().mean(1) * 0.25,
+            guess.asymmetry.log() * 0.25,
+            (sigma / factor).log().mean(1) * 0.25,
+        ],
+        1,
+    )
+    planes = torch.cat([place - corner, worth], 1)[:, :, None, None].expand(-1, -1, SIDE, SIDE)
+    return torch.cat([shown, shown.flip((2, 3)), y, x, planes], 1)
+
+
+def decode(votes: Tensor, guess: Inversion) -> Refined:
+    """Solve for the center that all votes (n, 8, H, W) agree on best, in FP32.
+
+    Votes are, per cell and for each of four directions, how far the center is from the guess along
+    it, in bins, and the logarithm of its precision.
+    """
+    votes = votes.float()
+    angle = torch.pi * torch.arange(DIRECTIONS, device=votes.device) / DIRECTIONS
+    s, c = torch.sin(angle), torch.cos(angle)
+    precision = votes[:, DIRECTIONS:].clamp(-12.0, 12.0).exp()
+    total = precision.sum((2, 3))  # (n, 4)
+    weighted = (precision * votes[:, :DIRECTIONS]).sum((2, 3))
+    yy = (total * s * s).sum(1) + _LEAST_PRECISION
+    xx = (total * c * c).sum(1) + _LEAST_PRECISION
+    xy = (total * s * c).sum(1)
+    by, bx = (weighted * s).sum(1), (weighted * c).sum(1)
+    determinant = (yy * xx - xy * xy).clamp_min(1e-12)
+    offset = torch.stack([xx * by - xy * bx, yy * bx - xy * by], 1) / determinant[:, None]
+    sigma = (torch.stack([xx, yy], 1) / determinant[:, None]).sqrt()
+    return Refined(center=guess.center + guess.factor * offset, sigma=guess.factor * sigma)

@@ -1,0 +1,135 @@
+"""Centers of single frames: by inversion symmetry, and refined by what a window around it shows."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from prenet4d_engines.backends import TorchBackend
+from prenet4d_engines.centers import find_centers
+from prenet4d_engines.models import center, refine
+from prenet4d_engines.models.inversion import REACH, Inversion, inversion
+from prenet4d_engines.simulate import Optics, Pattern, expose, ideal_detector, render
+from prenet4d_engines.simulate.content import direct_disk
+
+SHAPES = [(128, 128), (192, 160), (256, 256), (257, 515)]
+
+
+def beam(shape: tuple[int, int], center: tuple[float, float]) -> torch.Tensor:
+    disks = direct_disk(Optics(1.0, 2e5, 100.0, 9.0, 0.6))
+    return render([Pattern("vacuum", center, (1.05, 0.6), disks)], shape)
+
+
+def everywhere(shape: tuple[int, int]) -> torch.Tensor:
+    return torch.ones(shape, dtype=torch.bool)
+
+
+@pytest.fixture(scope="module")
+def networks() -> TorchBackend:
+    return TorchBackend("float32", threads=1, device="cpu")
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_inversion_makes_a_near_guess_exact(shape) -> None:
+    true = torch.tensor([[shape[0] * 0.43 + 0.2, shape[1] * 0.56 - 0.3]])
+    frames = 1e6 * beam(shape, tuple(true[0].tolist()))
+    found = inversion(frames, everywhere(shape), true + torch.tensor([-1.0, 1.0]))
+    assert (found.center - true).abs().max() < 0.02
+
+
+def test_inversion_leaves_alone_what_lies_out_of_reach() -> None:
+    true, far = (50.0, 60.0), torch.tensor([[50.0 + REACH + 1.5, 60.0]])
+    for frames in (1e6 * beam((128, 128), true), torch.zeros(1, 128, 128)):
+        assert torch.equal(inversion(frames, everywhere((128, 128)), far).center, far)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_votes_are_solved_in_the_frame_s_pixels(shape) -> None:
+    """Every cell says 0.5 bins down and 0.25 to the left, along the four directions."""
+    factor = center.bin_factor(shape)
+    guess = Inversion(factor, torch.tensor([[40.3, 60.1]]), torch.ones(1, 2), torch.ones(1))
+    angle = torch.pi * torch.arange(4) / 4
+    votes = torch.zeros(1, 8, 24, 24)
+    votes[:, :4] = (0.5 * torch.sin(angle) - 0.25 * torch.cos(angle))[:, None, None]
+    votes[:, 4:] = 3.0
+    found = refine.decode(votes, guess)
+    wanted = torch.tensor([[40.3 + 0.5 * factor, 60.1 - 0.25 * factor]])
+    torch.testing.assert_close(found.center, wanted, atol=1e-3, rtol=0)
+    sure = refine.decode(votes + torch.tensor([0.0] * 4 + [2.0] * 4)[:, None, None], guess)
+    torch.testing.assert_close(sure.sigma, found.sigma / torch.e, rtol=1e-3, atol=0)
+
+
+def test_what_only_one_direction_tells_leaves_the_other_to_the_guess() -> None:
+    """A beam cut by an edge has no rim on that side."""
+    guess = Inversion(1, torch.tensor([[40.0, 60.0]]), torch.ones(1, 2), torch.ones(1))
+    votes = torch.zeros(1, 8, 24, 24)
+    votes[:, 4:] = -12.0
+    votes[:, 2], votes[:, 6] = 1.0, 5.0  # along y
+    found = refine.decode(votes, guess)
+    torch.testing.assert_close(found.center, torch.tensor([[41.0, 60.0]]), atol=0.01, rtol=0)
+    assert found.sigma[0, 0] < 0.01
+    assert found.sigma[0, 1] > 1
+
+
+def test_a_window_holds_the_frame_around_the_guess_and_the_same_turned() -> None:
+    frames = torch.zeros(1, 128, 128)
+    frames[0, 30, 90] = 100.0  # of the window around (20.3, 100.4), which reaches over the edge
+    guess = Inversion(1, torch.tensor([[20.3, 100.4]]), torch.ones(1, 2), torch.ones(1))
+    x = refine.prepare(frames, everywhere((128, 128)), guess, torch.ones(1, 2))
+    assert x.shape == (1, refine.IN_CHANNELS, refine.SIDE, refine.SIDE)
+    corner = torch.tensor([20.5, 100.5]) - (refine.SIDE - 1) / 2
+    at = (torch.tensor([30.0, 90.0]) - corner).long().tolist()
+    assert (x[0, 0] > 0).nonzero().tolist() == [at]
+    assert (x[0, 4] > 0).nonzero().tolist() == [[refine.SIDE - 1 - i for i in at]]
+    assert x[0, 3].sum() == 69 * 75  # what of the window lies in the frame
+    torch.testing.assert_close(x[0, 10:12, 0, 0], torch.tensor([-0.2, -0.1]), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(128, 128), (256, 256)])
+def test_a_plain_beam_is_found_to_a_few_hundredths(shape, networks) -> None:
+    scale = center.bin_factor(shape)
+    true = [(shape[0] * (0.4 + 0.02 * i) + 0.1 * i, shape[1] * 0.55 - 0.07 * i) for i in range(8)]
+    expected = torch.cat([beam(shape, each) for each in true])
+    frames, _ = expose(expected, 1e5, ideal_detector(shape), torch.Generator().manual_seed(2))
+    with torch.inference_mode():
+        found = find_centers(frames, everywhere(shape), networks)
+    error = (found.center - torch.tensor(true)).abs()
+    assert error.mean() < 0.03 * scale
+    assert (found.sigma < 0.2 * scale).all()
+    assert (error < 5 * found.sigma).all()
+
+
+def test_frames_do_not_disturb_each_other_and_masked_pixels_do_not_count(networks) -> None:
+    one, other = (40.3, 70.6), (80.2, 50.9)
+    frames = torch.cat([beam((128, 128), one), beam((128, 128), other)])
+    frames, _ = expose(frames, 1e5, ideal_detector((128, 128)), torch.Generator().manual_seed(1))
+    mask = everywhere((128, 128))
+    mask[10, 10] = False
+    frames[:, 10, 10] = 1e7
+    with torch.inference_mode():
+        both = find_centers(frames, mask, networks)
+        alone = find_centers(frames[1:], mask, networks)
+    torch.testing.assert_close(both.center[1], alone.center[0], atol=1e-3, rtol=0)
+    assert (both.center - torch.tensor([one, other])).abs().max() < 0.1
+
+
+def test_who_hesitates_between_beams_stays_unsure(networks) -> None:
+    """How well one beam is known says little where it may be another one."""
+    frames = 1e5 * beam((128, 128), (60.0, 60.0))
+
+    class Hesitating:
+        refine = staticmethod(networks.refine)
+
+        def __init__(self, sigma: float):
+            self.sigma = sigma
+
+        def center(self, x: torch.Tensor) -> torch.Tensor:
+            maps = networks.center(x).clone()
+            maps[:, center.LOG_SIGMA_Y : center.LOG_SIGMA_X + 1] = torch.tensor(self.sigma).log()
+            return maps
+
+    with torch.inference_mode():
+        sure = find_centers(frames, everywhere((128, 128)), Hesitating(0.1))
+        unsure = find_centers(frames, everywhere((128, 128)), Hesitating(8.0))
+    assert (sure.sigma < 0.5).all()
+    torch.testing.assert_close(unsure.sigma, torch.full((1, 2), 8.0), rtol=1e-3, atol=0)
