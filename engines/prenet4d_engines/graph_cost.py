@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import onnx
 
 # What is computed by kernels of its own; everything else is fused into these or only renames data.
-_KERNELS: Final = {"Conv", "Gemm", "MatMul", "ReduceMean", "Resize", "Softmax"}
+_KERNELS: Final = {"Conv", "Gemm", "MatMul", "ReduceMax", "ReduceMean", "Resize", "Softmax"}
 
 
 @dataclass(frozen=True)

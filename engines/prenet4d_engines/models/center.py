@@ -80,7 +80,7 @@ class CenterNet(nn.Module):
         self.lateral3, self.lateral2 = nn.Conv2d(c4, c3, 1), nn.Conv2d(c3, c2, 1)
         self.pyramid3, self.pyramid2 = Residual(c3), Residual(c2)
         self.head = nn.Sequential(Conv(c2, c2), nn.Conv2d(c2, 5, 1))
-        self.usable = nn.Linear(c4, 1)
+        self.usable = nn.Linear(2 * c4, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, 6, h, w) from `prepare` -> maps (n, 6, h / 4, w / 4) for `decode`."""
@@ -92,7 +92,9 @@ class CenterNet(nn.Module):
         x3 = self.pyramid3(x3 + functional.interpolate(self.lateral3(x4), scale_factor=2.0))
         x2 = self.pyramid2(x2 + functional.interpolate(self.lateral2(x3), scale_factor=2.0))
         maps = self.head(x2)  # (n, 5, h/4, w/4)
-        usable = self.usable(x4.mean((2, 3)))[:, :, None, None]  # (n, 1, 1, 1)
+        # a beam is in one place, and a mean over all places hardly shows it
+        overall = torch.cat([x4.mean((2, 3)), x4.amax((2, 3))], dim=1)
+        usable = self.usable(overall)[:, :, None, None]  # (n, 1, 1, 1)
         return torch.cat([maps, usable.expand(-1, -1, maps.shape[2], maps.shape[3])], dim=1)
 
 
