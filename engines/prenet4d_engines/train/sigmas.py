@@ -60,7 +60,8 @@ def _in_sigmas(network: nn.Module, sample: Sample) -> Tensor:
     """Return errors (m,) in units of what the network claims: of coordinates, or of a vector."""
     if isinstance(network, EllipseNet):
         answer = ellipse.decode(network(ellipse.prepare(sample["mean"], sample["valid"])))
-        return (answer.vector - sample["vector"]).norm(dim=1) / answer.sigma
+        distance: Tensor = (answer.vector - sample["vector"]).norm(dim=1)
+        return distance / answer.sigma
     if isinstance(network, RefineNet):
         guess, near = near_guesses(sample)
         x = refine.prepare(sample["frame"], sample["mask"], guess, sample["sigma"])

@@ -232,7 +232,8 @@ def measure_peaks(backend: Backend, seconds: float) -> Peaks:
 def _network_inputs(counts: Tensor, mask: Tensor) -> dict[weights.Name, Tensor]:
     """What the networks that see every frame read of frames (n, h, w), in the stages' order."""
     x, grid = center.prepare(counts, mask)
-    middle = counts.new_tensor(reference_center(counts.shape[1:])).expand(len(counts), 2)
+    n, h, w = counts.shape
+    middle = counts.new_tensor(reference_center((h, w))).expand(n, 2)
     guess = inversion(counts, mask, middle)
     return {
         "denoise": denoiser.stabilise(counts, mask)[0],

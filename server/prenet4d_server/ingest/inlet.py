@@ -8,7 +8,6 @@ was running.
 from __future__ import annotations
 
 import contextlib
-import logging
 import socket
 import subprocess
 import sys
@@ -35,7 +34,6 @@ from prenet4d_server.ingest.ring import RingReader, wait_readable
 
 START_TIMEOUT_S = 60.0
 RESTART_PAUSE_S = 2.0
-log = logging.getLogger(__name__)
 
 
 class Inlet:

@@ -9,7 +9,6 @@ It imports no torch. When the pipe closes, whatever became of the main process, 
 from __future__ import annotations
 
 import gc
-import logging
 import signal
 import sys
 import time
@@ -52,7 +51,6 @@ POLL_S = 0.1
 _GIL_S = 0.0005
 """How long the receiving thread may hold the GIL while a decoding thread wants it: ten times less
 than Python's default, which is as long as a whole block takes to decode."""
-log = logging.getLogger(__name__)
 
 
 class MainProcessGone(Exception):
