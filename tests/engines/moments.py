@@ -24,7 +24,7 @@ class MomentBackend:
     def spread(self, work: Callable[[slice], T], n: int) -> list[T]:
         """In two parts, so that what is put together again is tested, too."""
         half = n // 2
-        return [work(part) for part in (slice(0, half), slice(half, n))[not half :]]
+        return [work(part) for part in (slice(0, half), slice(half, n))]
 
     def denoise(self, x: Tensor) -> Tensor:
         return torch.zeros(x.shape[0], 1, *x.shape[2:])
