@@ -103,6 +103,33 @@ def bin_factor(frame_shape: tuple[int, int]) -> int:
     return max(1, round(min(frame_shape) / BINS))
 
 
+def binned(frames: Tensor, mask: Tensor, multiple: int = 1) -> tuple[Tensor, Tensor]:
+    """Sum raw frames over bins of f x f pixels.
+
+    Args:
+        frames: (n, h, w) float32 counts.
+        mask: (h, w) or (n, h, w) bool, True where the pixel is valid.
+        multiple: Bins without valid pixels are added below and on the right, up to sides of this
+            multiple.
+
+    Returns:
+        Counts (n, 1, H, W), for what invalid pixels would have held, too; and the valid share of
+        each bin, (n, 1, H, W), or (1, 1, H, W) where one mask serves all frames.
+    """
+    h, w = frames.shape[1:]
+    factor = bin_factor((h, w))
+    step = factor * multiple
+    valid = mask.to(frames.dtype).reshape(-1, 1, h, w)
+    counts = frames[:, None] * valid
+    if h % step or w % step:
+        pad = (0, -w % step, 0, -h % step)
+        counts, valid = functional.pad(counts, pad), functional.pad(valid, pad)
+    if factor > 1:
+        counts = functional.avg_pool2d(counts, factor) * factor**2
+        valid = functional.avg_pool2d(valid, factor)
+    return counts / valid.clamp_min(1.0 / factor**2), valid
+
+
 def prepare(frames: Tensor, mask: Tensor) -> tuple[Tensor, CenterGrid]:
     """Bin raw frames and scale them for the network, in FP32.
 
@@ -117,16 +144,7 @@ def prepare(frames: Tensor, mask: Tensor) -> tuple[Tensor, CenterGrid]:
     """
     h, w = frames.shape[1:]
     factor = bin_factor((h, w))
-    step = factor * MULTIPLE
-    pad = (0, -w % step, 0, -h % step)
-    # (n, 1, H, W), or (1, 1, H, W) where one mask serves all frames
-    valid = functional.pad(mask.to(frames.dtype).reshape(-1, 1, h, w), pad)
-    counts = functional.pad(frames[:, None], pad) * valid
-    if factor > 1:
-        counts = functional.avg_pool2d(counts, factor) * factor**2
-        valid = functional.avg_pool2d(valid, factor)
-    counts = counts / valid.clamp_min(1.0 / factor**2)
-
+    counts, valid = binned(frames, mask, MULTIPLE)
     # the intensity that a typical electron sees: at least one count
     level = (counts**2).sum((2, 3), keepdim=True) / counts.sum((2, 3), keepdim=True).clamp_min(1.0)
     amplitude = (counts / level.clamp_min(1.0)).sqrt()

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from prenet4d_engines.models.center import bin_factor
+from prenet4d_engines.models.center import binned
 from prenet4d_engines.models.inversion import Inversion
 from prenet4d_engines.models.layers import Attention, Conv, Down, Residual, box_sum
 
@@ -97,15 +97,8 @@ def prepare(frames: Tensor, mask: Tensor, guess: Inversion, sigma: Tensor) -> Te
         the same turned by 180 degrees, y and x from -1 to 1, and as even planes where between the
         bins the guess lies and how much it is worth.
     """
-    n, h, w = frames.shape
-    factor = bin_factor((h, w))
-    pad = (0, -w % factor, 0, -h % factor)
-    valid = functional.pad(mask.to(frames.dtype).reshape(-1, 1, h, w), pad)
-    counts = functional.pad(frames[:, None], pad) * valid
-    if factor > 1:
-        counts = functional.avg_pool2d(counts, factor) * factor**2
-        valid = functional.avg_pool2d(valid, factor)
-    counts = counts / valid.clamp_min(1.0 / factor**2)
+    n, factor = len(frames), guess.factor
+    counts, valid = binned(frames, mask)
     seen = (valid > 0).to(counts.dtype)
     near = box_sum(counts * seen, 5) / box_sum(seen, 5).clamp_min(1.0)
 
