@@ -216,8 +216,6 @@ def test_ellipse_figures_know_the_seam_of_the_angle() -> None:
     assert metrics.ratio_error(vector(1.0506, 10), vector(1.04, 10)) == pytest.approx(1.0192, 1e-3)
     assert metrics.angle_error(vector(1.05, 179), vector(1.05, 2)) == pytest.approx(3)
     assert metrics.angle_error(vector(1.05, 0), vector(1.05, 90)) == pytest.approx(90)
-    assert metrics.residual_ratio(vector(1.05, 40), vector(1.05, 40)) == pytest.approx(0)
-    assert metrics.residual_ratio(vector(1.05, 0), vector(1.05, 90)) == pytest.approx(10.25, 1e-2)
 
 
 # ---- sets --------------------------------------------------------------------------------------

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from prenet4d_engines.geometry import Ellipticity
+
 Array = NDArray[np.float64]
 
 
@@ -57,12 +59,22 @@ def ratio_error(found: Array, truth: Array) -> float:
     return 100.0 * abs(float(np.exp(np.hypot(*found) - np.hypot(*truth))) - 1.0)
 
 
-def residual_ratio(found: Array, truth: Array) -> float:
-    """Return in percent how far the corrected pattern is from round: what is left to first order.
+def ring_nonuniformity(found: Array, truth: Array) -> float:
+    """Return in percent how much the radius of a ring swings over azimuth once it is corrected.
 
-    Unlike `ratio_error` it counts a wrong angle too.
+    Correcting by the distortion that was found, ``D_f``, turns a round ring that the true one,
+    ``D_t``, had distorted into the ellipse ``D_f^-1 D_t`` of a circle. Its radius swings twice on
+    the way around; the figure is that swing's amplitude, half of largest minus smallest, over the
+    middle between them: ``tanh(L / 2)`` with ``L`` the ln of the ratio that is left. It is the same
+    for rings of all radii, and unlike `ratio_error` it counts a wrong angle too.
+
+    Args:
+        found: Distortion vector (2,); zero gives what there was before any correction.
+        truth: True distortion vector (2,).
     """
-    return 100.0 * float(np.expm1(np.hypot(*(found - truth))))
+    applied, true = (Ellipticity.from_vector(*vector).matrix for vector in (found, truth))
+    left = Ellipticity.from_matrix(np.asarray(np.linalg.solve(applied, true), np.float64))
+    return 100.0 * float(np.tanh(0.5 * np.log(left.ratio)))
 
 
 def angle_error(found: Array, truth: Array) -> float:
