@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
+from prenet4d_engines.evaluate.metrics import beam_limits
 from prenet4d_engines.simulate import (
     HELD_OUT,
     KINDS,
@@ -39,7 +40,7 @@ from prenet4d_engines.simulate import (
     simulate_scan,
 )
 from prenet4d_engines.simulate.multislice import SIDE
-from prenet4d_engines.simulate.pattern import RADIUS
+from prenet4d_engines.simulate.pattern import RADIUS, X, Y
 
 FIRST_SEED: Final = 10_000_000
 """Seeds from here up belong to the evaluation."""
@@ -48,6 +49,8 @@ MOVE: Final = 0.1
 """Distance in px by which patterns are moved to see how they change."""
 _STEPS: Final = ((-MOVE, 0.0), (MOVE, 0.0), (0.0, -MOVE), (0.0, MOVE))
 _FLOOR: Final = np.float32(0.003)
+_DIRECT: Final = 0.5
+"""Disks within so many px of the direct beam belong to it."""
 _COMPUTED: Final = Path(__file__).with_name("multislice.npz")
 
 Array = NDArray[np.float64]
@@ -82,6 +85,8 @@ class PatternSet:
         moved: (n, 4, h, w) float32: the same patterns with the center moved by `MOVE` px up, down,
             left and right, for the Cramér-Rao bound; None where that is not known exactly.
         ratios: (n,) float64, how elliptical each is; None where that is not known.
+        spacings: (n,) float64, distance in px from the direct beam to the nearest reflection,
+            infinite where there is none; None where that is not known.
         groups: (n,) int64 where the centers are only known up to a constant for each group, as in
             patterns drawn from measured ones; None where they are known.
     """
@@ -96,10 +101,17 @@ class PatternSet:
     seed: int
     moved: NDArray[np.float32] | None = None
     ratios: Array | None = None
+    spacings: Array | None = None
     groups: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.expected)
+
+    @property
+    def limits(self) -> Array:
+        """(n,) float64, the errors in px beyond which another beam was taken for the direct one."""
+        spacings = np.inf if self.spacings is None else self.spacings
+        return beam_limits(self.radii, self.expected.shape[1:], spacings)
 
     def deviations(self, centers: Array) -> Array:
         """Return found minus true centers (n, 2), px, without the constant of each group."""
@@ -127,6 +139,12 @@ class PatternSet:
 
 def _seed(*parts: int) -> int:
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _spacings(patterns: Sequence[Pattern]) -> Array:
+    """Return how far the nearest reflection is from the direct beam, before distortion."""
+    away = [np.hypot(pattern.disks[:, Y], pattern.disks[:, X]) for pattern in patterns]
+    return np.array([d[d > _DIRECT].min(initial=np.inf) for d in away], np.float64)
 
 
 def _moved(patterns: Sequence[Pattern], frame_shape: tuple[int, int]) -> NDArray[np.float32]:
@@ -198,6 +216,7 @@ def held_out_patterns(
         detectors=tuple(detectors),
         seed=FIRST_SEED + seed,
         moved=_moved(patterns, frame_shape),
+        spacings=_spacings(patterns),
         ratios=np.array([pattern.ellipticity[0] for pattern in patterns], np.float64),
     )
 
@@ -234,6 +253,7 @@ def difficult_patterns(
         detectors=tuple(detectors),
         seed=FIRST_SEED + seed,
         moved=_moved(patterns, frame_shape),
+        spacings=_spacings(patterns),
     )
 
 

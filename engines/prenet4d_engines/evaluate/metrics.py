@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 from numpy.typing import NDArray
 
 from prenet4d_engines.geometry import Ellipticity
 
 Array = NDArray[np.float64]
+
+_LEAST_LIMIT: Final = 3 / 128
+"""Of a frame's shorter side."""
 
 
 def squared_error(found: Array, truth: Array, valid: NDArray[np.bool_] | None = None) -> float:
@@ -39,6 +44,30 @@ def counts_error(found: Array, truth: Array, valid: NDArray[np.bool_] | None = N
 def lengths(deviations: Array) -> Array:
     """Return the lengths in pixels of found minus true centers (n, 2), (n,)."""
     return np.asarray(np.hypot(*deviations.T), np.float64)
+
+
+def beam_limits(
+    radii: Array, frame_shape: tuple[int, ...], spacings: Array | float = np.inf
+) -> Array:
+    """Return the errors in px beyond which another beam was taken for the direct one, (n,).
+
+    What lies further from the true center than the direct beam's radius is not in that beam, and
+    where disks overlap, what lies further than half the way to the nearest reflection is in the
+    middle of another. Limits below 3 px on frames of 128 x 128 px (in proportion on others) are
+    raised to it: noise alone may carry an estimate as far.
+
+    Args:
+        radii: (n,) the direct beam's radius in px.
+        frame_shape: (h, w).
+        spacings: (n,) distance in px of the nearest reflection; infinite where there is none or
+            it is not known.
+    """
+    return np.maximum(np.minimum(radii, spacings / 2), _LEAST_LIMIT * min(frame_shape))
+
+
+def wrong_beams(errors: Array, limits: Array) -> NDArray[np.bool_]:
+    """Return where errors (..., n) exceed their limits (n,), both in px; what is NaN does."""
+    return ~np.asarray(errors <= limits)
 
 
 def within_sigma(deviations: Array, sigma: Array, factor: float = 1.0) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -44,6 +44,12 @@ class Run:
     scan_doses: tuple[float, ...]
     scan_shape: tuple[int, int]
     on_progress: Progress
+
+
+def within(run: Run, start: float, share: float) -> Run:
+    """Return the run with its progress told as a part of the whole."""
+    tell = run.on_progress
+    return replace(run, on_progress=lambda done, what: tell(start + share * done, what))
 
 
 class Stopwatch:
