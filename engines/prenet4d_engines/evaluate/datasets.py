@@ -25,7 +25,6 @@ from prenet4d_engines.simulate import (
     Kind,
     Multislice,
     Pattern,
-    Scan,
     draw_center,
     draw_detector,
     draw_difficult,
@@ -37,7 +36,6 @@ from prenet4d_engines.simulate import (
     expose,
     ideal_detector,
     render,
-    simulate_scan,
 )
 from prenet4d_engines.simulate.multislice import SIDE
 from prenet4d_engines.simulate.pattern import RADIUS, X, Y
@@ -51,7 +49,9 @@ _STEPS: Final = ((-MOVE, 0.0), (MOVE, 0.0), (0.0, -MOVE), (0.0, MOVE))
 _FLOOR: Final = np.float32(0.003)
 _DIRECT: Final = 0.5
 """Disks within so many px of the direct beam belong to it."""
-_COMPUTED: Final = Path(__file__).with_name("multislice.npz")
+COMPUTED: Final = Path(__file__).with_name("multislice.npz")
+"""Multislice patterns of held-out materials, computed once, by ``prenet4d simulate --multislice
+multislice.npz --held-out --patterns 48 --seed 10000000``."""
 
 Array = NDArray[np.float64]
 
@@ -131,13 +131,14 @@ class PatternSet:
         """Draw counts at a dose in electrons per pattern; the same call gives the same counts."""
         frames, clean = np.empty_like(self.expected), np.empty_like(self.expected)
         for i, detector in enumerate(self.detectors):
-            generator = torch.Generator().manual_seed(_seed(self.seed, i, round(dose)))
+            generator = torch.Generator().manual_seed(seed_of(self.seed, i, round(dose)))
             drawn = expose(torch.from_numpy(self.expected[i : i + 1]), dose, detector, generator)
             frames[i], clean[i] = drawn[0][0].numpy(), drawn[1][0].numpy()
         return Exposure(frames, clean)
 
 
-def _seed(*parts: int) -> int:
+def seed_of(*parts: int) -> int:
+    """Return one seed for several numbers."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
 
 
@@ -262,9 +263,7 @@ def computed_patterns(
 ) -> PatternSet:
     """Draw n patterns that another simulator made: multislice of held-out materials.
 
-    They were computed once, by ``prenet4d simulate --multislice multislice.npz --held-out
-    --patterns 48 --seed 10000000``, and lie beside this module; center, distortion, camera length
-    and rotation are drawn anew.
+    Center, distortion, camera length and rotation of those in `COMPUTED` are drawn anew.
 
     Args:
         name: Name of the set.
@@ -273,7 +272,7 @@ def computed_patterns(
         n: Number of patterns.
         seed: Counts from `FIRST_SEED`; 0 is the standard evaluation.
     """
-    computed = Multislice.load(_COMPUTED)
+    computed = Multislice.load(COMPUTED)
     rng = np.random.default_rng([FIRST_SEED + seed, *frame_shape, 4])
     expected, moved, centers, radii = [], [], [], []
     for i in range(n):
@@ -323,36 +322,6 @@ def patterns_without_beam(frame_shape: tuple[int, int], n: int, *, seed: int) ->
         detectors=(ideal_detector(frame_shape),) * n,
         seed=FIRST_SEED + seed,
     )
-
-
-def held_out_scan(
-    scan_shape: tuple[int, int],
-    frame_shape: tuple[int, int],
-    kind: Kind,
-    *,
-    dose: float,
-    seed: int,
-    number: int,
-    drift: Drift | None = None,
-) -> tuple[Scan, float]:
-    """Simulate a scan of a held-out material; return it and the direct beam's radius in px.
-
-    The material, the ellipticity (ln of the ratio uniform up to 1.12) and everything else follow
-    from ``seed`` and ``number``; only the counts differ between doses.
-    """
-    rng = np.random.default_rng([FIRST_SEED + seed, number])
-    material = list(HELD_OUT)[rng.integers(len(HELD_OUT))]
-    scan = simulate_scan(
-        scan_shape,
-        frame_shape,
-        kind=kind,
-        material=material,
-        dose=dose,
-        ellipticity=draw_ellipticity(rng),
-        drift=drift,
-        seed=FIRST_SEED + _seed(seed, number) % FIRST_SEED,
-    )
-    return scan, beam_radius(scan.canvases[-1])
 
 
 def beam_radius(vacuum: NDArray[np.float32]) -> float:

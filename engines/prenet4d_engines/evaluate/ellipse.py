@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prenet4d_engines.evaluate.classical import ELLIPSE_METHODS
-from prenet4d_engines.evaluate.datasets import held_out_scan
 from prenet4d_engines.evaluate.metrics import angle_error, ratio_error, ring_nonuniformity
 from prenet4d_engines.evaluate.networks import recentered_mean
 from prenet4d_engines.evaluate.report import OURS, Check, Part, Table
 from prenet4d_engines.evaluate.run import USABLE, Run, Stopwatch, dose_label
+from prenet4d_engines.evaluate.scans import held_out_scan
 from prenet4d_engines.geometry import Ellipticity, reference_center
 from prenet4d_engines.simulate import Kind
 from prenet4d_engines.tracking import CenterTracker

@@ -7,10 +7,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from prenet4d_engines.evaluate.datasets import held_out_scan
 from prenet4d_engines.evaluate.metrics import squared_error, squared_root_error
 from prenet4d_engines.evaluate.report import OURS, Part, Table
 from prenet4d_engines.evaluate.run import Run, dose_label
+from prenet4d_engines.evaluate.scans import held_out_scan
 from prenet4d_engines.simulate import Drift
 
 Array = NDArray[np.float64]
