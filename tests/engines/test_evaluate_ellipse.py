@@ -46,7 +46,9 @@ def ring_radii(image: Array, found: Array) -> Array:
         (vector(1.03, 110), vector(1.05, 70)),
     ],
 )
-def test_the_non_uniformity_left_is_that_of_the_corrected_ring_itself(found, truth) -> None:
+def test_the_non_uniformity_left_is_that_of_the_corrected_ring_itself(
+    found: Array, truth: Array
+) -> None:
     rho = np.arange(800) * 0.25
     profile = np.exp(-0.5 * ((rho - RADIUS) / 1.5) ** 2)
     ellipticity = Ellipticity.from_vector(*truth)

@@ -20,10 +20,9 @@ from prenet4d_engines.evaluate.claims import (
 from prenet4d_engines.evaluate.classical import CENTER_METHODS
 from prenet4d_engines.evaluate.classical.center import CENTERS_OF_MASS
 from prenet4d_engines.evaluate.datasets import PatternSet
-from prenet4d_engines.evaluate.denoise import time_table
 from prenet4d_engines.evaluate.metrics import lengths, wrong_beams
 from prenet4d_engines.evaluate.report import OURS, Check, Part, Table
-from prenet4d_engines.evaluate.run import Run, Stopwatch, dose_label, within
+from prenet4d_engines.evaluate.run import Run, Stopwatch, dose_label, time_table, within
 
 Array = NDArray[np.float64]
 

@@ -143,31 +143,35 @@ def _part(
         title = f"Ellipticity: {title} by kind at {columns[-1]}, %"
         return Table(name, title, "method", KINDS, rows)
 
-    tables = (
-        over_dose("ellipse.ratio", "median |ratio error|, %", ratio, np.isin(kinds, KINDS)),
-        over_dose(
-            "ellipse.angle",
-            f"median angle error where ratio ≥ {_LEAST_RATIO}, degrees",
-            angle,
-            seen,
-        ),
-        over_dose(
-            "ellipse.ring",
-            f"median non-uniformity of the ring radius ({', '.join(RING_KINDS)}), %",
-            ring,
-            np.isin(kinds, RING_KINDS),
-        ),
-        over_kind("ellipse.kinds", "median |ratio error|", ratio),
-        over_kind("ellipse.ring.kinds", "median non-uniformity of a ring's radius", ring),
-        Table(
-            "ellipse.time",
-            "Ellipticity: time per mean on one core, ms",
-            "method",
-            (f"{size}²",),
-            tuple((name, (watch.milliseconds(name),)) for name in found if name != FOUND_CENTERS),
-        ),
+    everything = np.ones(len(kinds), np.bool_)
+    ratio_table = over_dose("ellipse.ratio", "median |ratio error|, %", ratio, everything)
+    angle_table = over_dose(
+        "ellipse.angle", f"median angle error where ratio ≥ {_LEAST_RATIO}, degrees", angle, seen
     )
-    return Part(tables, (*_ratio_checks(doses, tables[0]), *_ring_checks(doses, tables[2])))
+    ring_table = over_dose(
+        "ellipse.ring",
+        f"median non-uniformity of the ring radius ({', '.join(RING_KINDS)}), %",
+        ring,
+        np.isin(kinds, RING_KINDS),
+    )
+    time_table = Table(
+        "ellipse.time",
+        "Ellipticity: time per mean on one core, ms",
+        "method",
+        (f"{size}²",),
+        tuple((name, (watch.milliseconds(name),)) for name in found if name != FOUND_CENTERS),
+    )
+    return Part(
+        (
+            ratio_table,
+            angle_table,
+            ring_table,
+            over_kind("ellipse.kinds", "median |ratio error|", ratio),
+            over_kind("ellipse.ring.kinds", "median non-uniformity of a ring's radius", ring),
+            time_table,
+        ),
+        (*_ratio_checks(doses, ratio_table), *_ring_checks(doses, ring_table)),
+    )
 
 
 def _median(errors: Array) -> float:
