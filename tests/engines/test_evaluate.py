@@ -346,6 +346,8 @@ def test_a_tiny_evaluation_runs_and_repeats_by_its_seed(backend, tmp_path) -> No
         for rest in ("mean", "rms"):
             table = one.table(f"center.right.{rest}.{name}")
             assert [label for label, _ in table.rows] == [*labels, BOUND]
+        compared = one.table(f"center.right.same.{name}").rows
+        assert [label for label, _ in compared] == [method.name for method in CENTER_METHODS]
         assert one.table(f"center.warned.{name}").rows[0][1] == shares.row("prenet4d")
         bound = one.table(f"center.median.{name}").row(BOUND)
         assert 0 < bound[1] < bound[0]

@@ -8,7 +8,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from prenet4d_engines.evaluate.center import apart_from_wrong_beams
+from prenet4d_engines.evaluate.center import (
+    apart_from_wrong_beams,
+    best_setting,
+    common_ratio,
+)
 from prenet4d_engines.evaluate.claims import Claims, warning_table
 from prenet4d_engines.evaluate.datasets import (
     PatternSet,
@@ -38,7 +42,7 @@ def test_a_wrong_beam_is_one_outside_the_disk_or_nearer_to_another() -> None:
 
 
 def test_wrong_beams_are_counted_and_the_others_averaged() -> None:
-    errors = np.array([[0.3, 0.4, 25.0, 0.5, 30.0, 0.0, 0.0, 0.0]])
+    errors = np.array([0.3, 0.4, 25.0, 0.5, 30.0, 0.0, 0.0, 0.0])
     share, mean, rms = apart_from_wrong_beams(errors, np.full(8, 3.0))
     assert share == 25.0
     assert mean == pytest.approx(0.2)
@@ -46,12 +50,21 @@ def test_wrong_beams_are_counted_and_the_others_averaged() -> None:
     assert apart_from_wrong_beams(errors + 50, np.full(8, 3.0)) == (100.0, None, None)
 
 
-def test_the_three_figures_are_of_one_setting() -> None:
+def test_a_setting_that_is_precise_but_mostly_wrong_is_not_the_best_one() -> None:
     limits = np.full(4, 3.0)
-    precise_once = np.array([0.0, 40.0, 40.0, 40.0])
-    always_right = np.array([0.2, 0.2, 0.2, 0.2])
-    figures = apart_from_wrong_beams(np.stack([precise_once, always_right]), limits)
-    assert figures == pytest.approx((0.0, 0.2, 0.2))
+    precise_once, always_right, unsteady = [0.0, 40, 40, 40], [0.2, 0.2, 0.2, 0.2], [0.0, 0, 0, 40]
+    settings = np.array([precise_once, always_right, unsteady])
+    assert best_setting(settings, limits).tolist() == always_right
+    assert best_setting(settings[::2], limits).tolist() == unsteady
+    assert best_setting(np.full((2, 4), np.nan), limits).shape == (4,)
+
+
+def test_precision_is_compared_where_both_are_right() -> None:
+    limits = np.full(4, 3.0)
+    ours = np.array([0.1, 0.1, 2.0, 50.0])
+    rival = np.array([0.2, 0.2, 50.0, 0.0])
+    assert common_ratio(ours, rival, limits) == pytest.approx(0.5)
+    assert common_ratio(ours, rival + 50, limits) is None
 
 
 def test_sets_know_the_nearest_reflection_of_each_pattern() -> None:

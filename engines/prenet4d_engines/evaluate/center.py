@@ -33,6 +33,8 @@ _STATISTICS: Final[dict[str, tuple[str, Callable[[Array], Array]]]] = {
 }
 NETWORK_ALONE: Final = f"{OURS}, network alone"
 """Before the pattern's own symmetry refines its answer."""
+_Figures = tuple[float | None, float | None, float | None]
+"""Share of wrong beams in %, mean and RMS in px of the other errors; None where nobody can say."""
 _GROUPS: Final = 4
 _GOAL_DOSE: Final = 10_000
 
@@ -137,57 +139,100 @@ def _error_tables(run: Run, patterns: PatternSet, found: _Found) -> list[Table]:
 
 def _wrong_beam_tables(run: Run, patterns: PatternSet, found: _Found) -> list[Table]:
     """How often another beam is taken for the direct one, and the errors of the other frames."""
-    figures = {
-        name: [apart_from_wrong_beams(errors, patterns.limits) for errors in of_method]
+    limits = patterns.limits
+    chosen = {
+        name: [best_setting(errors, limits) for errors in of_method]
         for name, of_method in found.errors.items()
     }
-    bounds = [(0.0, float(e.mean()), float(np.sqrt(np.mean(e * e)))) for e in found.bounds]
-    return [
+    rows: dict[str, list[_Figures]] = {
+        name: [apart_from_wrong_beams(errors, limits) for errors in of_method]
+        for name, of_method in chosen.items()
+    }
+    bounds: list[_Figures] = [
+        (None, float(e.mean()), float(np.sqrt(np.mean(e * e)))) for e in found.bounds
+    ]
+    columns = tuple(dose_label(dose) for dose in run.doses)
+    title = f"Center, {patterns.title}"
+    note = (
+        "Wrong: outside the direct disk, or nearer to another reflection where that is known, and"
+        " over 3 px off (128² frames; others in proportion). Classical methods with the setting"
+        " whose mean error is least if a wrong beam counts as that limit."
+    )
+    fewer = " Methods that are wrong more often are averaged over fewer and easier patterns."
+    wrong = Table(
+        name=f"center.wrong.{patterns.name}",
+        title=f"{title}: another beam taken for the direct one, %",
+        heading="method",
+        columns=columns,
+        rows=tuple((name, tuple(share for share, _, _ in each)) for name, each in rows.items()),
+        doses=run.doses,
+        note=note,
+    )
+    right = [
         Table(
-            name=f"center.{name}.{patterns.name}",
-            title=f"Center, {patterns.title}: {title}",
+            name=f"center.right.{name}.{patterns.name}",
+            title=f"{title}: {words} error where the direct beam is taken, px",
             heading="method",
-            columns=tuple(dose_label(dose) for dose in run.doses),
+            columns=columns,
             rows=tuple(
-                (method, tuple(at_dose[which] for at_dose in of_method))
-                for method, of_method in (figures | ({BOUND: bounds} if which else {})).items()
-                if of_method
+                (method, tuple(at_dose[which] for at_dose in each))
+                for method, each in (*rows.items(), (BOUND, bounds))
+                if each
             ),
             doses=run.doses,
-            note="Wrong: outside the direct disk, or nearer to another reflection where that is"
-            " known, and over 3 px off (128² frames; others in proportion). Classical methods with"
-            " the setting whose mean error is least if a wrong beam counts as that limit. Methods"
-            " that are wrong more often are averaged over fewer and easier patterns.",
+            note=note + fewer,
         )
-        for which, (name, title) in enumerate(
-            (
-                ("wrong", "another beam taken for the direct one, %"),
-                ("right.mean", "mean error where it was not, px"),
-                ("right.rms", "root mean square error where it was not, px"),
-            )
-        )
+        for which, name, words in ((1, "mean", "mean"), (2, "rms", "root mean square"))
     ]
+    same = Table(
+        name=f"center.right.same.{patterns.name}",
+        title=f"{title}: our mean error over the method's, on frames where both take the direct"
+        " beam",
+        heading="method",
+        columns=columns,
+        rows=tuple(
+            (
+                method.name,
+                tuple(
+                    common_ratio(ours, its, limits)
+                    for ours, its in zip(chosen[OURS], chosen[method.name], strict=True)
+                ),
+            )
+            for method in CENTER_METHODS
+        ),
+        note=note,
+    )
+    return [wrong, *right, same]
 
 
-def apart_from_wrong_beams(
-    errors: Array, limits: Array
-) -> tuple[float, float | None, float | None]:
-    """Return the share of wrong beams in %, and mean and RMS in px of the other errors.
+def best_setting(errors: Array, limits: Array) -> Array:
+    """Return the errors (n,) of the setting whose mean is least, wrong beams counting as limits.
 
-    All three belong to one setting, so that none is bought by another: the one whose mean error is
-    least if a wrong beam counts as its limit.
+    So one setting's share of wrong beams and precision belong together, and neither is bought by
+    the other.
 
     Args:
         errors: (settings, n), px.
-        limits: (n,), px.
+        limits: (n,), px: beyond them, another beam was taken for the direct one.
     """
+    chosen = np.where(wrong_beams(errors, limits), limits, errors).mean(1).argmin()
+    return np.asarray(errors[chosen])
+
+
+def apart_from_wrong_beams(errors: Array, limits: Array) -> _Figures:
+    """Return the share of wrong beams in %, and mean and RMS in px of the other errors (n,)."""
     wrong = wrong_beams(errors, limits)
-    chosen = int(np.where(wrong, limits, errors).mean(1).argmin())
-    right = errors[chosen][~wrong[chosen]]
-    share = 100 * float(wrong[chosen].mean())
+    share, right = 100 * float(wrong.mean()), errors[~wrong]
     if not right.size:
         return share, None, None
     return share, float(right.mean()), float(np.sqrt(np.mean(right * right)))
+
+
+def common_ratio(ours: Array, others: Array, limits: Array) -> float | None:
+    """Return the ratio of mean errors (n,) over the patterns where neither takes a wrong beam."""
+    both = ~(wrong_beams(ours, limits) | wrong_beams(others, limits))
+    total = float(others[both].sum())
+    return float(ours[both].sum()) / total if total > 0 else None
 
 
 def _kinds_table(patterns: PatternSet, errors: dict[str, list[Array]], dose: int) -> Table:
