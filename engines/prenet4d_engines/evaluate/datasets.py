@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
+from prenet4d_engines.evaluate.metrics import beam_limits
 from prenet4d_engines.simulate import (
     HELD_OUT,
     KINDS,
@@ -24,7 +25,6 @@ from prenet4d_engines.simulate import (
     Kind,
     Multislice,
     Pattern,
-    Scan,
     draw_center,
     draw_detector,
     draw_difficult,
@@ -36,10 +36,9 @@ from prenet4d_engines.simulate import (
     expose,
     ideal_detector,
     render,
-    simulate_scan,
 )
 from prenet4d_engines.simulate.multislice import SIDE
-from prenet4d_engines.simulate.pattern import RADIUS
+from prenet4d_engines.simulate.pattern import RADIUS, X, Y
 
 FIRST_SEED: Final = 10_000_000
 """Seeds from here up belong to the evaluation."""
@@ -48,7 +47,11 @@ MOVE: Final = 0.1
 """Distance in px by which patterns are moved to see how they change."""
 _STEPS: Final = ((-MOVE, 0.0), (MOVE, 0.0), (0.0, -MOVE), (0.0, MOVE))
 _FLOOR: Final = np.float32(0.003)
-_COMPUTED: Final = Path(__file__).with_name("multislice.npz")
+_DIRECT: Final = 0.5
+"""Disks within so many px of the direct beam belong to it."""
+COMPUTED: Final = Path(__file__).with_name("multislice.npz")
+"""Multislice patterns of held-out materials, computed once, by ``prenet4d simulate --multislice
+multislice.npz --held-out --patterns 48 --seed 10000000``."""
 
 Array = NDArray[np.float64]
 
@@ -82,6 +85,8 @@ class PatternSet:
         moved: (n, 4, h, w) float32: the same patterns with the center moved by `MOVE` px up, down,
             left and right, for the Cramér-Rao bound; None where that is not known exactly.
         ratios: (n,) float64, how elliptical each is; None where that is not known.
+        spacings: (n,) float64, distance in px from the direct beam to the nearest reflection,
+            infinite where there is none; None where that is not known.
         groups: (n,) int64 where the centers are only known up to a constant for each group, as in
             patterns drawn from measured ones; None where they are known.
     """
@@ -96,10 +101,17 @@ class PatternSet:
     seed: int
     moved: NDArray[np.float32] | None = None
     ratios: Array | None = None
+    spacings: Array | None = None
     groups: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.expected)
+
+    @property
+    def limits(self) -> Array:
+        """(n,) float64, the errors in px beyond which another beam was taken for the direct one."""
+        spacings = np.inf if self.spacings is None else self.spacings
+        return beam_limits(self.radii, self.expected.shape[1:], spacings)
 
     def deviations(self, centers: Array) -> Array:
         """Return found minus true centers (n, 2), px, without the constant of each group."""
@@ -119,14 +131,21 @@ class PatternSet:
         """Draw counts at a dose in electrons per pattern; the same call gives the same counts."""
         frames, clean = np.empty_like(self.expected), np.empty_like(self.expected)
         for i, detector in enumerate(self.detectors):
-            generator = torch.Generator().manual_seed(_seed(self.seed, i, round(dose)))
+            generator = torch.Generator().manual_seed(seed_of(self.seed, i, round(dose)))
             drawn = expose(torch.from_numpy(self.expected[i : i + 1]), dose, detector, generator)
             frames[i], clean[i] = drawn[0][0].numpy(), drawn[1][0].numpy()
         return Exposure(frames, clean)
 
 
-def _seed(*parts: int) -> int:
+def seed_of(*parts: int) -> int:
+    """Return one seed for several numbers."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _spacings(patterns: Sequence[Pattern]) -> Array:
+    """Return how far the nearest reflection is from the direct beam, before distortion."""
+    away = [np.hypot(pattern.disks[:, Y], pattern.disks[:, X]) for pattern in patterns]
+    return np.array([d[d > _DIRECT].min(initial=np.inf) for d in away], np.float64)
 
 
 def _moved(patterns: Sequence[Pattern], frame_shape: tuple[int, int]) -> NDArray[np.float32]:
@@ -198,6 +217,7 @@ def held_out_patterns(
         detectors=tuple(detectors),
         seed=FIRST_SEED + seed,
         moved=_moved(patterns, frame_shape),
+        spacings=_spacings(patterns),
         ratios=np.array([pattern.ellipticity[0] for pattern in patterns], np.float64),
     )
 
@@ -234,6 +254,7 @@ def difficult_patterns(
         detectors=tuple(detectors),
         seed=FIRST_SEED + seed,
         moved=_moved(patterns, frame_shape),
+        spacings=_spacings(patterns),
     )
 
 
@@ -242,9 +263,7 @@ def computed_patterns(
 ) -> PatternSet:
     """Draw n patterns that another simulator made: multislice of held-out materials.
 
-    They were computed once, by ``prenet4d simulate --multislice multislice.npz --held-out
-    --patterns 48 --seed 10000000``, and lie beside this module; center, distortion, camera length
-    and rotation are drawn anew.
+    Center, distortion, camera length and rotation of those in `COMPUTED` are drawn anew.
 
     Args:
         name: Name of the set.
@@ -253,7 +272,7 @@ def computed_patterns(
         n: Number of patterns.
         seed: Counts from `FIRST_SEED`; 0 is the standard evaluation.
     """
-    computed = Multislice.load(_COMPUTED)
+    computed = Multislice.load(COMPUTED)
     rng = np.random.default_rng([FIRST_SEED + seed, *frame_shape, 4])
     expected, moved, centers, radii = [], [], [], []
     for i in range(n):
@@ -303,36 +322,6 @@ def patterns_without_beam(frame_shape: tuple[int, int], n: int, *, seed: int) ->
         detectors=(ideal_detector(frame_shape),) * n,
         seed=FIRST_SEED + seed,
     )
-
-
-def held_out_scan(
-    scan_shape: tuple[int, int],
-    frame_shape: tuple[int, int],
-    kind: Kind,
-    *,
-    dose: float,
-    seed: int,
-    number: int,
-    drift: Drift | None = None,
-) -> tuple[Scan, float]:
-    """Simulate a scan of a held-out material; return it and the direct beam's radius in px.
-
-    The material, the ellipticity (ln of the ratio uniform up to 1.12) and everything else follow
-    from ``seed`` and ``number``; only the counts differ between doses.
-    """
-    rng = np.random.default_rng([FIRST_SEED + seed, number])
-    material = list(HELD_OUT)[rng.integers(len(HELD_OUT))]
-    scan = simulate_scan(
-        scan_shape,
-        frame_shape,
-        kind=kind,
-        material=material,
-        dose=dose,
-        ellipticity=draw_ellipticity(rng),
-        drift=drift,
-        seed=FIRST_SEED + _seed(seed, number) % FIRST_SEED,
-    )
-    return scan, beam_radius(scan.canvases[-1])
 
 
 def beam_radius(vacuum: NDArray[np.float32]) -> float:

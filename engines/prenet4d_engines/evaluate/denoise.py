@@ -13,11 +13,9 @@ from prenet4d_engines.evaluate.datasets import Exposure, PatternSet
 from prenet4d_engines.evaluate.hallucination import evaluate_hallucination
 from prenet4d_engines.evaluate.metrics import counts_error, squared_error, squared_root_error
 from prenet4d_engines.evaluate.pictures import Denoised
-from prenet4d_engines.evaluate.report import OURS, Check, Part, Table
-from prenet4d_engines.evaluate.run import Run, Stopwatch, dose_label
+from prenet4d_engines.evaluate.report import NOISY, OURS, Check, Part, Table
+from prenet4d_engines.evaluate.run import Run, Stopwatch, dose_label, time_table
 from prenet4d_engines.evaluate.scan_denoise import evaluate_scan_denoising
-
-NOISY = "noisy input"
 
 _PICTURED_DOSE: Final = 1e4
 
@@ -142,23 +140,6 @@ def _at_dose(
 
 def _rows(figures: dict[str, list[float]]) -> tuple[tuple[str, tuple[float | None, ...]], ...]:
     return tuple((name, tuple(values)) for name, values in figures.items())
-
-
-def time_table(
-    part: str, sets: list[PatternSet], watches: dict[str, Stopwatch], methods: tuple[str, ...]
-) -> Table:
-    """Return milliseconds per pattern of every method on one core."""
-    return Table(
-        name=f"{part}.time",
-        title=f"{part.capitalize()}: time per pattern on one core, ms",
-        heading="method",
-        columns=tuple(patterns.title for patterns in sets),
-        rows=tuple(
-            (name, tuple(watches[patterns.name].milliseconds(name) for patterns in sets))
-            for name in methods
-        ),
-        note="Mean over the settings of a method.",
-    )
 
 
 def _checks(run: Run, tables: list[Table]) -> tuple[Check, ...]:

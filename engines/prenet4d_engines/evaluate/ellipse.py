@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prenet4d_engines.evaluate.classical import ELLIPSE_METHODS
-from prenet4d_engines.evaluate.datasets import held_out_scan
-from prenet4d_engines.evaluate.metrics import angle_error, ratio_error, residual_ratio
+from prenet4d_engines.evaluate.metrics import angle_error, ratio_error, ring_nonuniformity
 from prenet4d_engines.evaluate.networks import recentered_mean
 from prenet4d_engines.evaluate.report import OURS, Check, Part, Table
-from prenet4d_engines.evaluate.run import Run, Stopwatch, dose_label
+from prenet4d_engines.evaluate.run import USABLE, Run, Stopwatch, dose_label
+from prenet4d_engines.evaluate.scans import held_out_scan
 from prenet4d_engines.geometry import Ellipticity, reference_center
 from prenet4d_engines.simulate import Kind
 from prenet4d_engines.tracking import CenterTracker
@@ -23,11 +23,15 @@ Array = NDArray[np.float64]
 SCAN_SHAPE: Final = (16, 16)
 """256 patterns are averaged."""
 KINDS: Final[tuple[Kind, ...]] = ("cbed", "spots", "rings", "grains", "amorphous")
+RING_KINDS: Final[tuple[Kind, ...]] = ("rings", "grains", "amorphous")
+"""What has rings whose radius one could look at."""
 FOUND_CENTERS: Final = f"{OURS}, its own centers"
+BEFORE: Final = "before correction"
 _LEAST_RATIO: Final = 1.01
 """The angle of a smaller ratio says nothing."""
 _GOAL_DOSE: Final = 1e4
-_USABLE: Final = 0.5
+_LEFT: Final = 0.1
+"""What may be left of the rings' non-uniformity."""
 
 
 def evaluate_ellipses(run: Run) -> Part:
@@ -93,9 +97,9 @@ def _with_own_centers(run: Run, frames: NDArray[np.float32]) -> tuple[NDArray[np
     """Return the frames that the corrector would average, and the centers it tracks."""
     centers, sigmas, usable = run.networks.centers(frames, np.ones(frames.shape, np.bool_))
     tracked, _, outlier = CenterTracker(SCAN_SHAPE).update(
-        np.arange(len(frames)), centers, sigmas, usable >= _USABLE
+        np.arange(len(frames)), centers, sigmas, usable >= USABLE
     )
-    good = (usable >= _USABLE) & ~outlier & np.isfinite(tracked).all(1)
+    good = (usable >= USABLE) & ~outlier & np.isfinite(tracked).all(1)
     if not good.any():
         return frames, np.tile(reference_center(frames.shape[1:]), (len(frames), 1))
     return frames[good], tracked[good]
@@ -110,76 +114,84 @@ def _part(
     watch: Stopwatch,
 ) -> Part:
     """Tables of median errors; each classical method with its best setting for each cell."""
-    ratio = {name: _errors(ratio_error, vectors, truths) for name, vectors in found.items()}
-    left = {name: _errors(residual_ratio, vectors, truths) for name, vectors in found.items()}
-    angle = {name: _errors(angle_error, vectors, truths) for name, vectors in found.items()}
-    seen = np.hypot(*truths.T) >= np.log(_LEAST_RATIO)
+    ratio, angle, ring = (
+        {name: _errors(measure, vectors, truths) for name, vectors in found.items()}
+        for measure in (ratio_error, angle_error, ring_nonuniformity)
+    )
+    uncorrected = np.zeros((len(doses), len(kinds), 1, 2))
+    ring = {BEFORE: _errors(ring_nonuniformity, uncorrected, truths), **ring}
     columns = tuple(dose_label(dose) for dose in doses)
+    seen = np.hypot(*truths.T) >= np.log(_LEAST_RATIO)
     note = (
         "Means of 256 patterns recentered by the true center (but: 'its own centers'), several"
         " grains and a hole each; classical fits with the best of their settings for each figure."
     )
 
-    def over_dose(
-        errors: dict[str, Array], of: NDArray[np.bool_]
-    ) -> tuple[tuple[str, tuple[float | None, ...]], ...]:
-        return tuple(
-            (name, tuple(float(np.median(e[d][of], axis=0).min()) for d in range(len(doses))))
-            for name, e in errors.items()
+    def over_dose(name: str, title: str, errors: dict[str, Array], of: NDArray[np.bool_]) -> Table:
+        rows = tuple(
+            (method, tuple(_median(e[d, of]) for d in range(len(doses))))
+            for method, e in errors.items()
+            if of.any()
         )
+        return Table(name, f"Ellipticity: {title}", "method", columns, rows, doses, note)
+
+    def over_kind(name: str, title: str, errors: dict[str, Array]) -> Table:
+        rows = tuple(
+            (method, tuple(_median(e[-1, kinds == kind]) for kind in KINDS))
+            for method, e in errors.items()
+        )
+        title = f"Ellipticity: {title} by kind at {columns[-1]}, %"
+        return Table(name, title, "method", KINDS, rows)
 
     everything = np.ones(len(kinds), np.bool_)
-    tables = [
-        Table(
-            "ellipse.ratio",
-            "Ellipticity: median |ratio error|, %",
-            "method",
-            columns,
-            over_dose(ratio, everything),
-            doses,
-            note,
-        ),
-        Table(
-            "ellipse.residual",
-            "Ellipticity: median ellipticity left after correction (ratio − 1), %",
-            "method",
-            columns,
-            over_dose(left, everything),
-            doses,
-            note,
-        ),
-        Table(
-            "ellipse.angle",
-            f"Ellipticity: median angle error where ratio ≥ {_LEAST_RATIO}, degrees",
-            "method",
-            columns,
-            over_dose(angle, seen) if seen.any() else (),
-            doses,
-            note,
-        ),
-        Table(
-            "ellipse.kinds",
-            f"Ellipticity: median |ratio error| by kind at {columns[-1]}, %",
-            "method",
-            KINDS,
-            tuple(
-                (name, tuple(float(np.median(e[-1][kinds == k], axis=0).min()) for k in KINDS))
-                for name, e in ratio.items()
-            ),
-        ),
-        Table(
-            "ellipse.time",
-            "Ellipticity: time per mean on one core, ms",
-            "method",
-            (f"{size}²",),
-            tuple((name, (watch.milliseconds(name),)) for name in found if name != FOUND_CENTERS),
-        ),
-    ]
-    goal = f"Median ratio error on 256-pattern means at {dose_label(_GOAL_DOSE)}, %: below"
-    checks = tuple(
-        Check(f"{goal} 0.5 ({name})", value, 0.5)
-        for name in (OURS, FOUND_CENTERS)
-        if _GOAL_DOSE in doses
-        and (value := tables[0].row(name)[doses.index(_GOAL_DOSE)]) is not None
+    ratio_table = over_dose("ellipse.ratio", "median |ratio error|, %", ratio, everything)
+    angle_table = over_dose(
+        "ellipse.angle", f"median angle error where ratio ≥ {_LEAST_RATIO}, degrees", angle, seen
     )
-    return Part(tuple(tables), checks)
+    ring_table = over_dose(
+        "ellipse.ring",
+        f"median non-uniformity of the ring radius ({', '.join(RING_KINDS)}), %",
+        ring,
+        np.isin(kinds, RING_KINDS),
+    )
+    time_table = Table(
+        "ellipse.time",
+        "Ellipticity: time per mean on one core, ms",
+        "method",
+        (f"{size}²",),
+        tuple((name, (watch.milliseconds(name),)) for name in found if name != FOUND_CENTERS),
+    )
+    return Part(
+        (
+            ratio_table,
+            angle_table,
+            ring_table,
+            over_kind("ellipse.kinds", "median |ratio error|", ratio),
+            over_kind("ellipse.ring.kinds", "median non-uniformity of a ring's radius", ring),
+            time_table,
+        ),
+        (*_ratio_checks(doses, ratio_table), *_ring_checks(doses, ring_table)),
+    )
+
+
+def _median(errors: Array) -> float:
+    """Return the median over scans of errors (scans, settings) with the best setting."""
+    return float(np.median(errors, axis=0).min())
+
+
+def _ratio_checks(doses: tuple[float, ...], table: Table) -> Iterator[Check]:
+    goal = f"Median ratio error on 256-pattern means at {dose_label(_GOAL_DOSE)}, %: below"
+    for name in (OURS, FOUND_CENTERS):
+        if _GOAL_DOSE in doses:
+            value = table.row(name)[doses.index(_GOAL_DOSE)]
+            if value is not None:
+                yield Check(f"{goal} 0.5 ({name})", value, 0.5)
+
+
+def _ring_checks(doses: tuple[float, ...], table: Table) -> Iterator[Check]:
+    """At most a tenth of the non-uniformity may be left, at every dose."""
+    for name in (OURS, FOUND_CENTERS):
+        for dose, before, after in zip(doses, table.row(BEFORE), table.row(name), strict=True):
+            if before is not None and after is not None:
+                goal = f"Non-uniformity of rings left at {dose_label(dose)}, share of before"
+                yield Check(f"{goal}: at most {_LEFT} ({name})", after / before, _LEFT)

@@ -6,7 +6,6 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
@@ -36,7 +35,7 @@ from prenet4d_engines.evaluate.denoise import evaluate_denoising
 from prenet4d_engines.evaluate.ellipse import evaluate_ellipses
 from prenet4d_engines.evaluate.networks import Networks
 from prenet4d_engines.evaluate.report import Part, Report
-from prenet4d_engines.evaluate.run import Progress, Run
+from prenet4d_engines.evaluate.run import Progress, Run, within
 from prenet4d_engines.evaluate.strain import evaluate_strain
 from prenet4d_engines.evaluate.tracking import evaluate_tracking
 
@@ -101,7 +100,7 @@ def evaluate(
     done: dict[str, Part] = {}
     with _one_thread():
         for number, subject in enumerate(parts):
-            of_part = _within(run, number / len(parts), 1 / len(parts))
+            of_part = within(run, number / len(parts), 1 / len(parts))
             done[subject] = _EVALUATE[subject](of_part, sets)
     tell(1.0, "done")
 
@@ -140,12 +139,6 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def _within(run: Run, start: float, share: float) -> Run:
-    """Return the run with its progress told as a part of the whole."""
-    tell = run.on_progress
-    return replace(run, on_progress=lambda done, what: tell(start + share * done, what))
 
 
 def _sets(

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation, label, maximum_filter, uniform_filter
 
 from prenet4d_engines.evaluate.datasets import FIRST_SEED
-from prenet4d_engines.evaluate.report import OURS, Check, Part, Table
+from prenet4d_engines.evaluate.report import NOISY, OURS, Check, Part, Table
 from prenet4d_engines.evaluate.run import Run, dose_label
 from prenet4d_engines.simulate import HELD_OUT, Kind, Pattern, draw_pattern, render
 from prenet4d_engines.simulate.pattern import RADIUS
@@ -34,7 +34,6 @@ _KINDS: Final[tuple[tuple[Kind, str], ...]] = (
     ("vacuum", "direct beam alone"),
     ("blank", "even illumination"),
 )
-_NOISY: Final = "noisy input"
 
 
 def invented_peaks(found: Array, truth: Array) -> int:
@@ -62,11 +61,11 @@ def evaluate_hallucination(run: Run) -> Part:
     counts_error: list[float] = []
     for kind, title in _KINDS:
         patterns = _patterns(kind, n, run.seed)
-        rows: dict[str, list[float]] = {OURS: [], _NOISY: []}
+        rows: dict[str, list[float]] = {OURS: [], NOISY: []}
         for dose in run.doses:
             frames, clean = _exposed(patterns, dose, run.seed)
             ours = run.networks.denoise(frames, np.ones(frames.shape, np.bool_))
-            for name, images in ((OURS, ours), (_NOISY, frames)):
+            for name, images in ((OURS, ours), (NOISY, frames)):
                 found = [
                     invented_peaks(image, truth)
                     for image, truth in zip(images.astype(np.float64), clean, strict=True)

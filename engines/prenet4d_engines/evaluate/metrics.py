@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 from numpy.typing import NDArray
 
+from prenet4d_engines.geometry import Ellipticity
+
 Array = NDArray[np.float64]
+
+_LEAST_LIMIT: Final = 3 / 128
+"""Of a frame's shorter side."""
 
 
 def squared_error(found: Array, truth: Array, valid: NDArray[np.bool_] | None = None) -> float:
@@ -39,6 +46,30 @@ def lengths(deviations: Array) -> Array:
     return np.asarray(np.hypot(*deviations.T), np.float64)
 
 
+def beam_limits(
+    radii: Array, frame_shape: tuple[int, ...], spacings: Array | float = np.inf
+) -> Array:
+    """Return the errors in px beyond which another beam was taken for the direct one, (n,).
+
+    What lies further from the true center than the direct beam's radius is not in that beam, and
+    where disks overlap, what lies further than half the way to the nearest reflection is in the
+    middle of another. Limits below 3 px on frames of 128 x 128 px (in proportion on others) are
+    raised to it: noise alone may carry an estimate as far.
+
+    Args:
+        radii: (n,) the direct beam's radius in px.
+        frame_shape: (h, w).
+        spacings: (n,) distance in px of the nearest reflection; infinite where there is none or
+            it is not known.
+    """
+    return np.maximum(np.minimum(radii, spacings / 2), _LEAST_LIMIT * min(frame_shape))
+
+
+def wrong_beams(errors: Array, limits: Array) -> NDArray[np.bool_]:
+    """Return where errors (..., n) exceed their limits (n,), both in px; what is NaN does."""
+    return ~np.asarray(errors <= limits)
+
+
 def within_sigma(deviations: Array, sigma: Array, factor: float = 1.0) -> float:
     """Return the share of components (n, 2) that are within ``factor`` sigma of the truth.
 
@@ -57,12 +88,22 @@ def ratio_error(found: Array, truth: Array) -> float:
     return 100.0 * abs(float(np.exp(np.hypot(*found) - np.hypot(*truth))) - 1.0)
 
 
-def residual_ratio(found: Array, truth: Array) -> float:
-    """Return in percent how far the corrected pattern is from round: what is left to first order.
+def ring_nonuniformity(found: Array, truth: Array) -> float:
+    """Return in percent how much the radius of a ring swings over azimuth once it is corrected.
 
-    Unlike `ratio_error` it counts a wrong angle too.
+    Correcting by the distortion that was found, ``D_f``, turns a round ring that the true one,
+    ``D_t``, had distorted into the ellipse ``D_f^-1 D_t`` of a circle. Its radius swings twice on
+    the way around; the figure is that swing's amplitude, half of largest minus smallest, over the
+    middle between them: ``tanh(L / 2)`` with ``L`` the ln of the ratio that is left. It is the same
+    for rings of all radii, and unlike `ratio_error` it counts a wrong angle too.
+
+    Args:
+        found: Distortion vector (2,); zero gives what there was before any correction.
+        truth: True distortion vector (2,).
     """
-    return 100.0 * float(np.expm1(np.hypot(*(found - truth))))
+    applied, true = (Ellipticity.from_vector(*vector).matrix for vector in (found, truth))
+    left = Ellipticity.from_matrix(np.asarray(np.linalg.solve(applied, true), np.float64))
+    return 100.0 * float(np.tanh(0.5 * np.log(left.ratio)))
 
 
 def angle_error(found: Array, truth: Array) -> float:

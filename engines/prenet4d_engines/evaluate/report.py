@@ -12,6 +12,8 @@ from prenet4d_engines.evaluate.pictures import Denoised, draw_denoised
 
 OURS: Final = "prenet4d"
 """Row labels that begin with this are ours."""
+NOISY: Final = "noisy input"
+"""Row label of the frames as they were counted."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ class Report:
     """The result of `prenet4d_engines.evaluate.evaluate`.
 
     Attributes:
-        parts: By name: denoise, center, ellipse, tracking.
+        parts: By name: denoise, center, ellipse, tracking, strain.
         missing: Methods that could not be compared with, each with the package to install.
         sources: Every classical method's source.
         about: Seed, patterns, versions, processor, backend, duration.

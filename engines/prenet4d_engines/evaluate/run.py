@@ -5,13 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 
 from prenet4d_engines.config import CorrectorConfig
+from prenet4d_engines.evaluate.datasets import PatternSet
 from prenet4d_engines.evaluate.networks import Networks
+from prenet4d_engines.evaluate.report import Table
 
 USABLE: Final = CorrectorConfig().min_beam_probability
 """Frames with at least this probability of a beam count as showing one, as in the corrector."""
@@ -46,6 +48,12 @@ class Run:
     on_progress: Progress
 
 
+def within(run: Run, start: float, share: float) -> Run:
+    """Return the run with its progress told as a part of the whole."""
+    tell = run.on_progress
+    return replace(run, on_progress=lambda done, what: tell(start + share * done, what))
+
+
 class Stopwatch:
     """Adds up time and calls per name."""
 
@@ -66,6 +74,23 @@ class Stopwatch:
         if not self._patterns.get(name):
             return None
         return 1e3 * self._seconds[name] / self._patterns[name]
+
+
+def time_table(
+    part: str, sets: list[PatternSet], watches: dict[str, Stopwatch], methods: tuple[str, ...]
+) -> Table:
+    """Return milliseconds per pattern of every method on one core."""
+    return Table(
+        name=f"{part}.time",
+        title=f"{part.capitalize()}: time per pattern on one core, ms",
+        heading="method",
+        columns=tuple(patterns.title for patterns in sets),
+        rows=tuple(
+            (name, tuple(watches[patterns.name].milliseconds(name) for patterns in sets))
+            for name in methods
+        ),
+        note="Mean over the settings of a method.",
+    )
 
 
 def dose_label(dose: float) -> str:

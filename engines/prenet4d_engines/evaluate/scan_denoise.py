@@ -7,10 +7,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from prenet4d_engines.evaluate.datasets import held_out_scan
 from prenet4d_engines.evaluate.metrics import squared_error, squared_root_error
 from prenet4d_engines.evaluate.report import OURS, Part, Table
 from prenet4d_engines.evaluate.run import Run, dose_label
+from prenet4d_engines.evaluate.scans import held_out_scan
 from prenet4d_engines.simulate import Drift
 
 Array = NDArray[np.float64]
@@ -19,16 +19,17 @@ PCA: Final = "PCA over the scan, best rank"
 _RANKS: Final = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 _SCAN_SHAPE: Final = (16, 16)
 DRIFTS: Final = {
-    "no descan": Drift(plane=0.0, walk=0.0, jump=0.0),
-    "±1 px descan": Drift(plane=2.0, walk=0.0, jump=0.0),
+    "still": ("no descan", Drift(plane=0.0, walk=0.0, jump=0.0)),
+    "descan": ("±1 px descan", Drift(plane=2.0, walk=0.0, jump=0.0)),
 }
+"""What moves the patterns, with its title, by the end of the tables' names."""
 
 
 def evaluate_scan_denoising(run: Run) -> Part:
     """Compare on convergent-beam scans of 256 positions, still and moving by a pixel."""
     shape = (run.sizes[0],) * 2
     tables = []
-    for number, (title, drift) in enumerate(DRIFTS.items()):
+    for slug, (title, drift) in DRIFTS.items():
         errors: dict[str, dict[str, list[float]]] = {"linear": {}, "sqrt": {}}
         for dose in run.doses:
             scan, _ = held_out_scan(
@@ -50,7 +51,7 @@ def evaluate_scan_denoising(run: Run) -> Part:
                     errors[measure].setdefault(name, []).append(best)
         tables += [
             Table(
-                name=f"denoise.scan.{measure}.{'still' if number == 0 else 'descan'}",
+                name=f"denoise.scan.{measure}.{slug}",
                 title=f"Denoising a scan of 256 positions, {title}: mean squared error, {unit}",
                 heading="method",
                 columns=tuple(dose_label(dose) for dose in run.doses),

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prenet4d_engines.evaluate.classical.center import blurred_maximum_center
-from prenet4d_engines.evaluate.datasets import held_out_scan
-from prenet4d_engines.evaluate.metrics import lengths, within_sigma
+from prenet4d_engines.evaluate.metrics import beam_limits, lengths, within_sigma, wrong_beams
 from prenet4d_engines.evaluate.report import OURS, Check, Part, Table
-from prenet4d_engines.evaluate.run import USABLE, Run, dose_label
-from prenet4d_engines.simulate import Drift, Kind
+from prenet4d_engines.evaluate.run import USABLE, Run, dose_label, within
+from prenet4d_engines.evaluate.scans import dynamical_scan, held_out_scan
+from prenet4d_engines.geometry import reference_center
+from prenet4d_engines.simulate import Drift, Kind, Scan
 from prenet4d_engines.tracking import CenterTracker
 
 Array = NDArray[np.float64]
 
 KINDS: Final[tuple[Kind, ...]] = ("cbed", "rings", "spots")
 DRIFTS: Final = {
-    "plane": Drift(plane=4.0, walk=0.0, jump=0.0),
-    "plane, walk and jumps": Drift(plane=4.0, walk=2.0, jump=0.5),
+    "plane": ("plane", Drift(plane=4.0, walk=0.0, jump=0.0)),
+    "drift": ("plane, walk and jumps", Drift(plane=4.0, walk=2.0, jump=0.5)),
 }
+"""What moves the center, with its title, by the end of the tables' names."""
 SINGLE: Final = f"{OURS}, single frame"
 TRACKED: Final = f"{OURS}, tracked"
 CLASSICAL: Final = "blurred argmax + CoM"
@@ -29,110 +33,200 @@ PLANE: Final = "blurred argmax + CoM, plane fit afterwards"
 _BEAM_SCALE: Final = 1.2
 _SURE: Final = 2.0
 """A difference of so many standard errors is no accident."""
+_MOST: Final = 0.5
+"""Of the wrong beams the track should leave less than this share."""
+_NOTE: Final = (
+    "The plane fit knows the whole scan and the beam's true radius, the tracked center only what"
+    " came before."
+)
+
+
+@dataclass(frozen=True)
+class _Followed:
+    """The center over one scan.
+
+    Attributes:
+        errors: By estimate, each frame's distance from the truth in px, (n,).
+        limits: The errors beyond which another beam was taken for the direct one, (n,).
+        within: Share of the tracked components within one sigma.
+    """
+
+    errors: dict[str, Array]
+    limits: Array
+    within: float
 
 
 def evaluate_tracking(run: Run) -> Part:
-    """Compare the mean error over whole scans, at every dose and kind of drift."""
-    size = run.sizes[0]
-    scan_shape = run.scan_shape
-    doses = run.scan_doses
-    tables, checks = [], []
-    steps = len(DRIFTS) * len(doses)
-    for number, (title, drift) in enumerate(DRIFTS.items()):
-        errors: dict[str, list[float]] = {}
-        calibrated: list[float] = []
-        gains: list[tuple[float, float]] = []
-        for column, dose in enumerate(doses):
-            run.on_progress(
-                (number * len(doses) + column) / steps,
-                f"tracking, drift: {title}, {dose:.0f} electrons",
-            )
-            at_dose: dict[str, list[Array]] = {}
-            shares = []
-            for which, kind in enumerate(KINDS):
-                scan, radius = held_out_scan(
-                    scan_shape,
-                    (size, size),
-                    kind,
-                    dose=dose,
-                    seed=run.seed,
-                    number=1000 + which,
-                    drift=drift,
-                )
-                frames = scan.frames().astype(np.float32)
-                single, sigma, usable = run.networks.centers(
-                    frames, np.ones(frames.shape, np.bool_)
-                )
-                tracked, tracked_sigma, _ = CenterTracker(scan_shape).update(
-                    np.arange(len(frames)), single, sigma, usable >= USABLE
-                )
-                # As the corrector does before it has seen a beam.
-                tracked = np.where(np.isfinite(tracked), tracked, (size - 1) / 2)
-                rival = np.array(
-                    [
-                        blurred_maximum_center(frame, radius, _BEAM_SCALE)
-                        for frame in frames.astype(np.float64)
-                    ]
-                )
-                estimates = {
-                    CLASSICAL: rival,
-                    PLANE: plane_fit(rival, scan_shape),
-                    SINGLE: single,
-                    TRACKED: tracked,
-                }
-                for name, centers in estimates.items():
-                    at_dose.setdefault(name, []).append(lengths(centers - scan.centers))
-                shares.append(within_sigma(tracked - scan.centers, tracked_sigma))
-            for name, found in at_dose.items():
-                errors.setdefault(name, []).append(float(np.mean(found)))
-            gains.append(paired_difference(at_dose[TRACKED], at_dose[SINGLE], scan_shape))
-            calibrated.append(100 * float(np.mean(shares)))
-        columns = tuple(dose_label(dose) for dose in doses)
-        slug = title.split(",")[0] if number == 0 else "drift"
-        tables.append(
-            Table(
-                f"tracking.mean.{slug}",
-                f"Center over {scan_shape[0]}×{scan_shape[1]} scans, drift: {title}:"
-                " mean error, px",
-                "method",
-                columns,
-                tuple((name, tuple(values)) for name, values in errors.items()),
-                doses,
-                "The plane fit knows the whole scan and the beam's true radius, the tracked"
-                " center only what came before.",
-            )
+    """Compare over whole scans, at every dose and kind of drift, and near zone axes."""
+    parts = []
+    steps = len(DRIFTS) + 1
+    for number, slug in enumerate(DRIFTS):
+        parts.append(_under_drift(within(run, number / steps, 1 / steps), slug))
+    parts.append(_near_zone_axes(within(run, len(DRIFTS) / steps, 1 / steps)))
+    return Part(
+        tuple(table for part in parts for table in part.tables),
+        tuple(check for part in parts for check in part.checks),
+    )
+
+
+def _under_drift(run: Run, slug: str) -> Part:
+    """Compare on simulated scans of several kinds of pattern under one kind of drift."""
+    title, drift = DRIFTS[slug]
+    frame_shape = (run.sizes[0],) * 2
+    followed: list[list[_Followed]] = []
+    for column, dose in enumerate(run.scan_doses):
+        run.on_progress(
+            column / len(run.scan_doses), f"tracking, drift: {title}, {dose:.0f} electrons"
         )
-        tables.append(
-            Table(
-                f"tracking.gain.{slug}",
-                f"Tracked minus single-frame error, drift: {title}: px",
-                "mean over scans",
-                columns,
+        at_dose = []
+        for which, kind in enumerate(KINDS):
+            scan, radius = held_out_scan(
+                run.scan_shape,
+                frame_shape,
+                kind,
+                dose=dose,
+                seed=run.seed,
+                number=1000 + which,
+                drift=drift,
+            )
+            at_dose.append(_follow(run, scan, np.full(len(scan), radius)))
+        followed.append(at_dose)
+    gains = [
+        paired_difference(
+            [f.errors[TRACKED] for f in at_dose],
+            [f.errors[SINGLE] for f in at_dose],
+            run.scan_shape,
+        )
+        for at_dose in followed
+    ]
+    columns = tuple(dose_label(dose) for dose in run.scan_doses)
+    tables = (
+        _mean_table(run, slug, f"drift: {title}", followed),
+        Table(
+            f"tracking.gain.{slug}",
+            f"Tracked minus single-frame error, drift: {title}: px",
+            "mean over scans",
+            columns,
+            (
+                ("difference", tuple(gain for gain, _ in gains)),
+                ("its standard error, lines being independent", tuple(e for _, e in gains)),
+            ),
+        ),
+        _wrong_beam_table(run, slug, f"drift: {title}", followed),
+        Table(
+            f"tracking.sigma.{slug}",
+            f"Tracked center, drift: {title}: components within one sigma, %",
+            "within",
+            columns,
+            (
                 (
-                    ("difference", tuple(gain for gain, _ in gains)),
-                    ("its standard error, lines being independent", tuple(e for _, e in gains)),
+                    "1 sigma (calibrated: 68.3)",
+                    tuple(100 * float(np.mean([f.within for f in each])) for each in followed),
                 ),
-            )
+            ),
+        ),
+    )
+    checks = (
+        Check(
+            f"Tracked center, drift: {title}, {dose_label(dose)}: mean error no more above"
+            f" single's than {_SURE:.0f} standard errors of the difference",
+            gain,
+            _SURE * error,
         )
-        tables.append(
-            Table(
-                f"tracking.sigma.{slug}",
-                f"Tracked center, drift: {title}: components within one sigma, %",
-                "within",
-                columns,
-                (("1 sigma (calibrated: 68.3)", tuple(calibrated)),),
-            )
+        for dose, (gain, error) in zip(run.scan_doses, gains, strict=True)
+    )
+    return Part(tables, tuple(checks))
+
+
+def _near_zone_axes(run: Run) -> Part:
+    """Compare where dynamical diffraction makes single frames take another beam for the direct."""
+    title, drift = DRIFTS["drift"]
+    title = f"near zone axes, drift: {title}"
+    followed = []
+    for column, dose in enumerate(run.scan_doses):
+        run.on_progress(column / len(run.scan_doses), f"tracking, {title}, {dose:.0f} electrons")
+        scan, radii = dynamical_scan(
+            run.scan_shape, (run.sizes[0],) * 2, dose=dose, seed=run.seed, drift=drift
         )
-        checks += [
-            Check(
-                f"Tracked center, drift: {title}, {dose_label(dose)}: mean error no more above"
-                f" single's than {_SURE:.0f} standard errors of the difference",
-                gain,
-                _SURE * error,
-            )
-            for dose, (gain, error) in zip(doses, gains, strict=True)
+        followed.append([_follow(run, scan, radii)])
+    wrong = _wrong_beam_table(run, "dynamical", title, followed)
+    return Part((_mean_table(run, "dynamical", title, followed), wrong), tuple(wrong_checks(wrong)))
+
+
+def _follow(run: Run, scan: Scan, radii: Array) -> _Followed:
+    """Find the center of every frame, track it, and let the classical method do its own."""
+    frames = scan.frames().astype(np.float32)
+    single, sigma, usable = run.networks.centers(frames, np.ones(frames.shape, np.bool_))
+    tracked, tracked_sigma, _ = CenterTracker(scan.scan_shape).update(
+        np.arange(len(frames)), single, sigma, usable >= USABLE
+    )
+    # As the corrector does before it has seen a beam.
+    tracked = np.where(np.isfinite(tracked), tracked, reference_center(scan.frame_shape))
+    classical = np.array(
+        [
+            blurred_maximum_center(frame, radius, _BEAM_SCALE)
+            for frame, radius in zip(frames.astype(np.float64), radii, strict=True)
         ]
-    return Part(tuple(tables), tuple(checks))
+    )
+    estimates = {
+        CLASSICAL: classical,
+        PLANE: plane_fit(classical, scan.scan_shape),
+        SINGLE: single,
+        TRACKED: tracked,
+    }
+    return _Followed(
+        {name: lengths(centers - scan.centers) for name, centers in estimates.items()},
+        beam_limits(radii, scan.frame_shape),
+        within_sigma(tracked - scan.centers, tracked_sigma),
+    )
+
+
+def _mean_table(run: Run, slug: str, title: str, followed: list[list[_Followed]]) -> Table:
+    ny, nx = run.scan_shape
+    return Table(
+        f"tracking.mean.{slug}",
+        f"Center over {ny}×{nx} scans, {title}: mean error, px",
+        "method",
+        tuple(dose_label(dose) for dose in run.scan_doses),
+        tuple(
+            (name, tuple(float(np.mean([f.errors[name] for f in each])) for each in followed))
+            for name in followed[0][0].errors
+        ),
+        run.scan_doses,
+        _NOTE,
+    )
+
+
+def _wrong_beam_table(run: Run, slug: str, title: str, followed: list[list[_Followed]]) -> Table:
+    ny, nx = run.scan_shape
+
+    def share(name: str, each: list[_Followed]) -> float:
+        return 100 * float(np.mean([wrong_beams(f.errors[name], f.limits) for f in each]))
+
+    return Table(
+        f"tracking.wrong.{slug}",
+        f"Center over {ny}×{nx} scans, {title}: another beam taken for the direct one, %",
+        "method",
+        tuple(dose_label(dose) for dose in run.scan_doses),
+        tuple(
+            (name, tuple(share(name, each) for each in followed)) for name in followed[0][0].errors
+        ),
+        run.scan_doses,
+        f"{_NOTE} Wrong: further from the truth than the beam's radius, and than 3 px on 128²"
+        " frames (others in proportion).",
+    )
+
+
+def wrong_checks(table: Table) -> Iterator[Check]:
+    """Of the single frames' wrong beams, where there are any, the track must remove most."""
+    for column, single, tracked in zip(
+        table.columns, table.row(SINGLE), table.row(TRACKED), strict=True
+    ):
+        if single and tracked is not None:
+            goal = (
+                f"Wrong beams near zone axes that the track leaves at {column}, share of single's"
+            )
+            yield Check(goal, tracked / single, _MOST)
 
 
 def paired_difference(
