@@ -39,6 +39,8 @@ Estimate: TypeAlias = tuple[float, float, float, float]
 
 _LEAST_OWN = 0.01
 """Share of a center's claimed variance that is its own noise, at least."""
+_SLOPE_POINTS = 64
+"""Places along the first line that its slope is taken from, at most."""
 _LATE = 256
 """Frames up to this far behind the newest one are late; farther, the scan has started over."""
 
@@ -96,7 +98,7 @@ class CenterTracker:
         self._shared = (0.0, 0.0)
         # The profile: (y, x) step into each column, and the first line until it is known.
         self._steps = [(0.0, 0.0)] * self._nx
-        self._first_line: list[tuple[int, float, float]] | None = []
+        self._first_line: list[tuple[int, float, float, int]] | None = []
         # Jumps at line starts: variance of each axis, and how many were seen.
         self._fly_back = (self._config.fly_back_prior, self._config.fly_back_prior)
         self._fly_backs = 0
@@ -105,6 +107,8 @@ class CenterTracker:
         self._suspects = 0
         # Outliers in a row, whether they agree or not.
         self._distrusted = 0
+        # How often the track started anew elsewhere.
+        self._restarts = 0
         # What big deviations turned out to be, the recent ones counting most.
         # Where fly-back is not known, jumps must be expected.
         self._jumps, self._outliers = (0.0 if self._nx else 0.75), 0.5
@@ -179,6 +183,7 @@ class CenterTracker:
             # The scan started over.
             self._index = index - 1
         before = (vertical.mean, horizontal.mean)
+        restarts = self._restarts
         adjacent = index == self._index + 1
         fly_back = self._advance(index)
         outlier = False
@@ -202,7 +207,9 @@ class CenterTracker:
             else:
                 self._noise.see(y, x, noise, self._path(index - 1, index))
         vertical, horizontal = self._axes
-        if adjacent and not outlier:
+        # A jump inside a line, or back from a wrong beam, is no step that the next line repeats.
+        jumped = self._restarts > restarts and not fly_back
+        if adjacent and not outlier and not jumped:
             self._learn_step(index, vertical.mean - before[0], horizontal.mean - before[1])
         self._remember_first_line(index)
         if usable:
@@ -252,6 +259,7 @@ class CenterTracker:
 
     def _jumped(self, y: float, x: float, vy: float, vx: float) -> None:
         assert self._axes is not None
+        self._restarts += 1
         self._axes[0].restart(y, vy)
         self._axes[1].restart(x, vx)
         self._suspects = self._distrusted = 0
@@ -335,13 +343,24 @@ class CenterTracker:
     def _remember_first_line(self, index: int) -> None:
         if self._nx and self._first_line is not None and self._axes:
             vertical, horizontal = self._axes
-            self._first_line.append((index % self._nx, vertical.mean, horizontal.mean))
+            place = (vertical.mean, horizontal.mean)
+            self._first_line.append((index % self._nx, *place, self._restarts))
 
     def _finish_first_line(self) -> None:
-        """One line is known: take its slope for the profile, and its end for the fly-back."""
+        """One line is known: take its slope for the profile, and its end for the fly-back.
+
+        The slope is the median of those between any two frames (Theil and Sen) without a jump
+        between them: a wrong beam in a part of the line does not turn it.
+        """
         line, self._first_line = np.array(self._first_line), None
-        if len(line) >= 8 and np.ptp(line[:, 0]) > 0:
-            slope = np.polyfit(line[:, 0] - line[:, 0].mean(), line[:, 1:], 1)[0]
+        if len(line) >= 8:
+            line = line[:: math.ceil(len(line) / _SLOPE_POINTS)]
+            first, last = np.triu_indices(len(line), 1)
+            rise = line[last] - line[first]
+            rise = rise[(rise[:, 0] > 0) & (rise[:, 3] == 0)]
+            if len(rise) == 0:
+                return
+            slope = np.median(rise[:, 1:3] / rise[:, :1], axis=0)
             step = (float(slope[0]), float(slope[1]))
             back = (-step[0] * (self._nx - 1), -step[1] * (self._nx - 1))
             self._steps = [back] + [step] * (self._nx - 1)

@@ -106,6 +106,31 @@ def test_a_large_jump_at_a_line_start_is_followed_though_the_first_ones_were_sma
     assert rms((tracked - truth)[line]) < 3 * rms((measured - truth)[line])
 
 
+def after_a_wrong_beam(frames: slice) -> np.ndarray:
+    """How far the track is off in the line after one that showed another beam in some frames.
+
+    In that line the middle half shows no beam: the track is what the lines before make expect.
+    """
+    truth, line = drift("plane", 3), SCAN[1]
+    measured = truth + np.random.default_rng(3).normal(0, 0.05, truth.shape)
+    measured[frames] += [14.0, -9.0]
+    usable = np.ones(len(truth), dtype=bool)
+    following = (frames.start // line + 1) * line
+    usable[following + line // 4 : following + 3 * line // 4] = False
+    sigmas = np.full_like(truth, 0.05)
+    tracked, _, _ = CenterTracker(SCAN).update(np.arange(len(truth)), measured, sigmas, usable)
+    return np.abs(tracked - truth)[following : following + line]
+
+
+def test_a_wrong_beam_in_the_first_line_does_not_tilt_the_next_one():
+    assert after_a_wrong_beam(slice(0, 9)).max() < 0.5
+
+
+def test_jumps_to_a_wrong_beam_and_back_are_not_expected_in_the_next_line():
+    line = SCAN[1]
+    assert after_a_wrong_beam(slice(line + 15, line + 25)).max() < 0.5
+
+
 def test_wandering_fast_costs_good_centers_nothing():
     random = np.random.default_rng(4)
     truth = 127.5 + np.cumsum(random.normal(0, 0.3, (SCAN[0] * SCAN[1], 2)), axis=0)
