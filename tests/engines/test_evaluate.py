@@ -38,7 +38,7 @@ from prenet4d_engines.evaluate.datasets import (
 from prenet4d_engines.evaluate.ellipse import evaluate_ellipses
 from prenet4d_engines.evaluate.hallucination import invented_peaks
 from prenet4d_engines.evaluate.networks import Networks
-from prenet4d_engines.evaluate.report import Check, Part, Report, Table
+from prenet4d_engines.evaluate.report import Check, Part, Report, Table, most_of_the_best
 from prenet4d_engines.evaluate.run import Run
 from prenet4d_engines.evaluate.scan_denoise import PCA, principal_components
 from prenet4d_engines.evaluate.tracking import evaluate_tracking, paired_difference, plane_fit
@@ -271,6 +271,14 @@ TABLE = Table(
 )
 
 
+def test_the_worst_share_of_the_best_rival() -> None:
+    rows = (("ours", (1.0, 3.0, None)), ("a", (4.0, 12.0, 1.0)), ("b", (2.0, None, 1.0)))
+    table = Table("t", "title", "method", ("x", "y", "z"), rows)
+    assert most_of_the_best(table, "ours", ["a", "b"]) == 0.5
+    assert most_of_the_best(table, "ours", ["a"]) == 0.25
+    assert not Check("nothing to compare", most_of_the_best(table, "ours", []), 1.0).passed
+
+
 def test_a_report_says_what_passed_and_writes_json(tmp_path) -> None:
     part = Part((TABLE,), (Check("below 1", 0.5, 1.0), Check("below 0.1", 0.5, 0.1)))
     report = Report({"center": part}, missing=("NLM: install x",))
@@ -364,9 +372,12 @@ def test_a_tiny_evaluation_runs_and_repeats_by_its_seed(backend, tmp_path) -> No
     for method in DENOISE_METHODS:
         assert method.installed != any(method.name in missing for missing in one.missing)
     assert json.loads(one.to_json())["about"]["seed"] == 0
-    # 2 measures at 2 doses against 2 rivals; 0.3 px and 4 forms of center of mass.
-    # and 2 about what the denoiser invents.
-    assert len(one.checks) == 8 + 2 + 5
+    sets = [table for table in one.parts["denoise"].tables if ".linear." in table.name]
+    sets = [table for table in sets if ".scan." not in table.name]
+    # Denoising: 2 measures of each set against filters and input, and of a moving scan against
+    # PCA;
+    # 2 about what it invents. Centers: mean, share of the best, bound, sigmas.
+    assert len(one.checks) == 2 * 2 * len(sets) + 2 + 2 + 4
     for share in one.table("center.usable").rows:
         assert all(value is not None and 0 <= value <= 100 for value in share[1])
     claimed = one.table("center.calibration").row("claimed sigma, median")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,10 +18,9 @@ from prenet4d_engines.evaluate.claims import (
     warning_table,
 )
 from prenet4d_engines.evaluate.classical import CENTER_METHODS
-from prenet4d_engines.evaluate.classical.center import CENTERS_OF_MASS
 from prenet4d_engines.evaluate.datasets import PatternSet
 from prenet4d_engines.evaluate.metrics import lengths, wrong_beams
-from prenet4d_engines.evaluate.report import OURS, Check, Part, Table
+from prenet4d_engines.evaluate.report import OURS, Check, Part, Table, most_of_the_best
 from prenet4d_engines.evaluate.run import Run, Stopwatch, dose_label, time_table, within
 
 Array = NDArray[np.float64]
@@ -32,7 +31,7 @@ _STATISTICS: Final[dict[str, tuple[str, Callable[[Array], Array]]]] = {
     "p95": ("error that 5 % exceed, px", lambda e: np.asarray(np.quantile(e, 0.95, axis=-1))),
 }
 NETWORK_ALONE: Final = f"{OURS}, network alone"
-"""Before the pattern's own symmetry refines its answer."""
+"""Before its answer is refined."""
 _Figures = tuple[float | None, float | None, float | None]
 """Share of wrong beams in %, mean and RMS in px of the other errors; None where nobody can say."""
 _GROUPS: Final = 4
@@ -74,7 +73,7 @@ def evaluate_centers(run: Run, sets: list[PatternSet]) -> Part:
     exact = [c for patterns in sets if patterns.groups is None for c in claims[patterns.title]]
     tables += [calibration_table(exact), usable_table(run, claims)]
     tables.append(time_table("center", sets, watches, (*(m.name for m in CENTER_METHODS), OURS)))
-    return Part(tuple(tables), _checks(run, tables))
+    return Part(tuple(tables), tuple(_checks(run, sets[0], tables)))
 
 
 def _find(run: Run, patterns: PatternSet, watch: Stopwatch) -> _Found:
@@ -286,21 +285,21 @@ def _parameter_tables(
     return tables
 
 
-def _checks(run: Run, tables: list[Table]) -> tuple[Check, ...]:
-    """Median below every center of mass and below 0.3 px at 10^4 electrons on 128² frames."""
-    if _GOAL_DOSE not in run.doses:
-        return ()
-    column = run.doses.index(_GOAL_DOSE)
-    table = next((t for t in tables if t.name == "center.median.128"), None)
-    if table is None:
-        return ()
-    ours = table.row(OURS)[column]
-    if ours is None:
-        return ()
-    where = f"Median center error at {dose_label(_GOAL_DOSE)} on 128² frames"
-    checks = [Check(f"{where}: below 0.3 px", ours, 0.3)]
-    for name in CENTERS_OF_MASS:
-        rival = table.row(name)[column]
-        if rival is not None:
-            checks.append(Check(f"{where}: below {name}", ours, rival))
-    return tuple(checks)
+def _checks(run: Run, patterns: PatternSet, tables: list[Table]) -> Iterator[Check]:
+    """Mean error and its share of the best rival's, median against the bound, honest sigmas."""
+    of = {table.name: table for table in tables}
+    mean, median = (of[f"center.{name}.{patterns.name}"] for name in ("mean", "median"))
+    where = f"Center, {patterns.title}"
+    column = next((i for i, dose in enumerate(run.doses) if dose >= _GOAL_DOSE), None)
+    if column is not None:
+        worst = max(value for value in mean.row(OURS)[column:] if value is not None)
+        yield Check(f"{where}: mean error from {dose_label(_GOAL_DOSE)} on, px", worst, 0.04)
+    rivals = [method.name for method in CENTER_METHODS]
+    share = most_of_the_best(mean, OURS, rivals)
+    yield Check(f"{where}: mean error's share of the best rival's, at the worst dose", share, 0.5)
+    if any(name == BOUND for name, _ in median.rows):
+        times = most_of_the_best(median, OURS, [BOUND])
+        yield Check(f"{where}: median error in Cramér-Rao bounds, at the worst dose", times, 2.0)
+    within_one, _ = (values for _, values in of[f"center.sigma.{patterns.name}"].rows)
+    off = max(abs(value - 68.3) for value in within_one if value is not None)
+    yield Check(f"{where}: share within one sigma off 68.3 %, at the worst dose", off, 5.0)

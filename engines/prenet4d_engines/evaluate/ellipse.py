@@ -170,7 +170,7 @@ def _part(
             over_kind("ellipse.ring.kinds", "median non-uniformity of a ring's radius", ring),
             time_table,
         ),
-        (*_ratio_checks(doses, ratio_table), *_ring_checks(doses, ring_table)),
+        (*_goal_checks(doses, ratio_table, angle_table), *_ring_checks(doses, ring_table)),
     )
 
 
@@ -179,13 +179,16 @@ def _median(errors: Array) -> float:
     return float(np.median(errors, axis=0).min())
 
 
-def _ratio_checks(doses: tuple[float, ...], table: Table) -> Iterator[Check]:
-    goal = f"Median ratio error on 256-pattern means at {dose_label(_GOAL_DOSE)}, %: below"
-    for name in (OURS, FOUND_CENTERS):
-        if _GOAL_DOSE in doses:
-            value = table.row(name)[doses.index(_GOAL_DOSE)]
+def _goal_checks(doses: tuple[float, ...], ratio: Table, angle: Table) -> Iterator[Check]:
+    if _GOAL_DOSE not in doses:
+        return
+    column = doses.index(_GOAL_DOSE)
+    for table, what, limit in ((ratio, "ratio error, %", 0.1), (angle, "angle error, °", 2.0)):
+        for name in (OURS, FOUND_CENTERS):
+            value = table.row(name)[column]
             if value is not None:
-                yield Check(f"{goal} 0.5 ({name})", value, 0.5)
+                goal = f"Ellipticity of 256-pattern means at {dose_label(_GOAL_DOSE)}: median"
+                yield Check(f"{goal} {what} ({name})", value, limit)
 
 
 def _ring_checks(doses: tuple[float, ...], table: Table) -> Iterator[Check]:

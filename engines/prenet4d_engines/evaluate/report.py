@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -68,6 +69,20 @@ class Check:
     def passed(self) -> bool:
         """Whether the figure is below the limit; a figure that is not a number is not."""
         return self.value < self.limit
+
+
+def most_of_the_best(table: Table, ours: str, rivals: Iterable[str]) -> float:
+    """Return the largest share, over the columns, of our figure in the lowest of the rivals'.
+
+    NaN where there is nothing to compare.
+    """
+    rows = [table.row(name) for name in rivals]
+    shares = [
+        value / min(known)
+        for value, *others in zip(table.row(ours), *rows, strict=True)
+        if value is not None and (known := [each for each in others if each is not None])
+    ]
+    return max(shares, default=float("nan"))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prenet4d_engines.evaluate.metrics import squared_error, squared_root_error
-from prenet4d_engines.evaluate.report import OURS, Part, Table
+from prenet4d_engines.evaluate.report import OURS, Check, Part, Table, most_of_the_best
 from prenet4d_engines.evaluate.run import Run, dose_label
 from prenet4d_engines.evaluate.scans import held_out_scan
 from prenet4d_engines.simulate import Drift
@@ -61,7 +61,13 @@ def evaluate_scan_denoising(run: Run) -> Part:
             )
             for measure, unit in (("linear", "counts²"), ("sqrt", "counts (of √counts)"))
         ]
-    return Part(tuple(tables))
+    checks = (
+        Check(f"{table.title}: share of PCA's, at the worst dose", share, 1.0)
+        for table in tables
+        if table.name.endswith(".descan")
+        for share in (most_of_the_best(table, OURS, [PCA]),)
+    )
+    return Part(tuple(tables), tuple(checks))
 
 
 def principal_components(frames: Array, ranks: tuple[int, ...], wanted: NDArray[np.int64]) -> Array:

@@ -255,6 +255,3 @@ CENTER_METHODS: tuple[Method[FindCenter], ...] = (
         ((1.0, 0.0), (3.0, 0.0), (1.0, 1.5), (3.0, 1.5)),
     ),
 )
-
-CENTERS_OF_MASS = ("CoM", "thresholded CoM", "iterative CoM", "blurred argmax + CoM")
-"""The names of the methods that are forms of center of mass."""
