@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -105,37 +105,30 @@ def figures(
         return _ellipse_figures(network, materials, samples, doses)
 
 
-def _frames(
-    rng: np.random.Generator,
-    materials: Sequence[Material],
-    shape: tuple[int, int],
-    dose: float,
-    n: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Frames, rates and centers of patterns that show a beam."""
+def _expected(
+    rng: np.random.Generator, materials: Sequence[Material], shape: tuple[int, int], n: int
+) -> tuple[Tensor, Tensor]:
+    """Render n patterns that show a beam: expectations (n, h, w) of sum 1 and centers (n, 2)."""
     patterns: list[Pattern] = []
     while len(patterns) < n:
         material = materials[int(rng.integers(len(materials)))]
         pattern = draw_pattern(rng, shape, material=material)
         if pattern.has_beam:
             patterns.append(pattern)
-    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-    frames, rates = expose(render(patterns, shape), dose, ideal_detector(shape), generator)
-    return frames, rates, torch.tensor([p.center for p in patterns])
+    return render(patterns, shape), torch.tensor([p.center for p in patterns])
 
 
 def _denoise_figures(
     network: nn.Module, materials: Sequence[Material], samples: int, doses: Sequence[float]
 ) -> dict[str, Any]:
     """Error against the clean rate, as a share of the noisy frame's, in both domains."""
-    shape = (256, 256)
+    shape, n = (256, 256), max(16, samples // 4)
     mask = torch.ones(shape, dtype=torch.bool)
-    table: dict[str, Any] = {"frame": "256x256", "patterns_per_dose": samples // 4}
+    expected, _ = _expected(np.random.default_rng(_FIGURES_SEED), materials, shape, n)
+    table: dict[str, Any] = {"frame": "256x256", "patterns_per_dose": n}
     for dose in doses:
-        rng = np.random.default_rng([_FIGURES_SEED, int(dose)])
         rows = []
-        for _ in range(max(1, samples // 64)):
-            frames, rates, _ = _frames(rng, materials, shape, dose, 16)
+        for frames, rates in _exposed(expected, dose, 16):
             x, context = denoiser.stabilise(frames, mask)
             found = denoiser.restore(network(x), context)
             linear = (found - rates).square().mean((1, 2)) / (frames - rates).square().mean((1, 2))
@@ -160,24 +153,28 @@ def _center_figures(
     """Distance of the single-frame answer from the truth in px."""
     shape = (128, 128)
     mask = torch.ones(shape, dtype=torch.bool)
+    expected, truth = _expected(np.random.default_rng(_FIGURES_SEED), materials, shape, samples)
     table: dict[str, Any] = {"frame": "128x128", "patterns_per_dose": samples}
     find = _center_finder(network)
     for dose in doses:
-        rng = np.random.default_rng([_FIGURES_SEED, int(dose)])
-        distances, covered = [], []
-        for _ in range(max(1, samples // 32)):
-            frames, _, truth = _frames(rng, materials, shape, dose, 32)
-            found = find(frames, mask)
-            distances.append((found.center - truth).norm(dim=1))
-            covered.append(((found.center - truth).abs() < found.sigma).float())
-        distance = torch.cat(distances)
+        answers = [find(frames, mask) for frames, _ in _exposed(expected, dose, 32)]
+        deviation = torch.cat([answer.center for answer in answers]) - truth
+        covered = deviation.abs() < torch.cat([answer.sigma for answer in answers])
+        distance = deviation.norm(dim=1)
         table[f"dose_{dose:.0e}"] = {
             "median_px": _round(distance.median()),
             "mean_px": _round(distance.mean()),
             "p90_px": _round(distance.quantile(0.9)),
-            "share_within_sigma": _round(torch.cat(covered).mean()),
+            "share_within_sigma": _round(covered.float().mean()),
         }
     return table
+
+
+def _exposed(expected: Tensor, dose: float, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Take frames of expectations (n, h, w) with a faultless camera; yield them and their rates."""
+    generator = torch.Generator().manual_seed(_FIGURES_SEED + int(dose))
+    for part in torch.split(expected, batch):
+        yield expose(part, dose, ideal_detector((part.shape[1], part.shape[2])), generator)
 
 
 def _center_finder(network: nn.Module) -> Callable[[Tensor, Tensor], center.CenterEstimate]:
