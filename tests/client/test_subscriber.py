@@ -243,7 +243,10 @@ def test_async_silence_is_told(nobody):
         asyncio.run(main())
 
 
-def test_ctrl_c_ends_the_waiting(publisher):
+def test_ctrl_c_ends_the_waiting(publisher, request):
+    # Where the tests run in a shell's background, Ctrl-C is ignored from the start.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     with Subscriber(publisher.address) as stream:
         publisher.await_subscriptions("telemetry")
         timer = threading.Timer(0.1, signal.raise_signal, [signal.SIGINT])

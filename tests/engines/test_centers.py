@@ -71,6 +71,16 @@ def test_what_only_one_direction_tells_leaves_the_other_to_the_guess() -> None:
     assert found.sigma[0, 1] > 1
 
 
+def test_a_correction_within_its_own_doubt_is_hardly_applied() -> None:
+    guess = Inversion(1, torch.tensor([[40.0, 60.0]]).expand(3, 2), torch.ones(3, 2), torch.ones(3))
+    corrections = torch.tensor([[0.1, 0.0], [0.0, -0.4], [3.0, 4.0]])
+    refined = refine.Refined(guess.center + corrections, torch.full((3, 2), 0.2))
+    applied = (refine.settle(guess, refined) - guess.center).norm(dim=1) / corrections.norm(dim=1)
+    assert applied[0] < 0.35
+    assert applied[1] > 0.7
+    assert applied[2] > 0.999
+
+
 def test_a_window_holds_the_frame_around_the_guess_and_the_same_turned() -> None:
     frames = torch.zeros(1, 128, 128)
     frames[0, 30, 90] = 100.0  # of the window around (20.3, 100.4), which reaches over the edge

@@ -27,6 +27,8 @@ SIDE: Final = 96
 REACH: Final = 6.0
 """How far in bins a guess may be off, along each axis, in training."""
 DIRECTIONS: Final = 4
+_DOUBT: Final = 1.0
+"""Half the squared length of a correction, in sigmas, of which one half is applied."""
 _LEAST_PRECISION: Final = 0.02
 """What is known without a vote: the center is within a few bins of the guess."""
 
@@ -139,6 +141,23 @@ def prepare(frames: Tensor, mask: Tensor, guess: Inversion, sigma: Tensor) -> Te
     )
     planes = torch.cat([place - corner, worth], 1)[:, :, None, None].expand(-1, -1, SIDE, SIDE)
     return torch.cat([shown, shown.flip((2, 3)), y, x, planes], 1)
+
+
+def settle(guess: Inversion, refined: Refined) -> Tensor:
+    """Move guesses as far as their corrections stand out from the corrections' own doubt.
+
+    For a pattern whose symmetry holds, the guess is as good as the counts allow, and a correction
+    is nothing but the votes' noise; where it fails, the correction is many sigma. With even odds
+    the probability of the latter grows with the squared length z^2 in sigmas as a logistic function
+    of z^2 / 2. What is lost thereby where patterns are like those of the training is little; on
+    measured patterns, which differ from them, the votes are noisier.
+
+    Returns:
+        (n, 2) float32 centers in frame pixels.
+    """
+    correction = refined.center - guess.center
+    length = (correction / refined.sigma).square().sum(1, keepdim=True)
+    return guess.center + correction * torch.sigmoid(0.5 * length - _DOUBT)
 
 
 def decode(votes: Tensor, guess: Inversion) -> Refined:
