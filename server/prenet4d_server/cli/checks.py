@@ -98,7 +98,8 @@ def _demo_table(outcome: Outcome) -> Table:
         f"{found.counters['rejected']} rejected, {found.counters['shed']} shed",
     )
     for name, deviation in score.centers.items():
-        table.add_row(name, "", "", f"{deviation.mean:.3f} px, median {deviation.median:.3f}")
+        share = "" if deviation.frames == score.frames else f"in {deviation.frames:,} frames"
+        table.add_row(name, share, "", f"{deviation.mean:.3f} px, median {deviation.median:.3f}")
     table.add_row(
         "ellipticity, ratio",
         f"{found.ratio:.4f} ± {found.ratio_sigma:.4f}",

@@ -62,6 +62,8 @@ class Deviation:
 
     mean: float
     median: float
+    frames: int
+    """How many frames have such a center; the others are said to show no beam."""
 
 
 @dataclass(frozen=True)
@@ -136,22 +138,26 @@ def center_errors(found: Array, truth: Truth) -> Array:
     """Distance of each found center from the true one, in px.
 
     Args:
-        found: (n, 2), ``[cy, cx]``.
+        found: (n, 2), ``[cy, cx]``; NaN where there is none.
         truth: where ``groups`` says that centers compare up to a constant, the median difference
             of each group is taken out first.
 
     Returns:
-        (n,) px.
+        (n,) px; NaN where there is no center.
     """
     difference = np.asarray(found, np.float64) - truth.centers
     if truth.groups is not None:
         for group in np.unique(truth.groups):
-            member = truth.groups == group
-            difference[member] -= np.median(difference[member], axis=0)
+            member = (truth.groups == group) & np.isfinite(difference).all(axis=1)
+            if member.any():
+                difference[member] -= np.median(difference[member], axis=0)
     return np.asarray(np.hypot(difference[:, 0], difference[:, 1]))
 
 
 def deviation(found: Array, truth: Truth) -> Deviation:
-    """Mean and median of :func:`center_errors`."""
+    """Mean and median of :func:`center_errors` over the frames that have a center."""
     errors = center_errors(found, truth)
-    return Deviation(float(errors.mean()), float(np.median(errors)))
+    errors = errors[np.isfinite(errors)]
+    if not errors.size:
+        return Deviation(math.nan, math.nan, 0)
+    return Deviation(float(errors.mean()), float(np.median(errors)), errors.size)

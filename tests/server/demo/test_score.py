@@ -37,7 +37,7 @@ FOUND = Found(
 
 
 def score(truth=TRUTH, tracked=0.1, rival=2.0, **changed):
-    centers = {TRACKED: Deviation(tracked, tracked), CENTER_OF_MASS: Deviation(rival, rival)}
+    centers = {TRACKED: Deviation(tracked, tracked, 4), CENTER_OF_MASS: Deviation(rival, rival, 4)}
     return Score(N, 1.0, truth, replace(FOUND, **changed), centers)
 
 
@@ -46,6 +46,12 @@ def test_errors_are_distances():
     np.testing.assert_allclose(center_errors(off, TRUTH), 5.0)
     assert deviation(off, TRUTH).mean == pytest.approx(5.0)
     assert deviation(off, TRUTH).median == pytest.approx(5.0)
+    assert deviation(off, TRUTH).frames == len(off)
+    off[1:] = np.nan  # said to show no beam
+    assert deviation(off, TRUTH).median == pytest.approx(5.0)
+    assert deviation(off, TRUTH).frames == 1
+    off[:] = np.nan
+    assert deviation(off, TRUTH).frames == 0
 
 
 def test_a_constant_for_each_measured_pattern_is_no_error():
