@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from prenet4d_engines.models import center, refine
+from prenet4d_engines.models.bins import Bins
 from prenet4d_engines.models.center import CenterEstimate
 from prenet4d_engines.models.inversion import inversion
 
@@ -42,16 +43,16 @@ def find_centers(
         mask: (h, w) or (n, h, w) bool, True where a pixel is valid.
         networks: Both networks.
         trusted: The same, without pixels that say less than they saw, which would break the
-            inversion symmetry; None: ``mask``.
+            inversion symmetry; None: all valid ones can be trusted.
     """
-    x, grid = center.prepare(frames, mask)
-    found = center.decode(networks.center(x), grid)
+    bins = Bins.of(frames, mask)
+    found = center.decode(networks.center(center.prepare(bins)), bins)
     if len(frames) == 0:
         return found
-    guess = inversion(frames, mask if trusted is None else trusted, found.center)
-    votes = networks.refine(refine.prepare(frames, mask, guess, found.sigma))
+    guess = inversion(bins if trusted is None else Bins.of(frames, trusted), found.center)
+    votes = networks.refine(refine.prepare(bins, guess, found.sigma))
     refined = refine.decode(votes, guess)
     # Where the network hesitates between beams, how well one of them is known says little.
-    unsure = found.sigma > UNSURE * grid.factor
+    unsure = found.sigma > UNSURE * bins.factor
     sigma = torch.where(unsure, torch.maximum(found.sigma, refined.sigma), refined.sigma)
     return CenterEstimate(refine.settle(guess, refined), sigma, found.usable)

@@ -27,6 +27,7 @@ from prenet4d_engines import models, weights
 from prenet4d_engines.backends.torch_backend import folded
 from prenet4d_engines.errors import BackendError, FrameError
 from prenet4d_engines.models import center, denoiser, ellipse, refine
+from prenet4d_engines.models.bins import Bins
 from prenet4d_engines.models.denoiser import ChannelAttention
 from prenet4d_engines.models.layers import Attention
 from prenet4d_engines.weights import Name
@@ -85,7 +86,7 @@ def input_shape(name: Name, frame_shape: tuple[int, int]) -> tuple[int, int, int
     if name == "denoise":
         x = denoiser.stabilise(frame, mask)[0]
     elif name == "center":
-        x = center.prepare(frame, mask)[0]
+        x = center.prepare(Bins.of(frame, mask))
     elif name == "refine":
         return refine.IN_CHANNELS, refine.SIDE, refine.SIDE
     else:

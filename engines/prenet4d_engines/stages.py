@@ -156,11 +156,11 @@ class Slot:
             electrons = torch.where(self._valid, electrons, 0.0)
         dose = electrons.sum((1, 2))
         self._both[part, 0] = self._denoise(electrons, dose <= 0)
-        trusted, saturated = self._mask, torch.zeros_like(dose)
+        trusted, saturated = None, torch.zeros_like(dose)
         if saturation is not None:
             saturated = (electrons.amax((1, 2)) * gain >= saturation).float()
             # a pixel that says less than it saw breaks the symmetry
-            trusted = trusted & (electrons < saturation / gain)
+            trusted = self._mask & (electrons < saturation / gain)
         found = find_centers(electrons, self._mask, self._backend, trusted)
         few = torch.stack((found.usable, dose, saturated), 1)
         return torch.cat((found.center, found.sigma, few), 1)

@@ -12,6 +12,7 @@ from prenet4d_engines.backends import TorchBackend, parity, select
 from prenet4d_engines.corrector import Corrector
 from prenet4d_engines.errors import BackendError, EngineError
 from prenet4d_engines.models import center, denoiser, ellipse, refine
+from prenet4d_engines.models.bins import Bins
 from prenet4d_engines.models.inversion import inversion
 
 
@@ -24,12 +25,12 @@ def reference() -> TorchBackend:
 def inputs() -> dict[str, torch.Tensor]:
     frames = parity.patterns()
     mask = torch.ones(128, 128, dtype=torch.bool)
+    bins = Bins.of(frames, mask)
+    guess = inversion(bins, torch.full((8, 2), 64.0))
     return {
         "denoise": denoiser.stabilise(frames, mask)[0],
-        "center": center.prepare(frames, mask)[0],
-        "refine": refine.prepare(
-            frames, mask, inversion(frames, mask, torch.full((8, 2), 64.0)), torch.ones(8, 2)
-        ),
+        "center": center.prepare(bins),
+        "refine": refine.prepare(bins, guess, torch.ones(8, 2)),
         "ellipse": ellipse.prepare(frames.mean(0), torch.ones(128, 128)),
     }
 

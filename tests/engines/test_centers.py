@@ -8,6 +8,7 @@ import torch
 from prenet4d_engines.backends import TorchBackend
 from prenet4d_engines.centers import find_centers
 from prenet4d_engines.models import center, refine
+from prenet4d_engines.models.bins import Bins, bin_factor
 from prenet4d_engines.models.inversion import REACH, Inversion, inversion
 from prenet4d_engines.simulate import Optics, Pattern, expose, ideal_detector, render
 from prenet4d_engines.simulate.content import direct_disk
@@ -33,20 +34,21 @@ def networks() -> TorchBackend:
 def test_inversion_makes_a_near_guess_exact(shape) -> None:
     true = torch.tensor([[shape[0] * 0.43 + 0.2, shape[1] * 0.56 - 0.3]])
     frames = 1e6 * beam(shape, tuple(true[0].tolist()))
-    found = inversion(frames, everywhere(shape), true + torch.tensor([-1.0, 1.0]))
+    found = inversion(Bins.of(frames, everywhere(shape)), true + torch.tensor([-1.0, 1.0]))
     assert (found.center - true).abs().max() < 0.02
 
 
 def test_inversion_leaves_alone_what_lies_out_of_reach() -> None:
     true, far = (50.0, 60.0), torch.tensor([[50.0 + REACH + 1.5, 60.0]])
     for frames in (1e6 * beam((128, 128), true), torch.zeros(1, 128, 128)):
-        assert torch.equal(inversion(frames, everywhere((128, 128)), far).center, far)
+        bins = Bins.of(frames, everywhere((128, 128)))
+        assert torch.equal(inversion(bins, far).center, far)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_votes_are_solved_in_the_frame_s_pixels(shape) -> None:
     """Every cell says 0.5 bins down and 0.25 to the left, along the four directions."""
-    factor = center.bin_factor(shape)
+    factor = bin_factor(shape)
     guess = Inversion(factor, torch.tensor([[40.3, 60.1]]), torch.ones(1, 2), torch.ones(1))
     angle = torch.pi * torch.arange(4) / 4
     votes = torch.zeros(1, 8, 24, 24)
@@ -85,7 +87,7 @@ def test_a_window_holds_the_frame_around_the_guess_and_the_same_turned() -> None
     frames = torch.zeros(1, 128, 128)
     frames[0, 30, 90] = 100.0  # of the window around (20.3, 100.4), which reaches over the edge
     guess = Inversion(1, torch.tensor([[20.3, 100.4]]), torch.ones(1, 2), torch.ones(1))
-    x = refine.prepare(frames, everywhere((128, 128)), guess, torch.ones(1, 2))
+    x = refine.prepare(Bins.of(frames, everywhere((128, 128))), guess, torch.ones(1, 2))
     assert x.shape == (1, refine.IN_CHANNELS, refine.SIDE, refine.SIDE)
     corner = torch.tensor([20.5, 100.5]) - (refine.SIDE - 1) / 2
     at = (torch.tensor([30.0, 90.0]) - corner).long().tolist()
@@ -97,7 +99,7 @@ def test_a_window_holds_the_frame_around_the_guess_and_the_same_turned() -> None
 
 @pytest.mark.parametrize("shape", [(128, 128), (256, 256)])
 def test_a_plain_beam_is_found_to_a_few_hundredths(shape, networks) -> None:
-    scale = center.bin_factor(shape)
+    scale = bin_factor(shape)
     true = [(shape[0] * (0.4 + 0.02 * i) + 0.1 * i, shape[1] * 0.55 - 0.07 * i) for i in range(8)]
     expected = torch.cat([beam(shape, each) for each in true])
     frames, _ = expose(expected, 1e5, ideal_detector(shape), torch.Generator().manual_seed(2))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from prenet4d_engines.models import CenterNet, Denoiser, EllipseNet, center, denoiser, ellipse
+from prenet4d_engines.models.bins import BINS, Bins
 
 SHAPES = [(128, 128), (192, 192), (256, 256), (515, 515), (512, 1028), (64, 50)]
 
@@ -99,7 +100,7 @@ def test_inputs_stay_small_at_any_count(peak: float) -> None:
     frames[:, 40:60, 40:60] *= 50
     mask = torch.ones(128, 128, dtype=torch.bool)
     assert denoiser.stabilise(frames.clamp_max(1e6), mask)[0].abs().max() < 12
-    assert center.prepare(frames, mask)[0].abs().max() < 30
+    assert center.prepare(Bins.of(frames, mask)).abs().max() < 30
     assert ellipse.prepare(frames, mask.float().expand(2, -1, -1)).abs().max() < 100
 
 
@@ -110,8 +111,8 @@ def test_blank_frames_make_no_nonsense(blank: float) -> None:
     with torch.no_grad():
         x, context = denoiser.stabilise(frames, mask)
         assert torch.isfinite(denoiser.restore(Denoiser().eval()(x), context)).all()
-        x, grid = center.prepare(frames, mask)
-        found = center.decode(CenterNet().eval()(x), grid)
+        bins = Bins.of(frames, mask)
+        found = center.decode(CenterNet().eval()(center.prepare(bins)), bins)
         assert torch.isfinite(found.center).all()
         assert (found.sigma > 0).all()
         votes = EllipseNet().eval()(ellipse.prepare(frames, mask[None].float()))
@@ -120,12 +121,13 @@ def test_blank_frames_make_no_nonsense(blank: float) -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_center_network_reads_any_frame(shape: tuple[int, int]) -> None:
-    x, grid = center.prepare(_frames(shape), torch.ones(shape, dtype=torch.bool))
-    assert grid.factor == max(1, round(min(shape) / center.BINS))
+    bins = Bins.of(_frames(shape), torch.ones(shape, dtype=torch.bool))
+    assert bins.factor == max(1, round(min(shape) / BINS))
+    x = center.prepare(bins)
     with torch.no_grad():
         maps = CenterNet().eval()(x)
     assert maps.shape == (2, 6, x.shape[2] // center.STRIDE, x.shape[3] // center.STRIDE)
-    found = center.decode(maps, grid)
+    found = center.decode(maps, bins)
     assert found.center.shape == (2, 2)
     assert found.sigma.shape == (2, 2)
     assert ((found.usable >= 0) & (found.usable <= 1)).all()
@@ -134,13 +136,13 @@ def test_the_center_network_reads_any_frame(shape: tuple[int, int]) -> None:
 @pytest.mark.parametrize(("side", "factor"), [(128, 1), (256, 2), (515, 4)])
 def test_decoding_knows_where_a_binned_pixel_lies(side: int, factor: int) -> None:
     """A cell's center, said by hand, must come out in frame pixels to the last digit."""
-    _, grid = center.prepare(torch.ones(1, side, side), torch.ones(side, side, dtype=torch.bool))
-    assert grid.factor == factor
+    bins = Bins.of(torch.ones(1, side, side), torch.ones(side, side, dtype=torch.bool))
+    assert bins.factor == factor
     maps = torch.zeros(1, 6, 32, 32)
     maps[:, center.HEAT] = -30.0
     maps[0, center.HEAT, 10, 20] = 30.0
     maps[0, center.OFFSET_Y, 10, 20] = 0.25
-    found = center.decode(maps, grid)
+    found = center.decode(maps, bins)
     # cell k covers binned pixels 4k .. 4k + 3, binned pixel j covers f j .. f j + f - 1
     cy = factor * (4 * (10 + 0.25) + 1.5) + (factor - 1) / 2
     cx = factor * (4 * 20 + 1.5) + (factor - 1) / 2
@@ -150,9 +152,8 @@ def test_decoding_knows_where_a_binned_pixel_lies(side: int, factor: int) -> Non
 
 def test_binning_loses_no_electron() -> None:
     frames = _frames((256, 256), peak=3.0)
-    x, _ = center.prepare(frames, torch.ones(256, 256, dtype=torch.bool))
-    binned = torch.expm1(x[:, 1] * 4)
-    torch.testing.assert_close(binned.sum((1, 2)), frames.sum((1, 2)), rtol=1e-4, atol=0)
+    bins = Bins.of(frames, torch.ones(256, 256, dtype=torch.bool))
+    assert torch.equal(bins.counts.sum((1, 2, 3)), frames.sum((1, 2)))
 
 
 def test_what_bad_pixels_read_does_not_matter_to_the_center() -> None:
@@ -161,7 +162,8 @@ def test_what_bad_pixels_read_does_not_matter_to_the_center() -> None:
     mask[100:103] = False
     wild = frames.clone()
     wild[:, ~mask] = 5e5
-    torch.testing.assert_close(center.prepare(frames, mask)[0], center.prepare(wild, mask)[0])
+    quiet, loud = (center.prepare(Bins.of(each, mask)) for each in (frames, wild))
+    torch.testing.assert_close(quiet, loud)
 
 
 def _votes(vector: tuple[float, float]) -> Tensor:

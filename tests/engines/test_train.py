@@ -16,12 +16,11 @@ from prenet4d_engines.models import Denoiser
 from prenet4d_engines.models.denoiser import DenoiserConfig
 from prenet4d_engines.simulate import TRAINING
 from prenet4d_engines.train import Progress, train
-from prenet4d_engines.train.loop import NETWORKS
 from prenet4d_engines.train.losses import LOSSES
-from prenet4d_engines.train.samples import BATCHES, Samples, Task, _Seen, turned
+from prenet4d_engines.train.samples import BATCHES, Samples, _Seen, turned
 from prenet4d_engines.train.sigmas import calibrate
+from prenet4d_engines.weights import NAMES, Name, untrained
 
-TASKS: tuple[Task, ...] = ("denoise", "center", "refine", "ellipse")
 MATERIALS = tuple(TRAINING.values())
 
 
@@ -30,11 +29,11 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_a_network_learns_one_batch(task: Task) -> None:
+@pytest.mark.parametrize("task", NAMES)
+def test_a_network_learns_one_batch(task: Name) -> None:
     torch.manual_seed(0)
     batch = BATCHES[task](np.random.default_rng(1), 4, MATERIALS)
-    network = NETWORKS[task]()
+    network = untrained(task)
     optimiser = torch.optim.Adam(network.parameters(), 1e-3)
     losses = []
     for _ in range(12):
@@ -50,7 +49,7 @@ def test_a_network_learns_one_batch(task: Task) -> None:
 def test_a_batch_without_any_beam_can_be_learned_from() -> None:
     batch = BATCHES["center"](np.random.default_rng(0), 4, MATERIALS)
     batch["usable"].zero_()
-    loss, figures = LOSSES["center"](NETWORKS["center"](), batch)
+    loss, figures = LOSSES["center"](untrained("center"), batch)
     loss.backward()  # type: ignore[no-untyped-call]
     assert torch.isfinite(loss)
     assert all(torch.isfinite(value) for value in figures.values())
@@ -105,8 +104,8 @@ def test_weights_of_a_narrower_network_compute_the_same_in_a_wider_one(tmp_path:
     torch.testing.assert_close(wide(x), narrow(x), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_a_seed_fixes_the_samples(task: Task) -> None:
+@pytest.mark.parametrize("task", NAMES)
+def test_a_seed_fixes_the_samples(task: Name) -> None:
     one, two, other = (next(iter(Samples(task, 4, seed))) for seed in (3, 3, 4))
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert not all(torch.equal(one[name], other[name]) for name in one)
@@ -124,7 +123,7 @@ def test_training_leaves_weights_log_and_picture_and_resumes(tmp_path: Path) -> 
         on_progress=seen.append,
     )
     assert path == tmp_path / "denoise.safetensors"
-    NETWORKS["denoise"]().load_state_dict(load_file(path))
+    untrained("denoise").load_state_dict(load_file(path))
     assert (tmp_path / "loss.png").stat().st_size > 1000
     assert seen[-1].step == 3
     assert set(seen[-1].validation) >= {"loss", "gain_db", "counts_kept"}
@@ -190,7 +189,7 @@ def test_symmetries_carry_the_center_along(flip_y: bool, flip_x: bool, swap: boo
 
 
 @pytest.mark.parametrize("task", ["center", "refine", "ellipse"])
-def test_calibrated_sigmas_hold_two_thirds_of_the_errors(task: Task) -> None:
+def test_calibrated_sigmas_hold_two_thirds_of_the_errors(task: Name) -> None:
     network = weights.load(task)
     assert 0.2 < calibrate(task, network, samples=64) < 5
     # the same samples again: nothing is left to correct

@@ -11,6 +11,7 @@ import torch
 
 from prenet4d_engines.errors import WeightsError
 from prenet4d_engines.models import CenterNet, Denoiser, EllipseNet, RefineNet, center, denoiser
+from prenet4d_engines.models.bins import Bins
 from prenet4d_engines.train.shipping import figures
 from prenet4d_engines.weights import FOLDER, NAMES, Name, card, load
 
@@ -114,11 +115,12 @@ def test_the_shipped_networks_survive_half_precision(name: Name) -> None:
     mask = torch.ones(128, 128, dtype=torch.bool)
     with torch.no_grad():
         if name == "center":
-            inputs, grid = center.prepare(frames, mask)
-            full = center.decode(network(inputs), grid).center
+            bins = Bins.of(frames, mask)
+            inputs = center.prepare(bins)
+            full = center.decode(network(inputs), bins).center
             with torch.autocast("cpu", torch.bfloat16):
                 maps = network(inputs)
-            assert (center.decode(maps, grid).center - full).abs().max() < 0.1
+            assert (center.decode(maps, bins).center - full).abs().max() < 0.1
             assert (full - torch.tensor([[60.3, 66.8]])).abs().max() < 0.5
         else:
             inputs, context = denoiser.stabilise(frames, mask)

@@ -16,8 +16,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from prenet4d_engines import weights
 from prenet4d_engines.models import center, denoiser, ellipse, refine
+from prenet4d_engines.models.bins import Bins
 from prenet4d_engines.models.inversion import inversion
 from prenet4d_engines.weights import Name
 
@@ -111,12 +111,17 @@ def patterns(frame_shape: tuple[int, int] = (128, 128)) -> Tensor:
 
     Six show disks and a halo, at 10³ to 10⁵ electrons, two a single disk with 10⁶.
     """
+    return _drawn(frame_shape)[0]
+
+
+def _drawn(frame_shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Return the patterns, and where their centers are, (8, 2) pixels."""
     random = torch.Generator().manual_seed(0)
     h, w = frame_shape
     scale = min(h, w) / 128
     y, x = torch.meshgrid(torch.arange(h) / scale, torch.arange(w) / scale, indexing="ij")
     first = torch.tensor([(h / scale - 128) / 2, (w / scale - 128) / 2]) + 55
-    frames = []
+    frames, centers = [], []
     for number in range(6):
         cy, cx = (first + 18 * torch.rand(2, generator=random)).tolist()
         expected = 0.02 * torch.exp(-((y - cy) ** 2 + (x - cx) ** 2) / (2 * 30.0**2))
@@ -125,13 +130,15 @@ def patterns(frame_shape: tuple[int, int] = (128, 128)) -> Tensor:
                 r = torch.hypot(y - cy - 17.3 * ky - 4 * kx, x - cx - 19.1 * kx)
                 strength = 0.5 ** (abs(kx) + abs(ky))
                 expected = expected + strength * torch.sigmoid(2 * (5.5 - r))
+        centers.append((cy, cx))
         dose = 10.0 ** (3 + number % 3)
         frames.append(torch.poisson(expected * (dose / expected.sum()), generator=random))
     for radius in (2.5, 12.0):
         cy, cx = (first + 18 * torch.rand(2, generator=random)).tolist()
+        centers.append((cy, cx))
         expected = torch.sigmoid(2 * (radius - torch.hypot(y - cy, x - cx)))
         frames.append(torch.poisson(expected * (1e6 / expected.sum()), generator=random))
-    return torch.stack(frames)
+    return torch.stack(frames), scale * torch.tensor(centers)
 
 
 def means(frame_shape: tuple[int, int] = (128, 128)) -> Tensor:
@@ -178,31 +185,29 @@ def _denoiser_setup(frame_shape: tuple[int, int]) -> tuple[Tensor, Distance]:
 
 
 def _center_setup(frame_shape: tuple[int, int]) -> tuple[Tensor, Distance]:
-    frames, mask = patterns(frame_shape), torch.ones(frame_shape, dtype=torch.bool)
-    x, grid = center.prepare(frames, mask)
+    bins = Bins.of(patterns(frame_shape), torch.ones(frame_shape, dtype=torch.bool))
 
     def pixels(wanted: Tensor, found: Tensor) -> Tensor:
-        found_by = (center.decode(y, grid).center for y in (wanted, found))
-        one, other = (inversion(frames, mask, guess).center for guess in found_by)
+        found_by = (center.decode(y, bins).center for y in (wanted, found))
+        one, other = (inversion(bins, guess).center for guess in found_by)
         apart: Tensor = (one - other).norm(dim=1)
         return apart
 
-    return x, pixels
+    return center.prepare(bins), pixels
 
 
 def _refine_setup(frame_shape: tuple[int, int]) -> tuple[Tensor, Distance]:
-    frames, mask = patterns(frame_shape), torch.ones(frame_shape, dtype=torch.bool)
-    x, grid = center.prepare(frames, mask)
-    with torch.inference_mode():
-        near = center.decode(weights.load("center")(x), grid)
-    guess = inversion(frames, mask, near.center)
+    frames, centers = _drawn(frame_shape)
+    bins = Bins.of(frames, torch.ones(frame_shape, dtype=torch.bool))
+    guess = inversion(bins, centers)
+    sigma = torch.full_like(centers, 0.2 * bins.factor)  # what the center network says of these
 
     def pixels(wanted: Tensor, found: Tensor) -> Tensor:
         one, other = (refine.decode(votes, guess).center for votes in (wanted, found))
         apart: Tensor = (one - other).norm(dim=1)
         return apart
 
-    return refine.prepare(frames, mask, guess, near.sigma), pixels
+    return refine.prepare(bins, guess, sigma), pixels
 
 
 def _ellipse_setup(frame_shape: tuple[int, int]) -> tuple[Tensor, Distance]:

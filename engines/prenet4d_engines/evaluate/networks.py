@@ -14,6 +14,7 @@ from prenet4d_engines.calibrator import PatternSum
 from prenet4d_engines.centers import find_centers
 from prenet4d_engines.geometry import reference_center
 from prenet4d_engines.models import center, denoiser
+from prenet4d_engines.models.bins import Bins
 from prenet4d_engines.reading import read_ellipticity
 from prenet4d_engines.resample import recentered_sum
 
@@ -50,8 +51,8 @@ class Networks:
             if refined:
                 found = find_centers(counts, valid, self.backend)
             else:
-                x, grid = center.prepare(counts, valid)
-                found = center.decode(self.backend.center(x), grid)
+                bins = Bins.of(counts, valid)
+                found = center.decode(self.backend.center(center.prepare(bins)), bins)
             return found.center, found.sigma, found.usable
 
         centers, sigmas, usable = self._batched(step, frames, masks)

@@ -1,9 +1,7 @@
 """Where the direct beam is: a fully convolutional network that says so with its own sigma.
 
-The network reads raw counts, summed over f x f pixels so that the smaller side has about 128
-bins: sums lose no electron and keep Poisson noise. It answers on a grid of stride 4 with a
-heatmap, a local offset and a log-sigma per cell; `decode` turns them into pixels in FP32, outside
-the engine.
+The network reads raw counts in bins. It answers on a grid of stride 4 with a heatmap, a local
+offset and a log-sigma per cell; `decode` turns them into pixels in FP32, outside the engine.
 """
 
 from __future__ import annotations
@@ -15,15 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from prenet4d_engines.models.layers import Attention, Conv, Down, Residual, box_sum
+from prenet4d_engines.models.bins import Bins
+from prenet4d_engines.models.layers import Attention, Conv, Down, Residual
 
 IN_CHANNELS: Final = 6
 STRIDE: Final = 4
-"""Binned pixels per cell of the output grid."""
-MULTIPLE: Final = 16
-"""Sides of the network's input are multiples of this."""
-BINS: Final = 128
-"""The smaller side of a frame is binned to about this many pixels."""
+"""Bins a side of a cell of the output grid."""
 HEAT, OFFSET_Y, OFFSET_X, LOG_SIGMA_Y, LOG_SIGMA_X, USABLE = range(6)
 LOG_SIGMA_RANGE: Final = (-6.0, 4.0)
 
@@ -35,13 +30,6 @@ class CenterConfig:
     channels: tuple[int, int, int, int] = (24, 48, 64, 96)
     blocks: tuple[int, int, int, int] = (1, 1, 2, 2)
     heads: int = 4
-
-
-@dataclass(frozen=True)
-class CenterGrid:
-    """How the network's cells map back to frame pixels: factor f of the binning."""
-
-    factor: int
 
 
 @dataclass(frozen=True)
@@ -98,75 +86,33 @@ class CenterNet(nn.Module):
         return torch.cat([maps, usable.expand(-1, -1, maps.shape[2], maps.shape[3])], dim=1)
 
 
-def bin_factor(frame_shape: tuple[int, int]) -> int:
-    """Return how many pixels a side go into one bin of a frame of this ``(h, w)``."""
-    return max(1, round(min(frame_shape) / BINS))
-
-
-def binned(frames: Tensor, mask: Tensor, multiple: int = 1) -> tuple[Tensor, Tensor]:
-    """Sum raw frames over bins of f x f pixels.
-
-    Args:
-        frames: (n, h, w) float32 counts.
-        mask: (h, w) or (n, h, w) bool, True where the pixel is valid.
-        multiple: Bins without valid pixels are added below and on the right, up to sides of this
-            multiple.
+def prepare(bins: Bins) -> Tensor:
+    """Scale binned frames for the network, in FP32.
 
     Returns:
-        Counts (n, 1, H, W), for what invalid pixels would have held, too; and the valid share of
-        each bin, (n, 1, H, W), or (1, 1, H, W) where one mask serves all frames.
+        The network's input (n, 6, H, W): amplitude, logarithm, blurred logarithm, valid share, and
+        the coordinates y and x from -1 to 1 over the frame.
     """
-    h, w = frames.shape[1:]
-    factor = bin_factor((h, w))
-    step = factor * multiple
-    valid = mask.to(frames.dtype).reshape(-1, 1, h, w)
-    counts = frames[:, None] * valid
-    if h % step or w % step:
-        pad = (0, -w % step, 0, -h % step)
-        counts, valid = functional.pad(counts, pad), functional.pad(valid, pad)
-    if factor > 1:
-        counts = functional.avg_pool2d(counts, factor) * factor**2
-        valid = functional.avg_pool2d(valid, factor)
-    return counts / valid.clamp_min(1.0 / factor**2), valid
-
-
-def prepare(frames: Tensor, mask: Tensor) -> tuple[Tensor, CenterGrid]:
-    """Bin raw frames and scale them for the network, in FP32.
-
-    Args:
-        frames: (n, h, w) float32 counts.
-        mask: (h, w) or (n, h, w) bool, True where the pixel is valid.
-
-    Returns:
-        The network's input (n, 6, H, W), H and W multiples of 16: amplitude, logarithm, blurred
-        logarithm, valid share, and the coordinates y and x from -1 to 1 over the frame; and how
-        to map back.
-    """
-    h, w = frames.shape[1:]
-    factor = bin_factor((h, w))
-    counts, valid = binned(frames, mask, MULTIPLE)
+    (h, w), factor, counts = bins.frame_shape, bins.factor, bins.counts
     # the intensity that a typical electron sees: at least one count
     level = (counts**2).sum((2, 3), keepdim=True) / counts.sum((2, 3), keepdim=True).clamp_min(1.0)
-    amplitude = (counts / level.clamp_min(1.0)).sqrt()
-    seen = (valid > 0).to(counts.dtype)
-    near = box_sum(counts * seen, 5) / box_sum(seen, 5).clamp_min(1.0)
-    rows = torch.arange(counts.shape[2], device=frames.device, dtype=frames.dtype)
-    columns = torch.arange(counts.shape[3], device=frames.device, dtype=frames.dtype)
+    rows = torch.arange(counts.shape[2], device=counts.device, dtype=counts.dtype)
+    columns = torch.arange(counts.shape[3], device=counts.device, dtype=counts.dtype)
     y = (rows * factor / (0.5 * h) - 1.0)[:, None].expand_as(counts)
     x = (columns * factor / (0.5 * w) - 1.0)[None, :].expand_as(counts)
     channels = [
-        amplitude,
+        (counts / level.clamp_min(1.0)).sqrt(),
         torch.log1p(counts) * 0.25,
-        torch.log(near + 0.02) * 0.25,
-        valid.expand_as(counts),
+        torch.log(bins.near + 0.02) * 0.25,
+        bins.valid.expand_as(counts),
         y,
         x,
     ]
-    return torch.cat(channels, dim=1), CenterGrid(factor)
+    return torch.cat(channels, dim=1)
 
 
 def at_cell(maps: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
-    """Read center and log-sigma from the 3x3 cells around a cell, in binned pixels.
+    """Read center and log-sigma from the 3x3 cells around a cell, in bins.
 
     Args:
         maps: (n, 6, H, W) float32.
@@ -198,15 +144,12 @@ def hottest_cell(maps: Tensor) -> Tensor:
     return torch.stack([best // maps.shape[3], best % maps.shape[3]], dim=1)
 
 
-def decode(maps: Tensor, grid: CenterGrid) -> CenterEstimate:
-    """Turn the network's maps (n, 6, H, W) into centers in frame pixels, in FP32.
-
-    Binned pixel k of factor f lies at f k + (f - 1) / 2 in frame pixels.
-    """
+def decode(maps: Tensor, bins: Bins) -> CenterEstimate:
+    """Turn the network's maps (n, 6, H, W) into centers in frame pixels, in FP32."""
     maps = maps.float()
     place, log_sigma = at_cell(maps, hottest_cell(maps))
     return CenterEstimate(
-        center=grid.factor * place + 0.5 * (grid.factor - 1),
-        sigma=grid.factor * log_sigma.exp(),
+        center=bins.pixels(place),
+        sigma=bins.factor * log_sigma.exp(),
         usable=maps[:, USABLE].mean((1, 2)).sigmoid(),
     )

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from prenet4d_engines.models.center import bin_factor
+from prenet4d_engines.models.bins import Bins
 
 REACH: Final = 2.0
 """The refined center lies within this many bins of the network's, along each axis."""
@@ -47,25 +47,19 @@ class Inversion:
     asymmetry: Tensor
 
 
-def inversion(frames: Tensor, mask: Tensor, guess: Tensor) -> Inversion:
+def inversion(bins: Bins, guess: Tensor) -> Inversion:
     """Look for the center of inversion near a guess and average both by their precision.
 
     Args:
-        frames: (n, h, w) float32 counts, n > 0.
-        mask: (h, w) or (n, h, w) bool, True where a pixel is valid; others count as 0.
+        bins: The frames, n > 0; what was not seen counts as 0.
         guess: (n, 2) float32, (cy, cx) in frame pixels.
     """
-    n, h, w = frames.shape
-    factor = bin_factor((h, w))
-    counts = frames * mask
-    if factor > 1:
-        counts = functional.pad(counts, (0, -w % factor, 0, -h % factor))
-        counts = functional.avg_pool2d(counts[:, None], factor)[:, 0] * factor**2
-    smooth = _blurred(counts)
-    middle = (guess - 0.5 * (factor - 1)) / factor  # bin k lies at f k + (f - 1) / 2
+    smooth = _blurred((bins.counts * bins.valid)[:, 0])
+    n, device = len(smooth), smooth.device
+    middle = bins.place(guess)
 
     reach = round(2 * REACH / _STEP)
-    steps = torch.arange(-reach, reach + 1, device=frames.device)
+    steps = torch.arange(-reach, reach + 1, device=device)
     places = 2 * middle[:, :, None] + steps.to(middle) * _STEP  # (n, 2, k): s along y and x
     map_ = _self_correlation(smooth, places)  # (n, k, k)
 
@@ -74,7 +68,7 @@ def inversion(frames: Tensor, mask: Tensor, guess: Tensor) -> Inversion:
     row, column = best // k, best % k
     inside = (row > 0) & (row < k - 1) & (column > 0) & (column < k - 1)
     row, column = row.clamp(1, k - 2), column.clamp(1, k - 2)
-    each = torch.arange(n, device=frames.device)
+    each = torch.arange(n, device=device)
     y = places[each, 0, row] + _STEP * _vertex(*(map_[each, row + i, column] for i in (-1, 0, 1)))
     x = places[each, 1, column] + _STEP * _vertex(
         *(map_[each, row, column + i] for i in (-1, 0, 1))
@@ -83,11 +77,11 @@ def inversion(frames: Tensor, mask: Tensor, guess: Tensor) -> Inversion:
     # Where electrons are few, symmetry is noisier than the guess: their mean has the least error.
     share = 1 / (1 + (counting / _GUESS_SIGMA) ** 2)
     share = share * inside[:, None]
-    center = guess + share * (factor * torch.stack([y, x], 1) / 2 + 0.5 * (factor - 1) - guess)
+    center = guess + share * (bins.pixels(torch.stack([y, x], 1) / 2) - guess)
 
     asymmetry = 1 - map_[each, row, column] / smooth.square().sum((1, 2)).clamp_min(1e-12)
     return Inversion(
-        factor=factor,
+        factor=bins.factor,
         center=center,
         counting=counting,
         asymmetry=asymmetry.clamp(1e-6, 1.0),

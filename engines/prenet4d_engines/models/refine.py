@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from prenet4d_engines.models.center import binned
+from prenet4d_engines.models.bins import Bins
 from prenet4d_engines.models.inversion import Inversion
-from prenet4d_engines.models.layers import Attention, Conv, Down, Residual, box_sum
+from prenet4d_engines.models.layers import Attention, Conv, Down, Residual
 
 IN_CHANNELS: Final = 15
 SIDE: Final = 96
@@ -85,12 +85,11 @@ class RefineNet(nn.Module):
         return votes
 
 
-def prepare(frames: Tensor, mask: Tensor, guess: Inversion, sigma: Tensor) -> Tensor:
-    """Cut the windows around guesses out of raw frames and scale them, in FP32.
+def prepare(bins: Bins, guess: Inversion, sigma: Tensor) -> Tensor:
+    """Cut the windows around guesses out of binned frames and scale them, in FP32.
 
     Args:
-        frames: (n, h, w) float32 counts.
-        mask: (h, w) or (n, h, w) bool, True where the pixel is valid.
+        bins: The frames.
         guess: What the frames' inversion symmetry says.
         sigma: (n, 2) float32 pixels, how sure the center network is.
 
@@ -99,22 +98,18 @@ def prepare(frames: Tensor, mask: Tensor, guess: Inversion, sigma: Tensor) -> Te
         the same turned by 180 degrees, y and x from -1 to 1, and as even planes where between the
         bins the guess lies and how much it is worth.
     """
-    n, factor = len(frames), guess.factor
-    counts, valid = binned(frames, mask)
-    seen = (valid > 0).to(counts.dtype)
-    near = box_sum(counts * seen, 5) / box_sum(seen, 5).clamp_min(1.0)
-
+    counts, device = bins.counts, bins.counts.device
+    n, _, height, width = counts.shape
     half = SIDE // 2
-    height, width = counts.shape[2:]
-    place = (guess.center - 0.5 * (factor - 1)) / factor - (half - 0.5)  # (n, 2)
+    place = bins.place(guess.center) - (half - 0.5)  # (n, 2)
     corner = torch.round(place).long()
-    steps = torch.arange(SIDE, device=frames.device)
+    steps = torch.arange(SIDE, device=device)
     rows = corner[:, :1] + half + steps  # (n, 96), in the padded frame
     columns = corner[:, 1:] + half + steps
     rows, columns = rows.clamp(0, height + SIDE - 1), columns.clamp(0, width + SIDE - 1)
-    both = torch.cat([counts, near, valid.expand_as(counts)], 1)
+    both = torch.cat([counts, bins.near, bins.valid.expand_as(counts)], 1)
     padded = functional.pad(both, (half, half, half, half))
-    each = torch.arange(n, device=frames.device)[:, None, None]
+    each = torch.arange(n, device=device)[:, None, None]
     window = padded[each, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
     counts, near, valid = window[:, :1], window[:, 1:2], window[:, 2:]
 
@@ -135,7 +130,7 @@ def prepare(frames: Tensor, mask: Tensor, guess: Inversion, sigma: Tensor) -> Te
         [
             guess.counting.log().mean(1) * 0.25,
             guess.asymmetry.log() * 0.25,
-            (sigma / factor).log().mean(1) * 0.25,
+            (sigma / bins.factor).log().mean(1) * 0.25,
         ],
         1,
     )

@@ -24,19 +24,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from prenet4d_engines.errors import TrainingError
-from prenet4d_engines.models import CenterNet, Denoiser, EllipseNet, RefineNet
 from prenet4d_engines.simulate.materials import TRAINING
 from prenet4d_engines.simulate.multislice import Multislice
 from prenet4d_engines.train.losses import LOSSES
-from prenet4d_engines.train.samples import BATCHES, VALIDATION_SEED, Sample, Samples, Task
+from prenet4d_engines.train.samples import BATCHES, VALIDATION_SEED, Sample, Samples
+from prenet4d_engines.weights import NAMES, Name, untrained
 
-NETWORKS: Final[dict[Task, Callable[[], nn.Module]]] = {
-    "denoise": Denoiser,
-    "center": CenterNet,
-    "refine": RefineNet,
-    "ellipse": EllipseNet,
-}
-_PEAK_RATE: Final[dict[Task, float]] = {
+_PEAK_RATE: Final[dict[Name, float]] = {
     "denoise": 1e-3,
     "center": 2e-3,
     "refine": 2e-3,
@@ -71,7 +65,7 @@ class Progress:
 
 
 def train(
-    task: Task,
+    task: Name,
     *,
     steps: int,
     out_dir: Path,
@@ -116,8 +110,8 @@ def train(
             finite.
         SimulationError: `multislice` holds no computed patterns.
     """
-    if task not in NETWORKS:
-        raise TrainingError(f"There is no network {task!r}. Choose one of {', '.join(NETWORKS)}.")
+    if task not in NAMES:
+        raise TrainingError(f"There is no network {task!r}. Choose one of {', '.join(NAMES)}.")
     if steps < 1 or batch_size < 2 or batch_size % 2:
         raise TrainingError("steps must be at least 1 and batch_size an even number.")
     if not 0 <= seed < VALIDATION_SEED:
@@ -134,7 +128,7 @@ def train(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     rate = _PEAK_RATE[task] if peak_rate is None else peak_rate
-    network = NETWORKS[task]().to(device)
+    network = untrained(task).to(device)
     if start_from is not None:
         _begin_with(network, start_from, task)
     average = copy.deepcopy(network).eval()
@@ -201,7 +195,7 @@ def train(
     return weights
 
 
-def _begin_with(network: nn.Module, path: Path, task: Task) -> None:
+def _begin_with(network: nn.Module, path: Path, task: Name) -> None:
     """Load weights; where the network has more channels, nothing reads the new ones at first.
 
     So it computes what the narrower one did (Net2Net, Chen et al. 2016).
@@ -232,7 +226,7 @@ def _scheduled(rate: float, step: int, share: float) -> float:
 
 
 def _step(
-    task: Task,
+    task: Name,
     network: nn.Module,
     optimiser: torch.optim.Optimizer,
     sample: Sample,
@@ -276,7 +270,7 @@ def _follow(average: nn.Module, network: nn.Module, step: int) -> None:
             value.copy_(theirs[name])
 
 
-def _validation_set(task: Task, batch_size: int) -> list[Sample]:
+def _validation_set(task: Name, batch_size: int) -> list[Sample]:
     rng = np.random.default_rng(VALIDATION_SEED)
     materials = tuple(TRAINING.values())
     return [BATCHES[task](rng, batch_size, materials) for _ in range(_VALIDATION_BATCHES)]
@@ -284,7 +278,7 @@ def _validation_set(task: Task, batch_size: int) -> list[Sample]:
 
 @torch.no_grad()
 def validate(
-    task: Task, network: nn.Module, batches: list[Sample], device: torch.device
+    task: Name, network: nn.Module, batches: list[Sample], device: torch.device
 ) -> dict[str, float]:
     """Return loss and figures over a fixed set, averaged over its batches, in FP32."""
     network.eval()
@@ -297,7 +291,7 @@ def validate(
 
 def _save(
     path: Path,
-    task: Task,
+    task: Name,
     network: nn.Module,
     average: nn.Module,
     optimiser: torch.optim.Optimizer,
@@ -320,7 +314,7 @@ def _save(
     fresh.replace(path)
 
 
-def _plot(task: Task, log: Path, picture: Path) -> None:
+def _plot(task: Name, log: Path, picture: Path) -> None:
     """Draw training and validation loss over steps."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from prenet4d_engines.models import center, denoiser, ellipse, refine
-from prenet4d_engines.train.samples import Sample, Task, near_guesses
+from prenet4d_engines.models.bins import Bins
+from prenet4d_engines.train.samples import Sample, near_guesses
+from prenet4d_engines.weights import Name
 
 Figures = dict[str, Tensor]
 _CENTER_FIGURES: Final = ("median_px", "p90_px", "within_sigma", "wrong_cell")
@@ -58,10 +60,10 @@ def center_loss(network: nn.Module, sample: Sample) -> tuple[Tensor, Figures]:
     Where the heatmap's best cell is wrong, its offset has nothing to learn, but its sigma has:
     how wrong it may be.
     """
-    x, grid = center.prepare(sample["frame"], sample["mask"])
-    maps = network(_channels_last(x)).float()
+    bins = Bins.of(sample["frame"], sample["mask"])
+    maps = network(_channels_last(center.prepare(bins))).float()
     usable = sample["usable"]
-    target = (sample["center"] - 0.5 * (grid.factor - 1)) / grid.factor  # binned px
+    target = bins.place(sample["center"])
     cells = (target - 0.5 * (center.STRIDE - 1)) / center.STRIDE
     height, width = maps.shape[2:]
     rows = torch.arange(height, device=maps.device)[None, :, None]
@@ -94,7 +96,7 @@ def center_loss(network: nn.Module, sample: Sample) -> tuple[Tensor, Figures]:
         shown = usable > 0.5
         if not shown.any():  # nothing to be wrong about
             return loss, dict.fromkeys(_CENTER_FIGURES, loss.new_zeros(()))
-        distance = (far - target).norm(dim=1)[shown] * grid.factor
+        distance = (far - target).norm(dim=1)[shown] * bins.factor
         covered = (far - target).abs()[shown] < far_log_sigma.exp()[shown]
         figures = (
             distance.median(),
@@ -108,7 +110,7 @@ def center_loss(network: nn.Module, sample: Sample) -> tuple[Tensor, Figures]:
 def refine_loss(network: nn.Module, sample: Sample) -> tuple[Tensor, Figures]:
     """Laplace likelihood of the center under the votes' own precision, where the guess is near."""
     guess, near = near_guesses(sample)
-    x = refine.prepare(sample["frame"], sample["mask"], guess, sample["sigma"])
+    x = refine.prepare(Bins.of(sample["frame"], sample["mask"]), guess, sample["sigma"])
     found = refine.decode(network(_channels_last(x)), guess)
     error = (found.center - sample["center"]).abs() / guess.factor
     sigma = found.sigma / guess.factor
@@ -146,7 +148,7 @@ def _channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-LOSSES: Final[dict[Task, Callable[[nn.Module, Sample], tuple[Tensor, Figures]]]] = {
+LOSSES: Final[dict[Name, Callable[[nn.Module, Sample], tuple[Tensor, Figures]]]] = {
     "denoise": denoise_loss,
     "center": center_loss,
     "refine": refine_loss,

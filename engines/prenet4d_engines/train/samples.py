@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from prenet4d_engines import weights as shipped
 from prenet4d_engines.models import center, refine
+from prenet4d_engines.models.bins import Bins, bin_factor
 from prenet4d_engines.models.inversion import Inversion, inversion
 from prenet4d_engines.simulate.detector import (
     HIGHEST_DOSE,
@@ -34,14 +35,20 @@ from prenet4d_engines.simulate.materials import TRAINING, Material
 from prenet4d_engines.simulate.multislice import Multislice
 from prenet4d_engines.simulate.pattern import EDGE, Kind, Pattern
 from prenet4d_engines.simulate.render import render
+from prenet4d_engines.weights import Name
 
-Task = Literal["denoise", "center", "refine", "ellipse"]
 Sample = dict[str, Tensor]
 
 VALIDATION_SEED: Final = 9_000_000
 """Seeds from here are validation's; from 10,000,000 evaluation's. Training stays below."""
 
-_CENTER_SHAPES: Final = ((128, 128), (128, 128), (128, 128), (96, 96), (160, 160), (96, 192))
+_CENTER_SHAPES: Final = (
+    *3 * ((128, 128),),
+    (96, 96),
+    (160, 160),
+    (96, 192),
+    (256, 256),
+)
 _DIFFICULT: Final = 0.5
 """Share of the center network's frames that `draw_difficult` draws."""
 _COMPUTED: Final = 0.25
@@ -161,10 +168,11 @@ def refine_batch(
     """
     sample = center_batch(rng, batch_size, materials, computed)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        x, grid = center.prepare(sample["frame"], sample["mask"])
-        maps = _shipped_center_network()(x.contiguous(memory_format=torch.channels_last))
-    found = center.decode(maps.clone(), grid)
-    seen = inversion(sample["frame"], sample["mask"], found.center)
+        bins = Bins.of(sample["frame"], sample["mask"])
+        x = center.prepare(bins).contiguous(memory_format=torch.channels_last)
+        maps = _shipped_center_network()(x)
+    found = center.decode(maps.clone(), bins)
+    seen = inversion(bins, found.center)
     return sample | {
         "guess": seen.center,
         "sigma": found.sigma,
@@ -176,7 +184,7 @@ def refine_batch(
 def near_guesses(sample: Sample) -> tuple[Inversion, Tensor]:
     """Return a `refine_batch`'s guesses, and (n,) bool which of them are at the right beam."""
     guess = Inversion(
-        factor=center.bin_factor((sample["frame"].shape[1], sample["frame"].shape[2])),
+        factor=bin_factor((sample["frame"].shape[1], sample["frame"].shape[2])),
         center=sample["guess"],
         counting=sample["counting"],
         asymmetry=sample["asymmetry"],
@@ -325,7 +333,7 @@ def ellipse_batch(
     }
 
 
-BATCHES: Final[dict[Task, Callable[..., Sample]]] = {
+BATCHES: Final[dict[Name, Callable[..., Sample]]] = {
     "denoise": denoise_batch,
     "center": center_batch,
     "refine": refine_batch,
@@ -342,7 +350,7 @@ class Samples(IterableDataset[Sample]):
 
     def __init__(
         self,
-        task: Task,
+        task: Name,
         batch_size: int,
         seed: int,
         start: int = 0,

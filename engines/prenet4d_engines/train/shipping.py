@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from prenet4d_engines import weights
 from prenet4d_engines.centers import find_centers
 from prenet4d_engines.models import RefineNet, center, denoiser, ellipse
+from prenet4d_engines.models.bins import Bins
 from prenet4d_engines.simulate import (
     HELD_OUT,
     TRAINING,
@@ -35,17 +36,16 @@ from prenet4d_engines.simulate import (
     render,
 )
 from prenet4d_engines.simulate.multislice import Multislice
-from prenet4d_engines.train.loop import NETWORKS
-from prenet4d_engines.train.samples import Task, draw_mean
+from prenet4d_engines.train.samples import draw_mean
 from prenet4d_engines.train.sigmas import ONE_SIGMA_RADIUS, calibrate
-from prenet4d_engines.weights import FOLDER
+from prenet4d_engines.weights import FOLDER, Name
 
 _FIGURES_SEED: Final = 10_000_001
 DOSES: Final = (1e2, 1e3, 1e4, 1e5)
 
 
 def ship(
-    task: Task,
+    task: Name,
     trained: Path,
     *,
     training: dict[str, Any],
@@ -69,7 +69,7 @@ def ship(
     Returns:
         The card.
     """
-    network = NETWORKS[task]()
+    network = weights.untrained(task)
     network.load_state_dict(load_file(trained))
     network.eval()
     if task != "denoise":
@@ -93,7 +93,7 @@ def ship(
 
 
 def figures(
-    task: Task, network: nn.Module, samples: int, doses: Sequence[float] = DOSES
+    task: Name, network: nn.Module, samples: int, doses: Sequence[float] = DOSES
 ) -> dict[str, Any]:
     """Measure a network on held-out materials and an ideal counting detector, dose by dose."""
     materials = tuple(HELD_OUT.values())
@@ -184,8 +184,8 @@ def _center_finder(network: nn.Module) -> Callable[[Tensor, Tensor], center.Cent
         return lambda frames, mask: find_centers(frames, mask, both)
 
     def alone(frames: Tensor, mask: Tensor) -> center.CenterEstimate:
-        x, grid = center.prepare(frames, mask)
-        return center.decode(network(x), grid)
+        bins = Bins.of(frames, mask)
+        return center.decode(network(center.prepare(bins)), bins)
 
     return alone
 

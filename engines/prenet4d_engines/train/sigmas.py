@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from prenet4d_engines.models import CenterNet, EllipseNet, RefineNet, center, ellipse, refine
+from prenet4d_engines.models.bins import Bins
 from prenet4d_engines.simulate import TRAINING
 from prenet4d_engines.simulate.multislice import Multislice
-from prenet4d_engines.train.samples import BATCHES, VALIDATION_SEED, Sample, Task, near_guesses
+from prenet4d_engines.train.samples import BATCHES, VALIDATION_SEED, Sample, near_guesses
+from prenet4d_engines.weights import Name
 
 ONE_SIGMA: Final = math.erf(math.sqrt(0.5))
 ONE_SIGMA_RADIUS: Final = math.sqrt(-2 * math.log(1 - ONE_SIGMA))
@@ -26,7 +28,7 @@ _BATCH: Final = 32
 
 @torch.no_grad()
 def calibrate(
-    task: Task, network: nn.Module, *, samples: int, computed: Multislice | None = None
+    task: Name, network: nn.Module, *, samples: int, computed: Multislice | None = None
 ) -> float:
     """Scale a network's sigmas so that 68.3 % of errors lie within one; return the factor.
 
@@ -64,10 +66,10 @@ def _in_sigmas(network: nn.Module, sample: Sample) -> Tensor:
         return distance / answer.sigma
     if isinstance(network, RefineNet):
         guess, near = near_guesses(sample)
-        x = refine.prepare(sample["frame"], sample["mask"], guess, sample["sigma"])
+        x = refine.prepare(Bins.of(sample["frame"], sample["mask"]), guess, sample["sigma"])
         refined = refine.decode(network(x), guess)
         return ((refined.center - sample["center"]).abs() / refined.sigma)[near].flatten()
-    x, grid = center.prepare(sample["frame"], sample["mask"])
-    found = center.decode(network(x), grid)
+    bins = Bins.of(sample["frame"], sample["mask"])
+    found = center.decode(network(center.prepare(bins)), bins)
     shown = sample["usable"] > 0.5
     return ((found.center - sample["center"]).abs() / found.sigma)[shown].flatten()

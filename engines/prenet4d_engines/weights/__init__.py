@@ -37,6 +37,19 @@ def card(name: Name, folder: Path = FOLDER) -> dict[str, Any]:
     return found
 
 
+def untrained(name: Name) -> nn.Module:
+    """Return a network as it is before training: train mode, CPU, float32."""
+    from prenet4d_engines.models import CenterNet, Denoiser, EllipseNet, RefineNet
+
+    networks: dict[Name, type[nn.Module]] = {
+        "denoise": Denoiser,
+        "center": CenterNet,
+        "refine": RefineNet,
+        "ellipse": EllipseNet,
+    }
+    return networks[name]()
+
+
 def load(name: Name, folder: Path = FOLDER) -> nn.Module:
     """Return a network with its shipped weights: eval mode, CPU, float32.
 
@@ -51,14 +64,6 @@ def load(name: Name, folder: Path = FOLDER) -> nn.Module:
     from safetensors import SafetensorError
     from safetensors.torch import load as parse
 
-    from prenet4d_engines.models import CenterNet, Denoiser, EllipseNet, RefineNet
-
-    networks: dict[Name, type[nn.Module]] = {
-        "denoise": Denoiser,
-        "center": CenterNet,
-        "refine": RefineNet,
-        "ellipse": EllipseNet,
-    }
     expected = card(name, folder).get("sha256")
     path = folder / f"{name}.safetensors"
     try:
@@ -70,7 +75,7 @@ def load(name: Name, folder: Path = FOLDER) -> nn.Module:
             f"The weights {path} are not those that their model card describes. Reinstall "
             "prenet4d, or ship them again with their card."
         )
-    network = networks[name]()
+    network = untrained(name)
     try:
         network.load_state_dict(parse(data))
     except (SafetensorError, RuntimeError) as error:
@@ -78,4 +83,4 @@ def load(name: Name, folder: Path = FOLDER) -> nn.Module:
     return network.eval()
 
 
-__all__ = ["NAMES", "Name", "card", "load"]
+__all__ = ["NAMES", "Name", "card", "load", "untrained"]

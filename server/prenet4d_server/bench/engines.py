@@ -29,6 +29,7 @@ from prenet4d_engines.errors import BackendError
 from prenet4d_engines.geometry import Ellipticity, reference_center
 from prenet4d_engines.lanes import Fetched
 from prenet4d_engines.models import center, denoiser, refine
+from prenet4d_engines.models.bins import Bins
 from prenet4d_engines.models.inversion import inversion
 from prenet4d_engines.stages import Camera, Station
 from prenet4d_engines.tracking import CenterTracker
@@ -231,14 +232,14 @@ def measure_peaks(backend: Backend, seconds: float) -> Peaks:
 
 def _network_inputs(counts: Tensor, mask: Tensor) -> dict[weights.Name, Tensor]:
     """What the networks that see every frame read of frames (n, h, w), in the stages' order."""
-    x, grid = center.prepare(counts, mask)
+    bins = Bins.of(counts, mask)
     n, h, w = counts.shape
     middle = counts.new_tensor(reference_center((h, w))).expand(n, 2)
-    guess = inversion(counts, mask, middle)
+    guess = inversion(bins, middle)
     return {
         "denoise": denoiser.stabilise(counts, mask)[0],
-        "center": x,
-        "refine": refine.prepare(counts, mask, guess, torch.full_like(middle, 0.1 * grid.factor)),
+        "center": center.prepare(bins),
+        "refine": refine.prepare(bins, guess, torch.full_like(middle, 0.1 * bins.factor)),
     }
 
 

@@ -13,6 +13,7 @@ from prenet4d_engines.errors import FrameError
 from prenet4d_engines.export import export, input_shape
 from prenet4d_engines.graph_cost import cost
 from prenet4d_engines.models import center, denoiser, ellipse, refine
+from prenet4d_engines.models.bins import Bins
 from prenet4d_engines.models.inversion import inversion
 
 onnx = pytest.importorskip("onnx")
@@ -133,11 +134,12 @@ def test_no_value_comes_near_the_end_of_half_precision(graphs, shape):
     frames += [spike, board, torch.full(shape, 1e6), torch.zeros(shape)]
     frames = torch.stack(frames)
     mask = torch.ones(shape, dtype=torch.bool)
-    guess = inversion(frames, mask, torch.tensor([[50.3, 65.7]]).expand(len(frames), 2))
+    bins = Bins.of(frames, mask)
+    guess = inversion(bins, torch.tensor([[50.3, 65.7]]).expand(len(frames), 2))
     inputs = {
         "denoise": denoiser.stabilise(frames, mask)[0],
-        "center": center.prepare(frames, mask)[0],
-        "refine": refine.prepare(frames, mask, guess, torch.ones(len(frames), 2)),
+        "center": center.prepare(bins),
+        "refine": refine.prepare(bins, guess, torch.ones(len(frames), 2)),
         "ellipse": ellipse.prepare(frames, torch.ones_like(frames)),
     }
     runtime = pytest.importorskip("onnxruntime")
