@@ -30,6 +30,7 @@ from prenet4d_engines.simulate import (
     ideal_detector,
     render,
     simulate_scan,
+    speckled,
 )
 from prenet4d_engines.simulate.content import (
     crystal_disks,
@@ -44,6 +45,8 @@ from prenet4d_engines.simulate.scattering import (
     scattering_factor,
     wavelength,
 )
+
+_NO_BLOBS = np.zeros((0, 4))
 
 
 @pytest.fixture(autouse=True)
@@ -201,9 +204,34 @@ def test_every_kind_renders_to_unit_intensity(kind: simulate.Kind, shape: tuple[
 def test_a_pattern_does_not_depend_on_what_is_rendered_beside_it() -> None:
     rng = np.random.default_rng(4)
     patterns = [draw_pattern(rng, (96, 96)) for _ in range(6)]
+    patterns[2] = speckled(rng, patterns[2])
     together = render(patterns, (96, 96))
     alone = torch.cat([render([p], (96, 96)) for p in patterns])
     torch.testing.assert_close(together, alone, atol=1e-7, rtol=1e-3)
+
+
+def test_speckle_moves_and_is_distorted_with_its_pattern() -> None:
+    rng = np.random.default_rng(6)
+    optics = Optics(1.0, 2e5, 100.0, 6.0, 0.6)
+    film = draw_pattern(rng, (128, 128), kind="amorphous", optics=optics, ellipticity=(1.1, 0.4))
+    film = replace(speckled(rng, film).moved((60.0, 64.0)), speckled=(0.5, 1.0), blobs=_NO_BLOBS)
+    here, there = render([film, film.moved((63.0, 62.0))], (128, 128)).double()
+    here, there = here[10:110, 10:110], there[13:113, 8:108]  # the same part of the pattern
+    torch.testing.assert_close(here / here.sum(), there / there.sum(), atol=1e-9, rtol=2e-3)
+
+
+@pytest.mark.parametrize(("odd", "symmetric"), [(0.0, True), (1.0, False)])
+def test_speckle_of_a_thin_film_obeys_friedel_s_law(odd: float, symmetric: bool) -> None:
+    rng = np.random.default_rng(7)
+    film = speckled(rng, draw_pattern(rng, (129, 129), kind="amorphous", center=(64.0, 64.0)))
+    waves = film.speckle.copy()
+    waves[:, 3] = odd * waves[:, 2]
+    waves[::2, 3] *= -1
+    film = replace(film, speckle=waves, speckled=(0.0, 1.0), blobs=_NO_BLOBS)
+    image = render([film], (129, 129))[0]
+    turned = image.flip((0, 1))
+    apart = float((image - turned).abs().sum() / image.sum())
+    assert (apart < 1e-3) is symmetric
 
 
 def test_the_same_seed_gives_the_same_pattern() -> None:

@@ -36,7 +36,7 @@ def test_a_network_learns_one_batch(task: Name) -> None:
     network = untrained(task)
     optimiser = torch.optim.Adam(network.parameters(), 1e-3)
     losses = []
-    for _ in range(12):
+    for _ in range(20):
         loss, figures = LOSSES[task](network, batch)
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]

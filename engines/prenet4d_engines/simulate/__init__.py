@@ -19,6 +19,7 @@ from prenet4d_engines.simulate.draw import (
     draw_ellipticity,
     draw_optics,
     draw_pattern,
+    speckled,
 )
 from prenet4d_engines.simulate.gallery import draw_gallery
 from prenet4d_engines.simulate.materials import HELD_OUT, MATERIALS, TRAINING, Material
@@ -57,4 +58,5 @@ __all__ = [
     "ideal_detector",
     "render",
     "simulate_scan",
+    "speckled",
 ]

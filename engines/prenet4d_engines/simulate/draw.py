@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -22,6 +23,7 @@ from prenet4d_engines.simulate.pattern import (
     FLAT,
     KINDS,
     RADIAL_STEP,
+    RADIUS,
     ROCK,
     Array,
     Kind,
@@ -34,6 +36,10 @@ from prenet4d_engines.simulate.scattering import Reflections, reflections
 
 _WITH_KIKUCHI: Final = 0.4
 """Share of single crystals whose diffuse scattering shows Kikuchi bands."""
+_WAVES: Final = 48
+"""Waves that make a speckle field: enough for its intensities to be distributed exponentially."""
+_SPECKLE_WIDTH: Final = 3.23
+"""Width at half maximum of (2 J1(x) / x)², the correlation of speckle from a round patch."""
 
 
 def _strong_spacing(found: Reflections) -> float:
@@ -165,6 +171,23 @@ def draw_pattern(
         disks, radial, share = np.zeros((0, 10)), np.zeros(0), 0.0
         floor = 1.0
     return Pattern(kind, center, ellipticity, disks, radial, share, blobs, floor, bands)
+
+
+def speckled(rng: np.random.Generator, pattern: Pattern) -> Pattern:
+    """Return the pattern as a disordered film shows it under a coherent beam: with speckle.
+
+    Speckle is about as large as the beam's disk. A thin film's obeys Friedel's law, as its
+    scattered wave is the transform of a real potential; multiple scattering breaks it.
+    """
+    radius = float(pattern.disks[0, RADIUS]) if len(pattern.disks) else 1.0
+    fine = _SPECKLE_WIDTH / max(2.0, radius * log_uniform(rng, 0.5, 2.0))
+    reach, angle = fine * np.sqrt(rng.uniform(0, 1, _WAVES)), rng.uniform(0, 2 * np.pi, _WAVES)
+    even, odd = rng.normal(0, 1, (2, _WAVES))
+    odd *= rng.uniform(0, 1)
+    amplitude = np.stack([even, odd], 1) / np.sqrt((even**2 + odd**2).sum())
+    waves = np.column_stack([reach * np.sin(angle), reach * np.cos(angle), amplitude])
+    in_disks = log_uniform(rng, 0.02, 0.4) if rng.random() < 0.5 else 0.0
+    return replace(pattern, speckle=waves, speckled=(in_disks, log_uniform(rng, 0.05, 1.0)))
 
 
 def _spacing(optics: Optics, material: Material) -> float:

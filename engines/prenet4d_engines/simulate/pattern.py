@@ -51,6 +51,10 @@ class Pattern:
         floor: Share of the frame's electrons spread evenly over it.
         bands: (b, 6): Kikuchi bands that modulate the radial profile: normal y and x, middle, half
             width and softness of the edges in px, relative change of the intensity.
+        speckle: (k, 4): waves whose sum's squared modulus, 1 in the mean, is the speckle that
+            coherent illumination of a disordered sample makes: wave vector y and x in rad/px, real
+            and imaginary part of the amplitude.
+        speckled: How much of the disks' and of the radial profile's intensity goes as the speckle.
     """
 
     kind: Kind
@@ -62,6 +66,8 @@ class Pattern:
     blobs: Array = field(default_factory=lambda: np.zeros((0, 4)))
     floor: float = 0.0
     bands: Array = field(default_factory=lambda: np.zeros((0, 6)))
+    speckle: Array = field(default_factory=lambda: np.zeros((0, 4)))
+    speckled: tuple[float, float] = (0.0, 0.0)
 
     @property
     def has_beam(self) -> bool:

@@ -45,6 +45,13 @@ def render(
     h, w = frame_shape
     n = len(patterns)
     image = _render_disks(patterns, frame_shape, torch.device(device)).clamp_min_(0.0)
+    speckle = {
+        i: _speckle(pattern, frame_shape, torch.device(device)) - 1
+        for i, pattern in enumerate(patterns)
+        if len(pattern.speckle)
+    }
+    for i, change in speckle.items():
+        image[i] *= 1 + patterns[i].speckled[0] * change
     sums = image.sum((1, 2), keepdim=True)
     image /= sums.clamp_min(1e-20)
 
@@ -52,6 +59,9 @@ def render(
     for i, pattern in enumerate(patterns):
         if len(pattern.bands) and shares[i] > 0:
             smooth[i] *= _kikuchi(pattern, frame_shape, torch.device(device))
+            smooth[i] *= shares[i] / smooth[i].sum().clamp_min(1e-20)
+        if i in speckle and shares[i] > 0:
+            smooth[i] *= 1 + pattern.speckled[1] * speckle[i]
             smooth[i] *= shares[i] / smooth[i].sum().clamp_min(1e-20)
     blob_share = torch.zeros(n, device=device)
     for i, pattern in enumerate(patterns):
@@ -127,6 +137,21 @@ def _kikuchi(pattern: Pattern, frame_shape: tuple[int, int], device: torch.devic
     lines = lean * (1 / (1 + above**2) - 1 / (1 + below**2))
     factor: Tensor = (1 + (change * (inside + lines)).sum(0)).clamp_min(0.1)
     return factor
+
+
+def _speckle(pattern: Pattern, frame_shape: tuple[int, int], device: torch.device) -> Tensor:
+    """Return the squared modulus of the sum of a pattern's waves, (h, w), 1 in the mean."""
+    h, w = frame_shape
+    inverse = _inverse_distortions([pattern])[0].to(device)
+    waves = torch.from_numpy(pattern.speckle.astype(np.float32)).to(device)
+    vectors = waves[:, :2] @ inverse  # (k, 2): phases per px of the frame
+    dy = torch.arange(h, device=device) - pattern.center[0]
+    dx = torch.arange(w, device=device) - pattern.center[1]
+    # exp(i (a + b)) = exp(i a) exp(i b): the sum over waves is a product of two matrices
+    rows = torch.exp(1j * dy[:, None] * vectors[:, 0])  # (h, k)
+    columns = torch.exp(1j * vectors[:, 1, None] * dx) * torch.complex(waves[:, 2:3], waves[:, 3:])
+    field = rows @ columns
+    return field.real.square() + field.imag.square()
 
 
 def _inverse_distortions(patterns: Sequence[Pattern]) -> Tensor:

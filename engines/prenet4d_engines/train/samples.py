@@ -30,6 +30,7 @@ from prenet4d_engines.simulate.draw import (
     draw_ellipticity,
     draw_optics,
     draw_pattern,
+    speckled,
 )
 from prenet4d_engines.simulate.materials import TRAINING, Material
 from prenet4d_engines.simulate.multislice import Multislice
@@ -51,6 +52,8 @@ _CENTER_SHAPES: Final = (
 )
 _DIFFICULT: Final = 0.5
 """Share of the center network's frames that `draw_difficult` draws."""
+_SPECKLED: Final = 0.3
+"""Share of the denoiser's and the center networks' rendered patterns that show speckle."""
 _COMPUTED: Final = 0.25
 """Share of patterns that were computed by multislice, where there are any."""
 _WINDOW_DOSE: Final = 1e7
@@ -71,6 +74,10 @@ class _Seen:
 
 def _one_of(rng: np.random.Generator, materials: Sequence[Material]) -> Material:
     return materials[int(rng.integers(len(materials)))]
+
+
+def _some_speckled(rng: np.random.Generator, pattern: Pattern) -> Pattern:
+    return speckled(rng, pattern) if pattern.has_beam and rng.random() < _SPECKLED else pattern
 
 
 Computed = tuple[Pattern, NDArray[np.float32]]
@@ -106,6 +113,7 @@ def denoise_batch(
             continue
         virtual = int(rng.choice([128, 192, 256, 256, 384]))
         pattern = draw_pattern(rng, (virtual, virtual), material=_one_of(rng, materials))
+        pattern = _some_speckled(rng, pattern)
         # windows crowd around the beam, where the structure is
         middle = np.asarray(pattern.center) + rng.normal(0, 0.3 * virtual, 2)
         corner = np.clip(np.round(middle) - side // 2, 0, virtual - side)
@@ -141,11 +149,10 @@ def center_batch(
         material = _one_of(rng, materials)
         if rng.random() < _DIFFICULT:
             pattern, camera = draw_difficult(rng, shape, material=material)
-            patterns.append(pattern)
-            cameras.append(camera)
         else:
-            patterns.append(draw_pattern(rng, shape, material=material))
-            cameras.append(None)
+            pattern, camera = draw_pattern(rng, shape, material=material), None
+        patterns.append(_some_speckled(rng, pattern))
+        cameras.append(camera)
     seen = _expose_all(rng, patterns, shape, images, cameras)
     usable = [float(p.has_beam) for p in patterns for _ in range(_EXPOSURES)]
     return {
