@@ -347,7 +347,7 @@ def test_a_tiny_evaluation_runs_and_repeats_by_its_seed(backend, tmp_path) -> No
         table = one.table(name)
         assert table.columns == ("10^3 e", "10^4 e")
         assert all(value is not None and value > 0 for value in table.row("prenet4d"))
-    for name in ("128", "faulty", "difficult", "multislice"):
+    for name in ("128", "faulty", "difficult", "speckle", "multislice"):
         shares = one.table(f"center.wrong.{name}")
         assert all(0 <= value <= 100 for _, values in shares.rows for value in values)
         labels = [label for label, _ in shares.rows]

@@ -36,6 +36,7 @@ from prenet4d_engines.simulate import (
     expose,
     ideal_detector,
     render,
+    speckled,
 )
 from prenet4d_engines.simulate.multislice import SIDE
 from prenet4d_engines.simulate.pattern import RADIUS, X, Y
@@ -181,6 +182,7 @@ def held_out_patterns(
     *,
     seed: int,
     faulty: bool = False,
+    film: bool = False,
 ) -> PatternSet:
     """Draw patterns of held-out materials with centers within ±20 % and ratios up to 1.12.
 
@@ -192,14 +194,17 @@ def held_out_patterns(
         seed: Counts from `FIRST_SEED`; 0 is the standard evaluation.
         faulty: Draw cameras with gaps, dead and hot pixels, beam stops, blur and readout noise
             (about half of them) instead of faultless counters.
+        film: Show every pattern with speckle.
     """
-    rng = np.random.default_rng([FIRST_SEED + seed, *frame_shape, int(faulty)])
+    rng = np.random.default_rng([FIRST_SEED + seed, *frame_shape, int(faulty) + 5 * int(film)])
     materials = list(HELD_OUT.values())
     patterns, radii, detectors = [], [], []
     for kind in kinds:
         material = materials[rng.integers(len(materials))]
         optics = draw_optics(rng, kind, material, frame_shape)
         pattern = draw_pattern(rng, frame_shape, kind=kind, material=material, optics=optics)
+        if film:
+            pattern = speckled(rng, pattern)
         patterns.append(pattern)
         radii.append(optics.radius)
         detectors.append(

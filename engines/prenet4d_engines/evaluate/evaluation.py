@@ -177,6 +177,16 @@ def _sets(
         )
     )
     sets.append(
+        held_out_patterns(
+            "speckle",
+            "128² frames of disordered films, with speckle",
+            (128, 128),
+            mixed_kinds(max(6, run.patterns // 2)),
+            seed=run.seed,
+            film=True,
+        )
+    )
+    sets.append(
         computed_patterns(
             "multislice",
             "128² frames computed by multislice",

@@ -174,12 +174,14 @@ def draw_pattern(
 
 
 def speckled(rng: np.random.Generator, pattern: Pattern) -> Pattern:
-    """Return the pattern as a disordered film shows it under a coherent beam: with speckle.
+    """Return the pattern as a disordered film shows it under a coherent beam, if there is one.
 
     Speckle is about as large as the beam's disk. A thin film's obeys Friedel's law, as its
     scattered wave is the transform of a real potential; multiple scattering breaks it.
     """
-    radius = float(pattern.disks[0, RADIUS]) if len(pattern.disks) else 1.0
+    if pattern.kind in ("vacuum", "blank"):
+        return pattern
+    radius = float(pattern.disks[0, RADIUS])
     fine = _SPECKLE_WIDTH / max(2.0, radius * log_uniform(rng, 0.5, 2.0))
     reach, angle = fine * np.sqrt(rng.uniform(0, 1, _WAVES)), rng.uniform(0, 2 * np.pi, _WAVES)
     even, odd = rng.normal(0, 1, (2, _WAVES))

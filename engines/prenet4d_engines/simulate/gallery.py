@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from prenet4d_engines.simulate.detector import Detector, draw_detector, expose
 from prenet4d_engines.simulate.difficult import draw_difficult
-from prenet4d_engines.simulate.draw import draw_pattern
+from prenet4d_engines.simulate.draw import draw_pattern, speckled
 from prenet4d_engines.simulate.pattern import KINDS, Pattern
 from prenet4d_engines.simulate.render import render
 
@@ -23,6 +23,8 @@ _DOSES: Final = (1e3, 1e6)
 
 def draw_gallery(path: Path, *, frame_shape: tuple[int, int] = (256, 256), seed: int = 0) -> None:
     """Write a PNG: one row for each kind of pattern, then rows of difficult frames.
+
+    Every other column shows a disordered film, with speckle.
 
     Brightness is the square root of the counts; a red cross marks the true center. The dose grows
     from left to right.
@@ -46,6 +48,8 @@ def draw_gallery(path: Path, *, frame_shape: tuple[int, int] = (256, 256), seed:
         for column, dose in enumerate(np.geomspace(*_DOSES, _COLUMNS)):
             if row < len(kinds):
                 pattern = draw_pattern(rng, frame_shape, kind=kinds[row])
+                if column % 2:
+                    pattern = speckled(rng, pattern)
                 camera = draw_detector(rng, frame_shape, pattern.center)
             else:
                 pattern, camera = draw_difficult(rng, frame_shape)

@@ -77,7 +77,7 @@ def _one_of(rng: np.random.Generator, materials: Sequence[Material]) -> Material
 
 
 def _some_speckled(rng: np.random.Generator, pattern: Pattern) -> Pattern:
-    return speckled(rng, pattern) if pattern.has_beam and rng.random() < _SPECKLED else pattern
+    return speckled(rng, pattern) if rng.random() < _SPECKLED else pattern
 
 
 Computed = tuple[Pattern, NDArray[np.float32]]
