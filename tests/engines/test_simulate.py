@@ -36,6 +36,7 @@ from prenet4d_engines.simulate.content import (
     crystal_disks,
     direct_disk,
     kikuchi_bands,
+    precessed,
     tilt_matrix,
 )
 from prenet4d_engines.simulate.pattern import S0, SX, SY, X, Y
@@ -208,6 +209,30 @@ def test_a_pattern_does_not_depend_on_what_is_rendered_beside_it() -> None:
     together = render(patterns, (96, 96))
     alone = torch.cat([render([p], (96, 96)) for p in patterns])
     torch.testing.assert_close(together, alone, atol=1e-7, rtol=1e-3)
+
+
+def test_precession_is_the_mean_over_a_round_of_the_beam() -> None:
+    rng = np.random.default_rng(0)
+    s0, epsilon, swing = rng.normal(0, 5, 50), np.exp(rng.normal(0, 1, 50)), 10 * rng.random(50)
+    angle = np.linspace(0, 2 * np.pi, 5000, endpoint=False)
+    round_ = s0[:, None] + swing[:, None] * np.cos(angle)
+    wanted = (epsilon[:, None] ** 2 / (round_**2 + epsilon[:, None] ** 2)).mean(1)
+    np.testing.assert_allclose(precessed(s0, epsilon, swing), wanted, rtol=1e-6)
+
+
+def test_a_precessing_beam_shows_more_reflections() -> None:
+    silicon, optics = TRAINING["Si"], Optics(1.0, 2e5, 80.0, 2.0, 0.6)
+
+    def disks(precession: float) -> np.ndarray:
+        rng, tilted = np.random.default_rng(1), tilt_matrix(0.3, 1.0)
+        return crystal_disks(
+            rng, silicon, optics, tilted, thickness=400.0, frame_size=256.0, rocking=False,
+            precession=precession,
+        )  # fmt: skip
+
+    still, moving = disks(0.0), disks(np.radians(1.0))
+    assert len(moving) > 1.5 * len(still)
+    assert np.hypot(moving[:, Y], moving[:, X]).max() > np.hypot(still[:, Y], still[:, X]).max()
 
 
 def test_speckle_moves_and_is_distorted_with_its_pattern() -> None:

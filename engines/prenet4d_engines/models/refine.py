@@ -24,7 +24,7 @@ from prenet4d_engines.models.layers import Attention, Conv, Down, Residual
 IN_CHANNELS: Final = 15
 SIDE: Final = 96
 """Bins a side of the window."""
-REACH: Final = 6.0
+REACH: Final = 12.0
 """How far in bins a guess may be off, along each axis, in training."""
 DIRECTIONS: Final = 4
 _DOUBT: Final = 1.0

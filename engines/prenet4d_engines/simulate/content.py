@@ -76,6 +76,24 @@ def tilt_matrix(degrees: float, azimuth: float) -> Array:
     return rotation
 
 
+def precessed(s0: Array, epsilon: Array, swing: Array) -> Array:
+    """Return the mean of ``epsilon² / (s² + epsilon²)`` over a round of the beam.
+
+    Precession (Vincent and Midgley 1994) takes the excitation error of a reflection through
+    ``s = s0 + swing cos(a)``, so that it passes the Ewald sphere twice a round.
+
+    Args:
+        s0: (n,) excitation errors of the beam in the cone's axis.
+        epsilon: (n,) half widths, in the same units.
+        swing: (n,) cone's half angle times ``|g|``, in the same units.
+    """
+    at = s0 - 1j * epsilon
+    root = np.sqrt(at**2 - swing**2)
+    root = np.where((root * at.conj()).real < 0, -root, root)  # the branch that is `at` at swing 0
+    mean: Array = epsilon * (1.0 / root).imag
+    return mean
+
+
 def crystal_disks(
     rng: np.random.Generator,
     material: Material,
@@ -86,6 +104,7 @@ def crystal_disks(
     frame_size: float,
     rocking: bool,
     strain: Array | None = None,
+    precession: float = 0.0,
     most: int = 120,
 ) -> Array:
     """Return the disks (k, 10) of one crystal: reflections first, deficits of the beam last.
@@ -99,6 +118,8 @@ def crystal_disks(
         frame_size: Larger side of the frame in pixels; reflections beyond it are dropped.
         rocking: Draw the rocking curve inside the disks; otherwise disks are flat.
         strain: In-plane strain tensor (2, 2), or None.
+        precession: Half angle in radians of the cone that the beam precesses on, the pattern
+            descanned; 0 for a beam that stands still.
         most: Keep at most that many reflections, the strongest.
     """
     found = reflections(material)
@@ -113,7 +134,11 @@ def crystal_disks(
     epsilon = thickness / extinction_distance(found.amplitude, found.volume, optics.volts)
     b_factor = rng.uniform(0.2, 1.2)
     warm = np.exp(-0.5 * b_factor * found.length**2)
-    envelope = epsilon**2 * np.minimum(1.0, 1.0 / (nearest**2 + epsilon**2)) * warm
+    swing = thickness * precession * np.hypot(*xy.T)
+    if precession > 0:
+        envelope = precessed(s0, epsilon, swing) * warm
+    else:
+        envelope = epsilon**2 * np.minimum(1.0, 1.0 / (nearest**2 + epsilon**2)) * warm
     inside = np.abs(xy).max(1) < frame_size * per_px
     candidates = np.flatnonzero(inside & (envelope > 1e-4))
     chosen = candidates[np.argsort(envelope[candidates])[::-1][:most]]

@@ -36,6 +36,8 @@ from prenet4d_engines.simulate.scattering import Reflections, reflections
 
 _WITH_KIKUCHI: Final = 0.4
 """Share of single crystals whose diffuse scattering shows Kikuchi bands."""
+_PRECESSED: Final = 0.5
+"""Share of the spot patterns without fringes that a precessing beam makes."""
 _WAVES: Final = 48
 """Waves that make a speckle field: enough for its intensities to be distributed exponentially."""
 _SPECKLE_WIDTH: Final = 3.23
@@ -131,9 +133,14 @@ def draw_pattern(
     if kind in ("cbed", "spots"):
         crystals = 2 if rng.random() < 0.12 else 1
         rocking = kind == "cbed" or rng.random() < 0.4
+        precession = 0.0
+        if not rocking and rng.random() < _PRECESSED:
+            precession = np.radians(log_uniform(rng, 0.3, 3.0))
         for _ in range(crystals):
             orientation = draw_orientation(rng, reflections(material).cell)
-            crystal = _draw_crystal(rng, material, optics, orientation, longest, rocking)
+            crystal = _draw_crystal(
+                rng, material, optics, orientation, longest, rocking, precession
+            )
             disks = np.concatenate([disks, crystal])
         if rng.random() < 0.2:
             radial = halo_profile(rng, optics, _spacing(optics, material), length)
@@ -203,6 +210,7 @@ def _draw_crystal(
     orientation: Array,
     longest: float,
     rocking: bool,
+    precession: float,
 ) -> Array:
     strain = rng.normal(0, 0.006, (2, 2))
     disks = crystal_disks(
@@ -214,6 +222,7 @@ def _draw_crystal(
         frame_size=longest,
         rocking=rocking,
         strain=0.5 * (strain + strain.T),
+        precession=precession,
     )
     gain = log_uniform(rng, 0.3, 5.0)
     direct = np.hypot(disks[:, Y], disks[:, X]) == 0
