@@ -111,7 +111,7 @@ def _self_correlation(image: Tensor, places: Tensor) -> Tensor:
     fy = torch.fft.fftfreq(2 * h, device=image.device, dtype=torch.float64)
     fx = torch.fft.rfftfreq(2 * w, device=image.device, dtype=torch.float64)
     twice = torch.full_like(fx, 2.0)  # the other half of the spectrum
-    twice[0] = twice[-1] = 1.0
+    twice[:1] = twice[-1:] = 1.0  # slices: a single element would be copied from the host
     y, x = places.double().unbind(1)
     rows = torch.polar(torch.ones_like(fy), 2 * torch.pi * y[:, :, None] * fy)
     columns = torch.polar(twice[:, None], 2 * torch.pi * fx[:, None] * x[:, None, :])
