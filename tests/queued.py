@@ -5,7 +5,7 @@ early, or changes one that is still to be read, gets wrong numbers.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -54,6 +54,9 @@ class QueuedLanes:
             return result
 
         return replay
+
+    def buffer(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        return torch.empty(tuple(shape), dtype=dtype)
 
     def send(self, values: np.ndarray, into: Tensor) -> Tensor:
         self._check()

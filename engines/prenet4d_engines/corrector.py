@@ -318,8 +318,10 @@ class Corrector:
 
         The mean is (h, w) float32 counts, before the ellipse is taken out; NaN where no source.
         """
-        mean = self._stations[0].lanes.fetch(self._calibrator.mean())
-        return mean.wait(), self._calibrator.patterns
+        mean = self._stations[0].lanes.fetch(self._calibrator.mean()).wait()
+        # Its owner lets go of it at any time. Page-locked memory that computing wrote to must not
+        # be let go of by another thread while something is being recorded.
+        return mean.copy(), self._calibrator.patterns
 
     def freeze(self) -> None:
         """Keep the ellipticity as it is until :meth:`unfreeze`; patterns are still averaged."""

@@ -12,8 +12,8 @@ one pool: they never run at the same time, and what they return is copied to mem
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,13 @@ from prenet4d_engines.lanes import Fetched, as_tensor
 _WARM_UP = 2
 _REGISTER_PORTABLE = 1
 """``cudaHostRegisterPortable``: page-locked for every GPU, not for the current one alone."""
+_abandoned: list[torch.cuda.CUDAGraph] = []
+"""Graphs whose recording broke off: torch's allocators may still point to them."""
 _log = logging.getLogger(__name__)
+
+
+class CaptureBroken(RuntimeError):
+    """Something that was done cannot be recorded, and CUDA gave the recording up."""
 
 
 class CudaLanes:
@@ -47,6 +53,7 @@ class CudaLanes:
             for _ in range(3)
         )
         self._pool = torch.cuda.graph_pool_handle()
+        self._broken = False
 
     def bucket(self, n: int) -> int:
         """Return the next power of two."""
@@ -59,26 +66,22 @@ class CudaLanes:
 
     def record(self, work: Callable[[], Tensor]) -> Callable[[], Tensor]:
         """Capture ``work`` in a CUDA graph; where that cannot be, it is run as it is."""
-        # float32 is float32 here: where digits may be lost, the backend computes in float16
-        flags = torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False)
-        with self.computing(), flags:
+        if self._broken:
+            return self._in_order(work)
+        with self.computing(), _arithmetic():
             for _ in range(_WARM_UP):
                 made = work()
             result = torch.empty_like(made)
-            graph = torch.cuda.CUDAGraph()
             try:
-                # other threads may use CUDA meanwhile
-                with torch.cuda.graph(
-                    graph,
-                    pool=self._pool,
-                    stream=self._compute,
-                    capture_error_mode="thread_local",
-                ):
-                    result.copy_(work())
+                graph = capture(lambda: result.copy_(work()), self._compute, self._pool)
             except torch.OutOfMemoryError:
                 raise
             except (RuntimeError, BackendError) as error:
-                _log.warning("Without a CUDA graph, which is slower: %s", error)
+                self._broken = isinstance(error, CaptureBroken)
+                why = str(error).partition("\n")[0]
+                _log.warning(
+                    "Without a CUDA graph, which is slower: %s", why, exc_info=self._broken
+                )
                 self._pool = torch.cuda.graph_pool_handle()
                 return self._in_order(work)
 
@@ -91,10 +94,18 @@ class CudaLanes:
 
     def _in_order(self, work: Callable[[], Tensor]) -> Callable[[], Tensor]:
         def run() -> Tensor:
-            with self.computing():
+            with self.computing(), _arithmetic():
                 return work()
 
         return run
+
+    def buffer(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Return new memory to `send` to."""
+        with self.computing():
+            made = torch.empty(tuple(shape), dtype=dtype, device=self.device)
+        # it may have been another tensor's a moment ago, which is still to be read
+        self._in.wait_stream(self._compute)
+        return made
 
     def send(self, values: npt.NDArray[Any], into: Tensor) -> Tensor:
         """Copy to the device on the stream for copies in; page-locked (`pin`), as they lie."""
@@ -121,8 +132,59 @@ class CudaLanes:
         torch.cuda.synchronize(self.device)
         # a pool whose graphs are all gone must not be used again
         self._pool = torch.cuda.graph_pool_handle()
+        self._broken = False
         with torch.cuda.device(self.device):
             torch.cuda.empty_cache()
+
+
+def capture(
+    work: Callable[[], object], stream: torch.cuda.Stream, pool: Any
+) -> torch.cuda.CUDAGraph:
+    """Record work in a CUDA graph.
+
+    Args:
+        work: done before, so that nothing is left to be set up.
+        stream: where it is recorded.
+        pool: where its memory comes from (`torch.cuda.graph_pool_handle`).
+
+    Raises:
+        CaptureBroken: the work cannot be recorded, and ``pool`` must not be used again.
+        torch.OutOfMemoryError, RuntimeError, BackendError: what ``work`` raised.
+    """
+    graph, why = torch.cuda.CUDAGraph(), None
+    try:
+        # Other threads may use CUDA meanwhile. Where the recording breaks off, torch leaves the
+        # stream as the current one.
+        with (
+            torch.cuda.stream(stream),
+            torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"),
+        ):
+            try:
+                work()
+            except (RuntimeError, BackendError) as error:
+                why = error  # CUDA says at the end whether it is more than that
+    except RuntimeError as broken:
+        # torch before 2.12 goes on recording to the pool, and never empties its caches again
+        _abandoned.append(graph)
+        with suppress(RuntimeError, AttributeError):
+            torch._C._cuda_endAllocateToPool(stream.device.index, pool)
+        if isinstance(why, torch.OutOfMemoryError):
+            raise why from None
+        raise CaptureBroken(str(why or broken)) from (why or broken)
+    if why is not None:
+        raise why
+    return graph
+
+
+def _arithmetic() -> AbstractContextManager[None]:
+    """Have cuDNN choose the fastest of its kernels, without losing digits of float32.
+
+    Where digits may be lost, the backend computes in float16.
+    """
+    flags: AbstractContextManager[None] = torch.backends.cudnn.flags(
+        enabled=True, benchmark=True, allow_tf32=False
+    )
+    return flags
 
 
 # torch keeps page-locked memory that was let go of, and hands it out again once copies are done.
@@ -163,12 +225,15 @@ def pin(memory: npt.NDArray[np.uint8]) -> Callable[[], None]:
     Raises:
         BackendError: the system allows no such amount of page-locked memory.
     """
-    runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-    status = runtime.cudaHostRegister(memory.ctypes.data, memory.nbytes, _REGISTER_PORTABLE)
+    runtime, address = torch.cuda.cudart(), memory.ctypes.data  # type: ignore[no-untyped-call]
+    status = runtime.cudaHostRegister(address, memory.nbytes, _REGISTER_PORTABLE)
     if int(status) != 0:
+        # CUDA remembers this error, and torch would take it for that of its next kernel
+        with suppress(RuntimeError):
+            torch.ones(1, device="cuda")
         raise BackendError(
-            f"{memory.nbytes >> 20} MiB cannot be page-locked ({status}): frames are copied once "
-            "more on their way to the GPU."
+            f"{memory.nbytes >> 20} MiB cannot be page-locked "
+            f"({runtime.cudaGetErrorString(status)}): frames are copied once more on their way to "
+            "the GPU."
         )
-    address = memory.ctypes.data
     return lambda: runtime.cudaHostUnregister(address)

@@ -7,7 +7,7 @@ nobody waits for it but who asks a `Fetched` for its values.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -49,8 +49,12 @@ class Lanes(Protocol):
         """
         ...
 
+    def buffer(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Return new memory on the device to `send` to; what it holds may be anything."""
+        ...
+
     def send(self, values: npt.NDArray[Any], into: Tensor) -> Tensor:
-        """Send many values to the first rows of a buffer, beside the computing before.
+        """Send many values to the first rows of a `buffer`, beside the computing before.
 
         Nothing that was asked for before may still read the buffer, and ``values`` must not change
         before something that was asked for later has been fetched.
@@ -99,6 +103,10 @@ class CpuLanes:
     def record(self, work: Callable[[], Tensor]) -> Callable[[], Tensor]:
         """Return ``work`` itself."""
         return work
+
+    def buffer(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Return new memory."""
+        return torch.empty(tuple(shape), dtype=dtype)
 
     def send(self, values: npt.NDArray[Any], into: Tensor) -> Tensor:  # noqa: ARG002
         """Return the values themselves; they are not copied."""

@@ -97,6 +97,8 @@ def resample_by(
     rows = (matrix[:, 1:] * down * scale[:, None]).float()
     middles = (centers.flip(1) * scale - 1).float()
     half = pair((w - 1) / 2, (h - 1) / 2).float()[:, None, None]
+    per_pixel = 1 / half.clamp(min=0.5)
+    minus_one, nan = half.new_full((), -1.0), half.new_full((), math.nan)
     tolerance = 1 + 1e-3 * scale.float()[:, None, None]
 
     if out is None:
@@ -107,17 +109,17 @@ def resample_by(
         grid = (middles[part, :, None] + columns)[:, :, None, :] + rows[:, :, None]  # (m, 2, h, w)
         outside = (grid.abs() > tolerance).any(1, keepdim=True)
         cubic = _sample(images[part], grid, "bicubic")
-        grid.add_(1).mul_(half)
-        whole = grid.floor()
-        fraction = grid.sub_(whole)
-        smooth = (3 - 2 * fraction).mul_(fraction).mul_(fraction)
-        grid = smooth.add_(whole).div_(half.clamp(min=0.5)).sub_(1)
+        pixel = torch.addcmul(half, grid, half)
+        whole = pixel.floor()
+        fraction = pixel.sub_(whole)
+        smooth = torch.rsub(fraction, 3, alpha=2).mul_(fraction)  # (3 − 2 f) f, once more times f
+        grid = torch.addcmul(minus_one, whole.addcmul_(smooth, fraction), per_pixel)
         sampled = torch.lerp(_sample(images[part], grid, "bilinear"), cubic, 2 / 3)
         if valid is not None:
             weight = sampled[:, k:]
             outside |= weight < MIN_VALID_WEIGHT
             sampled = sampled[:, :k] / weight
-        out[part] = sampled.masked_fill_(outside, math.nan)
+        torch.where(outside, nan, sampled, out=out[part])
     return out
 
 

@@ -69,7 +69,7 @@ class Slot:
         self._mask = camera.trusted(device)
         self._valid = None if camera.mask is None else self._mask
         came = torch.from_numpy(np.zeros(0, dtype)).dtype
-        self._frames = torch.empty((capacity, h, w), dtype=came, device=device)
+        self._frames = self._lanes.buffer((capacity, h, w), came)
         # Of each frame the denoised and the raw one, which one resampling moves together.
         self._both = torch.empty((capacity, 2, h, w), device=device)
         self._moved = torch.empty((2, capacity, h, w), device=device)

@@ -142,6 +142,7 @@ def test_a_gpu_that_is_not_there_is_refused():
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("default")
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU here")
 def test_the_gpu_agrees_with_the_cpu(reference):
     frames = np.random.default_rng(0).poisson(2, (4, 128, 128)).astype(np.uint16)

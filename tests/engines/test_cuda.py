@@ -10,12 +10,14 @@ from ringscan import BATCHES, CONFIG, SHAPE, parts, rings, together
 from prenet4d_engines import Corrector, DetectorRadii
 from prenet4d_engines.backends import TorchBackend
 from prenet4d_engines.errors import BackendError
+from prenet4d_engines.lanes import lanes_for
 from prenet4d_engines.recovery import RecoveringCorrector
 from prenet4d_engines.resample import sum_by_products, sum_one_by_one
 from prenet4d_engines.stages import Station
 
 pytestmark = [
     pytest.mark.gpu,
+    pytest.mark.filterwarnings("default"),  # NVIDIA's libraries have much to say
     pytest.mark.timeout(600),
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU here"),
 ]
@@ -46,7 +48,8 @@ def assert_close(found, wanted):
     for name in ("center", "tracked", "shift"):
         np.testing.assert_allclose(one[name], other[name], atol=0.01, err_msg=name)
     for name in ("corrected", "aligned"):
-        np.testing.assert_array_equal(np.isnan(one[name]), np.isnan(other[name]), err_msg=name)
+        # whether a pixel on the very edge has a source, rounding decides
+        assert (np.isnan(one[name]) != np.isnan(other[name])).mean() < 1e-3, name
         difference = np.nanmean(np.abs(one[name] - other[name])) / np.nanmean(other[name])
         assert difference < 0.01, name
     for a, b in zip(found, wanted, strict=True):
@@ -56,7 +59,7 @@ def assert_close(found, wanted):
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.float32])
 @pytest.mark.parametrize("masked", [False, True])
-def test_overlapping_batches_equal_the_cpus(backend, on_cpu, dtype, masked):
+def test_overlapping_batches_equal_the_cpus(backend, on_cpu, dtype, masked, caplog):
     frames = np.minimum(rings(), 255).astype(dtype)
     mask = np.ones(SHAPE, bool)
     mask[20:22] = not masked
@@ -64,6 +67,64 @@ def test_overlapping_batches_equal_the_cpus(backend, on_cpu, dtype, masked):
     found = overlapped(Corrector(SHAPE, stations=[Station(backend)], **common), frames)
     wanted = overlapped(Corrector(SHAPE, backend=on_cpu, **common), frames)
     assert_close(found, wanted)
+    assert "Without a CUDA graph" not in caplog.text
+
+
+def test_what_cannot_be_recorded_is_done_without_and_harms_nothing(caplog):
+    lanes, before = lanes_for(torch.device("cuda")), torch.cuda.current_stream()
+    x = torch.arange(4.0, device="cuda")
+    torch.cuda.synchronize()
+    again = lanes.record(lambda: x * x.sum().item())
+    assert "Without a CUDA graph" in caplog.text
+    assert lanes.fetch(again()).wait().tolist() == [0.0, 6.0, 12.0, 18.0]
+    assert torch.cuda.current_stream() == before
+    lanes.settle()  # where the allocator still waits for the recording's end, it fails here
+    caplog.clear()
+    again = lanes.record(lambda: 2 * x)
+    assert lanes.fetch(again()).wait().tolist() == [0.0, 2.0, 4.0, 6.0]
+    assert not caplog.text
+
+
+def test_work_that_fails_while_it_is_recorded_is_told(caplog):
+    lanes, calls = lanes_for(torch.device("cuda")), []
+    x = torch.ones(4, device="cuda")
+    torch.cuda.synchronize()
+
+    def work():
+        calls.append(0)
+        if len(calls) == 3:
+            raise RuntimeError("This engine cannot be part of a graph.")
+        return 2 * x
+
+    again = lanes.record(work)
+    assert "This engine cannot be part of a graph." in caplog.text
+    assert lanes.fetch(again()).wait().tolist() == [2.0] * 4
+    caplog.clear()
+    assert lanes.fetch(lanes.record(lambda: 3 * x)()).wait().tolist() == [3.0] * 4
+    assert not caplog.text
+
+
+def test_a_new_buffer_is_not_written_to_before_others_have_read_it():
+    """What is sent to it does not wait for computing, but its memory may be needed there."""
+    lanes, size = lanes_for(torch.device("cuda")), 1 << 26
+    values = torch.full((size,), 7.0).pin_memory().numpy()
+    lanes.settle()
+    with lanes.computing():
+        old, total = torch.ones(size, device="cuda"), torch.zeros(1, device="cuda")
+        for _ in range(200):
+            old.mul_(1.0)  # takes long enough
+        total += old.sum(dtype=torch.float64)
+        address = old.data_ptr()
+        del old
+    new = lanes.buffer((size,), torch.float32)
+    assert new.data_ptr() == address
+    lanes.send(values, new)
+    assert lanes.fetch(total).wait().tolist() == [size]
+
+
+def test_a_device_has_its_number(backend):
+    """Which GPU is the current one may change before its queues are made."""
+    assert backend.device.index == torch.cuda.current_device()
 
 
 def test_graphs_outlive_changes_of_ellipse_reference_and_detectors(backend, on_cpu):
@@ -125,6 +186,7 @@ def test_more_memory_than_there_is_cannot_be_page_locked():
     with pytest.raises(BackendError, match="cannot be page-locked"):
         pin(memory)
     undo()
+    assert torch.ones(2, device="cuda").sum().item() == 2  # it is not taken for this one's error
 
 
 class Failing:

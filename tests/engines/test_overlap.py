@@ -10,6 +10,7 @@ from queued import QueuedLanes
 from ringscan import BATCHES, CONFIG, SHAPE, assert_same, parts, rings
 
 from prenet4d_engines import Corrector, DetectorRadii
+from prenet4d_engines.models.inversion import blur_by_products, blur_by_shifts
 from prenet4d_engines.models.layers import sum_by_pooling, sum_by_shifts
 from prenet4d_engines.resample import sum_by_products, sum_one_by_one
 from prenet4d_engines.stages import Station
@@ -155,3 +156,8 @@ def test_both_ways_to_add_up_recentered_images_agree(data):
 def test_both_ways_to_add_up_windows_agree(n, h, w, size):
     x = torch.rand(n, 1, h, w, generator=torch.Generator().manual_seed(h))
     torch.testing.assert_close(sum_by_shifts(x, size), sum_by_pooling(x, size))
+
+
+def test_both_ways_to_smooth_agree():
+    counts = torch.rand((2, 24, 31), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(blur_by_shifts(counts), blur_by_products(counts))

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from prenet4d_engines import weights
 from prenet4d_engines.backends import TorchBackend
-from prenet4d_server.bench import engines, latency, profile
+from prenet4d_server.bench import engines, latency, profile, traffic
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +50,46 @@ def test_costs_are_those_of_the_convolutions():
         weights.load("denoise")(x)
     assert flop == counter.get_flop_counts()["Global"][torch.ops.aten.convolution]
     assert engines.network_cost("denoise", torch.zeros(1, 4, 128, 128)) == (4 * flop, 4 * moved)
+
+
+def moved(work):
+    with torch.no_grad(), traffic.Moved() as counter:
+        work(torch.empty(100, 8), torch.empty(100, 1))
+    return counter.bytes
+
+
+@pytest.mark.parametrize(
+    ("work", "expected"),
+    [
+        (lambda a, b: a + 1, 6400),
+        (lambda a, b: a + b, 6800),
+        (lambda a, b: a + b.expand(100, 8), 6800),  # what is repeated is read once
+        (lambda a, b: a.mul_(b), 6800),
+        (lambda a, b: a[:50] * 2, 3200),
+        (lambda a, b: a.copy_(b), 3600),  # what was there is not read
+        (lambda a, b: a.zero_(), 3200),
+        (lambda a, b: a.half(), 4800),
+        (lambda a, b: a.t().reshape(-1).view(80, 10), 6400),
+        (lambda a, b: a.view(800).unflatten(0, (20, 40)), 0),
+        (lambda a, b: torch.empty_like(a), 0),
+        (lambda a, b: a[torch.arange(10)], 80 + 80 + 320 + 320),  # numbers written, read; rows
+    ],
+)
+def test_operations_move_their_tensors_once(work, expected):
+    assert moved(work) == expected
+
+
+def test_the_traffic_of_a_frame_is_counted_part_by_part():
+    small, large = traffic.count((128, 128)), traffic.count((256, 256))
+    assert tuple(small) == traffic.PARTS
+    parts = list(small)[: traffic.PARTS.index("look")]
+    for counted in (small, large):
+        inside = sum(counted[part] for part in parts)
+        assert inside < counted["look"] < 1.1 * inside
+    # binned to the same size, frames cost the search for their centers the same
+    assert small["symmetry"] == large["symmetry"]
+    for part in ("denoiser: before", "denoiser: after", "straighten"):
+        assert large[part] == pytest.approx(4 * small[part], rel=0.01)
 
 
 def test_a_trace_can_be_opened(backend, tmp_path):

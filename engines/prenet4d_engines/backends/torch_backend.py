@@ -64,6 +64,8 @@ class TorchBackend:
             raise BackendError(
                 "torch sees no NVIDIA GPU; install a CUDA build of torch, or use the CPU."
             )
+        if on_gpu and self.device.index is None:  # which one is current may change
+            self.device = torch.device("cuda", torch.cuda.current_device())
         if precision == "float16" and not on_gpu:
             raise BackendError(
                 "float16 needs an NVIDIA GPU; on the CPU choose auto, float32 or bfloat16."

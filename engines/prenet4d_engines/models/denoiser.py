@@ -153,14 +153,16 @@ def _bounds(counts: Tensor, around: Tensor) -> tuple[Tensor, Tensor]:
     Twice the square root of counts has a standard deviation of one. There is no lower bound where a
     window's counts are few, or in one pixel alone (a hot one), or not in its middle.
     """
-    spread = 2.0 * _CONSISTENT * around.sqrt()
+    root = around.sqrt()
     many = (around - counts > _MANY) & (counts > _EVEN / WINDOW**2 * around)
-    least = torch.where(many, around - spread + _CONSISTENT**2, 0.0)
-    return least, around + spread + _CONSISTENT**2
+    least = torch.where(many, (root - _CONSISTENT).square(), 0.0)
+    return least, (root + _CONSISTENT).square()
 
 
 def _asinh(x: Tensor) -> Tensor:
     """`torch.asinh`, to 10⁻⁶, in steps that torch computes with vectors on a CPU."""
+    if x.device.type != "cpu":
+        return torch.asinh(x)
     return torch.copysign(torch.log(x.abs() + (x * x + 1.0).sqrt()), x)
 
 
@@ -184,13 +186,14 @@ def stabilise(frames: Tensor, mask: Tensor) -> tuple[Tensor, Stabilised]:
     counts = frames[:, None] * valid
     around, near, near_share = _sum_around(counts, valid, WINDOW)
     _, wide, wide_share = _sum_around(counts, valid, 11)
-    overall = counts.sum((2, 3), keepdim=True) / valid.sum((2, 3), keepdim=True).clamp_min(1.0)
+    electrons = counts.sum((2, 3), keepdim=True)
+    overall = electrons / valid.sum((2, 3), keepdim=True).clamp_min(1.0)
     wide = torch.where(wide_share > 1e-6, wide, overall)
     near = torch.where(near_share > 1e-6, near, wide)
     filled = torch.where(valid > 0, counts, near)
 
     trust = near / (near + 3.0) * valid
-    baseline = 2.0 * (trust * filled + (1.0 - trust) * wide + 1e-4).sqrt()
+    baseline = 2.0 * (torch.lerp(wide, filled, trust) + 1e-4).sqrt()
     deviation = 2.0 * ((filled + 0.375).sqrt() - (near + 0.375).sqrt())
     channels = [
         _asinh(deviation),
@@ -202,9 +205,7 @@ def stabilise(frames: Tensor, mask: Tensor) -> tuple[Tensor, Stabilised]:
     if w % MULTIPLE or h % MULTIPLE:
         x = functional.pad(x, (0, -w % MULTIPLE, 0, -h % MULTIPLE), mode="replicate")
     least, most = _bounds(counts, around)
-    context = Stabilised(
-        baseline[:, 0], valid[:, 0], counts.sum((1, 2, 3)), least[:, 0], most[:, 0]
-    )
+    context = Stabilised(baseline[:, 0], valid[:, 0], electrons.flatten(), least[:, 0], most[:, 0])
     return x, context
 
 
@@ -220,10 +221,11 @@ def restore(y: Tensor, context: Stabilised) -> Tensor:
     h, w = context.baseline.shape[1:]
     value = context.baseline + y[:, 0, :h, :w].float()
     # a smooth positive part: the gradient never dies where the rate is nearly zero
-    positive = (0.5 * (value + torch.sqrt(value * value + 4e-4))).clamp_min(1e-4)
-    rate = 0.25 * positive * positive
-    found = (rate * context.valid).sum((1, 2))
-    factor = (context.electrons / found.clamp_min(1e-12)).clamp(0.5, 2.0)
-    rate = rate * factor[:, None, None]
-    around = box_sum((rate * context.valid)[:, None], WINDOW)[:, 0].clamp_min(1e-12)
-    return rate * (around.clamp_min(context.least).minimum(context.most) / around)
+    root = (0.25 * (value + torch.sqrt(value * value + 4e-4))).clamp_min(5e-5)
+    rate = root.square()
+    counted = rate * context.valid
+    factor = (context.electrons / counted.sum((1, 2)).clamp_min(1e-12)).clamp(0.5, 2.0)
+    around = box_sum(counted[:, None], WINDOW)[:, 0].clamp_min(1e-12)
+    # of the windows, and so of their pixels, once the frame is scaled
+    wanted = torch.clamp(around * factor[:, None, None], context.least, context.most)
+    return rate * (wanted / around)

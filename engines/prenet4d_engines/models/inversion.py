@@ -89,7 +89,12 @@ def inversion(bins: Bins, guess: Tensor) -> Inversion:
 
 
 def _blurred(counts: Tensor) -> Tensor:
-    """Smooth with a Gaussian, by sums of shifted views: convolutions of one channel are slow."""
+    """Smooth with a Gaussian: convolutions of one channel are slow."""
+    return (blur_by_shifts if counts.device.type == "cpu" else blur_by_products)(counts)
+
+
+def blur_by_shifts(counts: Tensor) -> Tensor:
+    """Smooth as a CPU does it: by sums of shifted views."""
     reach = math.ceil(3 * _BLUR)
     taps = [math.exp(-0.5 * (at / _BLUR) ** 2) for at in range(-reach, reach + 1)]
     taps = [tap / sum(taps) for tap in taps]
@@ -103,6 +108,21 @@ def _blurred(counts: Tensor) -> Tensor:
     return blurred
 
 
+def blur_by_products(counts: Tensor) -> Tensor:
+    """Smooth as a GPU does it: by a product with a banded matrix on either side."""
+    down, across = (_band(size, counts) for size in counts.shape[1:])
+    return down @ counts @ across
+
+
+def _band(size: int, like: Tensor) -> Tensor:
+    """(size, size), symmetric: the matrix that smooths a column of bins."""
+    reach = math.ceil(3 * _BLUR)
+    total = sum(math.exp(-0.5 * (at / _BLUR) ** 2) for at in range(-reach, reach + 1))
+    at = torch.arange(size, device=like.device, dtype=like.dtype)
+    apart = (at - at[:, None]).abs()
+    return (-0.5 * (apart / _BLUR) ** 2).exp().mul_(apart <= reach) / total
+
+
 def _self_correlation(image: Tensor, places: Tensor) -> Tensor:
     """Return ``sum_p f(p) f(s - p)``, (n, k, k), at the products of places (n, 2, k)."""
     h, w = image.shape[1:]
@@ -111,7 +131,7 @@ def _self_correlation(image: Tensor, places: Tensor) -> Tensor:
     fy = torch.fft.fftfreq(2 * h, device=image.device, dtype=torch.float64)
     fx = torch.fft.rfftfreq(2 * w, device=image.device, dtype=torch.float64)
     twice = torch.full_like(fx, 2.0)  # the other half of the spectrum
-    twice[0] = twice[-1] = 1.0
+    twice[:1] = twice[-1:] = 1.0  # slices: a single element would be copied from the host
     y, x = places.double().unbind(1)
     rows = torch.polar(torch.ones_like(fy), 2 * torch.pi * y[:, :, None] * fy)
     columns = torch.polar(twice[:, None], 2 * torch.pi * fx[:, None] * x[:, None, :])
@@ -130,11 +150,13 @@ def _counting_sigma(image: Tensor) -> Tensor:
 
     With the gradient g of the expectation f, ``sigma^2 = sum f g^2 / (sum g^2)^2``.
     """
-    gy = 0.5 * (image[:, 2:, 1:-1] - image[:, :-2, 1:-1])
-    gx = 0.5 * (image[:, 1:-1, 2:] - image[:, 1:-1, :-2])
     inner = image[:, 1:-1, 1:-1]
+    squared = (  # of twice the gradient
+        (image[:, 2:, 1:-1] - image[:, :-2, 1:-1]).square(),
+        (image[:, 1:-1, 2:] - image[:, 1:-1, :-2]).square(),
+    )
     sigmas = [
-        ((inner * g * g).sum((1, 2))).sqrt() / g.square().sum((1, 2)).clamp_min(1e-12)
-        for g in (gy, gx)
+        2 * (inner * each).sum((1, 2)).sqrt() / each.sum((1, 2)).clamp_min(4e-12)
+        for each in squared
     ]
     return torch.stack(sigmas, 1).clamp_min(1e-6)

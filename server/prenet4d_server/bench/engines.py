@@ -181,11 +181,12 @@ def run(
         say(number / len(plan), f"{name}, {shape[0]} × {shape[1]}, {batch} frames")
         if name not in report.peaks:
             report.peaks[name] = measure_peaks(backend, each)
+        bench = _Bench(name, backend, shape, batch, each, report.peaks[name])
         try:
-            report.cells += _Bench(name, backend, shape, batch, each, report.peaks[name]).cells()
+            report.cells += bench.cells()
         except torch.OutOfMemoryError:
             report.left_out.append(f"{name}, {shape}, {batch} frames: the memory does not suffice.")
-            torch.cuda.empty_cache()
+        bench.clear()
     return report
 
 
@@ -301,8 +302,11 @@ class _Bench:
             cells.append(self._cell(stage, took, floors.get(stage)))
         most = max(floors["copy in"], floors["copy out"], floors["look"] + floors["straighten"])
         cells.append(self._cell("whole", self._whole(), most))
-        self._station.clear()
         return cells
+
+    def clear(self) -> None:
+        """Let go of the device's memory."""
+        self._station.clear()
 
     def _cell(self, stage: str, seconds: float, floor: float | None) -> Cell:
         us = 1e6 * seconds / self._batch
@@ -313,10 +317,10 @@ class _Bench:
         lanes, backend, n = self._station.lanes, self._backend, self._batch
         camera = Camera(self._shape, None, 1.0, None)
         slot = self._station.take(camera, self._frames.dtype, n)
-        counts = torch.from_numpy(self._frames.astype(np.float32)).to(backend.device)
-        mask = camera.trusted(backend.device)
-        x = _network_inputs(counts, mask)
-        buffer = torch.empty(self._frames.shape, dtype=torch.uint16, device=backend.device)
+        with lanes.computing():
+            counts = torch.from_numpy(self._frames.astype(np.float32)).to(backend.device)
+            x = _network_inputs(counts, camera.trusted(backend.device))
+        buffer = lanes.buffer(self._frames.shape, torch.uint16)
         middle = reference_center(self._shape)
         centers, indices = np.tile(np.array(middle), (n, 1)) + 0.3, np.arange(n)
         tracker, sigmas = CenterTracker((1 << 20, 256)), np.full((n, 2), 0.1)

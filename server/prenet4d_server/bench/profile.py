@@ -34,6 +34,9 @@ def write_trace(
     corrector = Corrector(frame_shape, backend=backend)
     frames = np.resize(example_frames(frame_shape), (batch, *frame_shape))
     on_gpu = backend.device.type == "cuda"
+    if on_gpu:  # as the service's ring is
+        held = torch.from_numpy(frames).pin_memory()
+        frames = held.numpy()
 
     def submit(number: int) -> None:
         corrector.submit(frames, np.arange(number * batch, (number + 1) * batch))

@@ -30,16 +30,19 @@ def parse_shapes(text: str) -> tuple[tuple[int, int], ...]:
     return tuple(tuple(parse_grid(part)) for part in text.split(","))  # type: ignore[misc]
 
 
+_Shapes: TypeAlias = Annotated[
+    Any,
+    typer.Option(
+        "--shapes", parser=parse_shapes, metavar="128x128,256x256", help="Sizes of frames."
+    ),
+]
+
+
 def engines(
     seconds: Annotated[
         float, typer.Option(min=0.1, help="About how long to measure in all.")
     ] = 60.0,
-    shapes: Annotated[
-        Any,
-        typer.Option(
-            "--shapes", parser=parse_shapes, metavar="128x128,256x256", help="Sizes of frames."
-        ),
-    ] = "128x128,192x192,256x256,512x512",
+    shapes: _Shapes = "128x128,192x192,256x256,512x512",
     batches: Annotated[
         Any,
         typer.Option(
@@ -119,6 +122,30 @@ def _time(cell: Cell | None) -> str:
     )
 
 
+def traffic(shapes: _Shapes = "256x256", json_file: _JsonFile = None) -> None:
+    """Count what the operations on a frame read and write on a GPU, each of its tensors once.
+
+    Counted, not measured: no GPU is needed.
+    """
+    import json
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from prenet4d_server.bench.traffic import count
+
+    counted = {f"{h} × {w}": count((h, w)) for h, w in shapes}
+    if json_file is not None:
+        json_file.write_text(json.dumps(counted, indent=1) + "\n", encoding="utf-8")
+    table = Table(title="MB a frame")
+    table.add_column("part")
+    for shape in counted:
+        table.add_column(shape, justify="right")
+    for part in next(iter(counted.values())):
+        table.add_row(part, *(f"{moved[part] / 1e6:.2f}" for moved in counted.values()))
+    Console().print(table)
+
+
 def profile(
     out: Annotated[
         Path, typer.Option(dir_okay=False, help="Takes the trace; .json or .json.gz.")
@@ -174,6 +201,8 @@ def add_to(bench: typer.Typer) -> None:
     """Put these commands beside the other benchmarks."""
     example = "Example:  [bold]prenet4d bench engines --json engines.json --plot engines.png[/bold]"
     bench.command("engines", epilog=example)(engines)
+    example = "Example:  [bold]prenet4d bench traffic --shapes 128x128,256x256[/bold]"
+    bench.command("traffic", epilog=example)(traffic)
     example = "Example:  [bold]prenet4d bench profile --out trace.json.gz[/bold]"
     bench.command("profile", epilog=example)(profile)
     example = "Example:  [bold]prenet4d bench latency --backend torch --json latency.json[/bold]"

@@ -67,6 +67,7 @@ def test_another_precision_keeps_auto_from_tensorrt():
 
 gpu = [
     pytest.mark.gpu,
+    pytest.mark.filterwarnings("default"),  # NVIDIA's libraries have much to say
     pytest.mark.timeout(600),
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU here"),
     pytest.mark.skipif(not flavors.installed(), reason="TensorRT is not installed"),

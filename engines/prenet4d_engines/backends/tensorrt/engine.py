@@ -16,6 +16,7 @@ from prenet4d_engines.backends.tensorrt.api import (
     RtxModule,
 )
 from prenet4d_engines.backends.tensorrt.flavors import Toolkit, cuda_fault, make_logger
+from prenet4d_engines.cuda import capture
 from prenet4d_engines.errors import BackendError
 from prenet4d_engines.export import INPUT, OUTPUT
 
@@ -117,18 +118,14 @@ class Engine:
         self._stream.synchronize()
         if not captured:
             return None
-        graph = torch.cuda.CUDAGraph()
         try:
-            # other threads may use CUDA meanwhile
-            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
-                self._enqueue()
+            return capture(self._enqueue, self._stream, torch.cuda.graph_pool_handle())
         except (RuntimeError, BackendError) as error:
             _log.warning(
                 "The engine of %s for %d frames runs without a CUDA graph, which is slower: %s",
                 *(self.recipe.network, self.batch, error),
             )
             return None
-        return graph
 
     def _bound_context(self, toolkit: Toolkit, engine: CudaEngine) -> ExecutionContext:
         if toolkit.flavor == "tensorrt_rtx":
