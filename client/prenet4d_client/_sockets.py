@@ -8,6 +8,7 @@ from typing import Any
 import zmq
 from zmq.utils import z85
 
+from prenet4d_client.addresses import address_fault
 from prenet4d_client.errors import InvalidUse
 
 # Held until they are closed: a forgotten context that the garbage collector finds before it finds
@@ -35,6 +36,8 @@ def connect(
     """
     if keys is not None and server_key is None:
         raise InvalidUse("keys serve only beside the service's own public key, server_key.")
+    if fault := address_fault(address):
+        raise InvalidUse(fault)
     context = zmq.Context()
     _contexts.add(context)
     socket = context.socket(kind)

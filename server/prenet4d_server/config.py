@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ByteSize,
     ConfigDict,
@@ -20,6 +21,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from prenet4d_client.addresses import address_fault
 from prenet4d_engines.config import CorrectorConfig
 from prenet4d_server.sockets import is_curve_key, is_local
 
@@ -31,6 +33,15 @@ FILE = "_file"
 _Positive = Annotated[float, Field(gt=0)]
 _Threshold = Annotated[float, Field(ge=0)]
 _Size = Annotated[int, Field(ge=1)]
+
+
+def _well_formed(address: str) -> str:
+    if fault := address_fault(address):
+        raise ValueError(fault.removesuffix("."))  # which setting it is will stand before it
+    return address
+
+
+_Address = Annotated[str, AfterValidator(_well_formed)]
 
 
 class _Section(BaseModel):
@@ -50,7 +61,7 @@ class SourceSettings(_Section):
     kind: Literal["native", "dectris1", "dectris2", "replay"] = "native"
     """native: frames from FrameSender. dectris1, dectris2: a DECTRIS detector's Stream V1 or V2.
     replay: a file."""
-    address: str | None = None
+    address: _Address | None = None
     """native: where to listen. dectris1, dectris2: the detector to connect to. Default: port 5560,
     9999 or 31001 of this machine."""
     channel: str | int | None = None
@@ -120,7 +131,7 @@ class CorrectorSettings(CorrectorConfig):
 class StreamSettings(_Section):
     """The PUB socket: telemetry, patterns and events for those who may miss some."""
 
-    address: str = "tcp://127.0.0.1:5561"
+    address: _Address = "tcp://127.0.0.1:5561"
     """Where to listen; port * takes any free one."""
     high_water: _Size = 16
     """Messages that wait for a subscriber that is slow; it misses what comes beyond them. One
@@ -138,7 +149,7 @@ class StreamSettings(_Section):
 class LosslessSettings(_Section):
     """The path for receivers that must not miss a batch, such as the recorder."""
 
-    address: str = "tcp://127.0.0.1:5562"
+    address: _Address = "tcp://127.0.0.1:5562"
     """Where to listen; port * takes any free one."""
     heartbeat_s: _Positive = 5.0
     """A receiver that is silent for longer is dropped."""
@@ -152,7 +163,7 @@ class LosslessSettings(_Section):
 class ControlSettings(_Section):
     """The socket that answers commands."""
 
-    address: str = "tcp://127.0.0.1:5563"
+    address: _Address = "tcp://127.0.0.1:5563"
     """Where to listen; port * takes any free one."""
 
 
@@ -161,7 +172,7 @@ class HttpSettings(_Section):
 
     enabled: bool = True
     """Whether to serve them, in a process of their own."""
-    address: str = "tcp://127.0.0.1:5564"
+    address: _Address = "tcp://127.0.0.1:5564"
     """Where to listen for HTTP; port * takes any free one."""
     operator_token: Annotated[SecretStr, Field(min_length=8)] | None = None
     """Who opens the page with it may command; others may only look. By default one is made at every

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ByteSize, ValidationError
+from pydantic_settings import SettingsError
 
 from prenet4d_server.config import ENVIRONMENT_PREFIX, FILE, Settings
 from prenet4d_server.errors import ConfigError
@@ -37,6 +38,11 @@ def load_settings(path: Path | str | None = None, **sections: Any) -> Settings:
         return Settings(**{FILE: _read_toml(path) if path else {}, **sections})
     except ValidationError as error:
         raise ConfigError(_sentence(error)) from None
+    except SettingsError as error:  # a section as a whole, which is JSON and no name or number
+        raise ConfigError(
+            f"The environment cannot be read: {error}. Set one value at a time, with two "
+            f"underscores: {ENVIRONMENT_PREFIX}SOURCE__KIND=native."
+        ) from None
 
 
 def _read_toml(path: Path | str) -> dict[str, Any]:
@@ -71,6 +77,8 @@ def _sentence(error: ValidationError) -> str:
             known = known.model_fields[part].annotation
         return f"There is no setting {where!r}." + _did_you_mean(key, known.model_fields)
     message = first["msg"].removeprefix("Value error, ")
+    if first["type"].startswith("byte_size"):
+        message = f"{first['input']!r} is no amount of memory: write for example 512MiB"
     return f"{where}: {message}." if where and not message.endswith(".") else message
 
 

@@ -7,7 +7,8 @@ ServiceError                    ``code`` names it in events, counters and logs
 ├── CommandFailed               a control command cannot be carried out
 ├── FileError                   a data file cannot be read or written
 │   └── HalfWrittenFile         it is truncated or still being written
-├── SourceError                 a detector's message cannot be used; the service goes on
+├── SourceError                 what comes from the detector is no use; the service goes on
+│   ├── NotReached              nothing comes: it has not been reached
 │   ├── BadMessage              not of this protocol, truncated, oversize, wrong version
 │   ├── BadStart                an acquisition announced with impossible properties
 │   └── SequenceError           start, frames and end do not come in a possible order
@@ -66,9 +67,15 @@ class HalfWrittenFile(FileError):
 
 
 class SourceError(ServiceError):
-    """A detector's message cannot be used; the service goes on."""
+    """What comes from the detector is no use; the service goes on."""
 
     code = "source_error"
+
+
+class NotReached(SourceError):
+    """The detector has not been reached; the service goes on trying."""
+
+    code = "detector_not_reached"
 
 
 class BadMessage(SourceError):

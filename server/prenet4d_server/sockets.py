@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 import os
+import socket as system
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ import zmq
 import zmq.auth
 from zmq.utils import z85
 
+from prenet4d_client.addresses import address_fault
 from prenet4d_server.errors import BindError, ConfigError
 
 KeyPair: TypeAlias = tuple[bytes, bytes]
@@ -41,6 +43,8 @@ def bind(socket: zmq.Socket[bytes], address: str, what: str) -> str:
     Raises:
         BindError: the address cannot be bound; the message says why and what to do.
     """
+    if fault := address_fault(address):
+        raise BindError(f"Cannot listen ({what}): {fault}")
     try:
         socket.bind(address)
     except zmq.ZMQError as error:
@@ -72,6 +76,24 @@ def is_local(address: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host in ("localhost", "lo")
+
+
+def unknown_host(address: str) -> str:
+    """A sentence where this machine does not know the name in a tcp address; else empty.
+
+    ZeroMQ goes on trying in silence. Asking may take seconds where no name server answers.
+    """
+    parts = urlsplit(address)
+    host = parts.netloc.rpartition(":")[0].strip("[]")
+    if parts.scheme != "tcp" or not host:
+        return ""
+    try:
+        system.getaddrinfo(host, None)
+    except (OSError, UnicodeError):
+        return (
+            f"This machine knows no host {host!r}: check the name, or give the address in numbers."
+        )
+    return ""
 
 
 def within_reach(address: str) -> str:

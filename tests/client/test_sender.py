@@ -192,9 +192,13 @@ def test_no_frames_are_no_message(pull):
     assert [received(pull).type for _ in range(2)] == ["acquisition_start", "acquisition_end"]
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1", "tcp://", "http://localhost:5560"])
+@pytest.mark.parametrize(
+    "address",
+    ["127.0.0.1", "tcp://", "http://localhost:5560", "tcp://host", "tcp://[::1]", "tcp://host:"]
+    + [f"tcp://127.0.0.1:{port}" for port in ("99999", "-1", "٥", "5560/")],
+)
 def test_an_address_that_is_none_is_refused(address):
-    with pytest.raises(InvalidUse, match="An address looks like"):
+    with pytest.raises(InvalidUse, match=r"127\.0\.0\.1:5560"):
         FrameSender(address)
 
 

@@ -58,6 +58,9 @@ def test_flags_win_over_the_environment_and_that_over_the_file(tmp_path, monkeyp
         ("[stream]\naddress = 'tcp://*:5561'", "stream.address = 'tcp://*:5561' can be reached"),
         ("[source]\naddress = 'tcp://192.168.1.4:5560'", "source.address"),
         ("[http]\naddress = 'tcp://0.0.0.0:5564'", "HTTP is not encrypted"),
+        ("[stream]\naddress = 'tcp://127.0.0.1:99999'", "stream.address: 'tcp://127.0.0.1:99999'"),
+        ("[source]\naddress = 'tcp://127.0.0.1'", "'tcp://127.0.0.1' says no port"),
+        ("[ring]\nsize = '-5'", "ring.size: '-5' is no amount of memory: write for example"),
     ],
 )
 def test_what_makes_no_sense_is_refused_with_a_sentence(tmp_path, toml, says):
@@ -71,6 +74,12 @@ def test_an_unreadable_file_and_a_misspelled_variable_are_refused(tmp_path, monk
         load_settings(tmp_path / "nothing.toml")
     monkeypatch.setenv("PRENET4D_SORUCE__KIND", "native")
     with pytest.raises(ConfigError, match="Did you mean 'source'"):
+        load_settings()
+
+
+def test_a_variable_that_sets_no_single_value_is_refused(monkeypatch):
+    monkeypatch.setenv("PRENET4D_SOURCE", "native")
+    with pytest.raises(ConfigError, match="PRENET4D_SOURCE__KIND=native"):
         load_settings()
 
 

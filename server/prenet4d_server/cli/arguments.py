@@ -68,15 +68,28 @@ def parse_distortion(text: str) -> Distortion:
 
 
 def parse_address(text: str) -> str:
-    """A ZeroMQ address, checked for the one mistake everybody makes.
+    """A ZeroMQ address.
 
     Raises:
-        typer.BadParameter: the transport is missing.
+        typer.BadParameter: it has not the form of one.
     """
-    if not text.startswith(("tcp://", "ipc://")):
-        raise typer.BadParameter(
-            f"{text!r} is not an address: write for example tcp://127.0.0.1:5560."
-        )
+    from prenet4d_client.addresses import address_fault
+
+    if fault := address_fault(text):
+        raise typer.BadParameter(fault)
+    return text
+
+
+def parse_service(text: str) -> str:
+    """The address of a service that should answer now: one with a host that is known here.
+
+    Raises:
+        typer.BadParameter: it is no address, or this machine does not know its host.
+    """
+    from prenet4d_server.sockets import unknown_host
+
+    if trouble := unknown_host(parse_address(text)):
+        raise typer.BadParameter(trouble)
     return text
 
 
@@ -121,6 +134,11 @@ def address(flags: str, text: str) -> Any:
     return typer.Option(flags, parser=parse_address, metavar="ADDRESS", help=text)
 
 
+def at_service(flags: str, text: str) -> Any:
+    """An option that takes the address of a service that should answer now."""
+    return typer.Option(flags, parser=parse_service, metavar="ADDRESS", help=text)
+
+
 def _grid(flag: str, text: str, metavar: str) -> Any:
     return typer.Option(flag, parser=parse_grid, metavar=metavar, help=text)
 
@@ -144,9 +162,11 @@ KindOption: TypeAlias = Annotated[
     Literal["cbed", "spots", "rings", "grains", "amorphous"],
     typer.Option("--content", help="What simulated patterns show."),
 ]
-ControlOption: TypeAlias = Annotated[str, address("--control", "The service's control address.")]
-StreamOption: TypeAlias = Annotated[str, address("--stream", "The service's stream address.")]
-LosslessOption: TypeAlias = Annotated[str, address("--lossless", "The service's lossless address.")]
+ControlOption: TypeAlias = Annotated[str, at_service("--control", "The service's control address.")]
+StreamOption: TypeAlias = Annotated[str, at_service("--stream", "The service's stream address.")]
+LosslessOption: TypeAlias = Annotated[
+    str, at_service("--lossless", "The service's lossless address.")
+]
 ServerKeyOption: TypeAlias = Annotated[
     str | None,
     typer.Option(

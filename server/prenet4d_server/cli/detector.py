@@ -16,6 +16,7 @@ from prenet4d_server.cli.arguments import (
     ScanOption,
     ServerKeyOption,
     address,
+    at_service,
 )
 
 if TYPE_CHECKING:
@@ -126,7 +127,9 @@ def replay(
         Path,
         typer.Argument(metavar="FILE", exists=True, help="A scan: .npy, .npz, HDF5, Zarr or .mib."),
     ],
-    to: Annotated[str, address("--to", "The service's ingest address.")] = "tcp://127.0.0.1:5560",
+    to: Annotated[
+        str, at_service("--to", "The service's ingest address.")
+    ] = "tcp://127.0.0.1:5560",
     rate: _RateOption = 0.0,
     scan: ScanOption = None,
     dataset: Annotated[

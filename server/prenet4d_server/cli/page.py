@@ -43,6 +43,8 @@ def dashboard(
     ] = False,
 ) -> None:
     """Serve the operator's page here, for a service that runs elsewhere."""
+    from prenet4d_server import logs
+    from prenet4d_server.config import LogSettings
     from prenet4d_server.errors import ConfigError
     from prenet4d_server.page.operator_token import OperatorToken
     from prenet4d_server.page.process import serve_page
@@ -65,6 +67,7 @@ def dashboard(
     if token and token_file:
         raise ConfigError("Give --token or --token-file, not both.")
     operator = OperatorToken(token or None, token_file)
+    logs.configure(LogSettings(), "page")
     with stopped_by_signals() as stop:
         listening, url = open_listening(listen)
         with listening:

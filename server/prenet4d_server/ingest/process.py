@@ -266,7 +266,10 @@ def make_source(settings: SourceSettings, keys: KeyPair | None) -> Source:
             from prenet4d_server.sources.dectris_v1 import DectrisV1Source
 
             return DectrisV1Source(
-                settings.endpoint, scan_shape=settings.scan_shape, gain=settings.gain
+                settings.endpoint,
+                scan_shape=settings.scan_shape,
+                gain=settings.gain,
+                max_bytes=settings.max_message,
             )
         case "dectris2":
             from prenet4d_server.sources.dectris_v2 import DectrisV2Source
@@ -276,6 +279,7 @@ def make_source(settings: SourceSettings, keys: KeyPair | None) -> Source:
                 channel=settings.channel,
                 scan_shape=settings.scan_shape,
                 gain=settings.gain,
+                max_bytes=settings.max_message,
             )
         case "replay":
             from prenet4d_server.sources.replay import ReplaySource

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import threading
 import time
@@ -24,6 +25,9 @@ from prenet4d_engines.descan import Descan
 from prenet4d_server.monitoring.status import Status
 from prenet4d_server.page.history import History
 from prenet4d_server.page.settings import ServiceAddress
+from prenet4d_server.sockets import unknown_host
+
+log = logging.getLogger(__name__)
 
 TOPICS = ("telemetry", "event", "acquisition_start", "acquisition_end")
 EVENTS = 100
@@ -107,7 +111,7 @@ class Feed:
         """Messages that came too fast for the page."""
         self.unanswered_since: float | None = None
         self.trouble = ""
-        """Why the service gives no good answer, in a sentence."""
+        """Why the service gives no good answer, in a sentence without its full stop."""
         self.earlier: tuple[str, ...] = ()
         """Events from before the page's time, each with its time of day, oldest first."""
         self._events: deque[Event] = deque(maxlen=EVENTS)
@@ -297,12 +301,27 @@ class Feed:
                         self.patterns_to_lock = corrector["patterns_to_lock"]
                 except (Prenet4dError, ValidationError, LookupError, TypeError) as error:
                     self.unanswered_since = answered
-                    self.trouble = _why(error)
+                    self._tell(self._why(error))
                     self._stop.wait(STATUS_EVERY_S)
                     continue
-                answered, self.unanswered_since, self.trouble = time.time(), None, ""
+                answered, self.unanswered_since = time.time(), None
+                self._tell("")
                 self._take_status(status)
                 self._stop.wait(STATUS_EVERY_S)
+
+    def _why(self, error: Exception) -> str:
+        if isinstance(error, NoAnswer):
+            unknown = unknown_host(self.service.control)
+            return unknown.removesuffix(".") or "The service does not answer"
+        return _why(error)
+
+    def _tell(self, trouble: str) -> None:
+        """Keep the trouble for the page; write into the log what is new about it."""
+        if trouble and trouble != self.trouble:
+            log.warning("%s (%s). Trying again and again.", trouble, self.service.control)
+        elif self.trouble and not trouble:
+            log.info("The service at %s answers.", self.service.control)
+        self.trouble = trouble
 
     def _take_status(self, status: Status) -> None:
         known = self.status
@@ -319,8 +338,6 @@ class Feed:
 
 
 def _why(error: Exception) -> str:
-    if isinstance(error, NoAnswer):
-        return "The service does not answer"
     if isinstance(error, Prenet4dError):
         return "The service refuses to tell this page how it is"
     return "The service is of another version of prenet4d than this page"

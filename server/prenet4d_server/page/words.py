@@ -49,12 +49,12 @@ def banner(feed: Feed) -> str:
     if since is not None:
         return _banner(
             "bad",
-            f"{feed.trouble} since {clock(since)}; trying again. "
+            f"{escape(feed.trouble)} since {clock(since)}; trying again. "
             f"What is shown is what it said last. ({escape(feed.service.control)})",
         )
     status = feed.status
     if status is None:
-        so_far = f"{feed.trouble} yet. " if feed.trouble else ""
+        so_far = f"{escape(feed.trouble)}. " if feed.trouble else ""
         where = escape(feed.service.control)
         return _banner("watch", f"{so_far}Connecting to the service at {where} …")
     if not status.healthy:

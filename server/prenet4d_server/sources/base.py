@@ -89,7 +89,7 @@ class AcquisitionEnd:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A message that cannot be used; ``frames`` of them were frames and count as rejected."""
+    """Something is wrong with what came, or that nothing can come; ``frames`` count as rejected."""
 
     error: ServiceError
     frames: int = 0

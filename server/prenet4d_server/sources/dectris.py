@@ -15,8 +15,17 @@ import numpy as np
 import zmq
 
 from prenet4d_server.errors import BadMessage, BadStart, CorruptFrame, SequenceError
-from prenet4d_server.sources.base import AcquisitionEnd, AcquisitionStart, Pixels
+from prenet4d_server.sources.base import (
+    AcquisitionEnd,
+    AcquisitionStart,
+    Busy,
+    Fault,
+    Pixels,
+    SourceEvent,
+    idle,
+)
 from prenet4d_server.sources.encoded import EncodedFrame, EventList
+from prenet4d_server.sources.reach import Reach
 from prenet4d_server.sources.zmq_source import MAX_BYTES, ZmqSource, connect
 
 Scalar: TypeAlias = "str | int | float | bool | None"
@@ -73,7 +82,20 @@ class DectrisSource(ZmqSource):
         self._held: Announcement | None = None
 
     def _attach(self) -> None:
+        self._reach = Reach(self._socket, self.address)
         connect(self._socket, self.address)
+
+    def poll(self, timeout_s: float, busy: Busy = idle) -> Sequence[SourceEvent]:
+        """Return what came, in order; where nothing does, perhaps why. See ``Source.poll``."""
+        events = super().poll(timeout_s, busy)
+        if not events and (why := self._reach.trouble()) is not None:
+            return [Fault(why)]
+        return events
+
+    def close(self) -> None:
+        """Close the socket; may be called twice."""
+        self._reach.close()
+        super().close()
 
     def _begin(self, said: Announcement, events: EventList) -> None:
         """A start came."""

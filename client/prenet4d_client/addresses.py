@@ -1,0 +1,26 @@
+"""What an address looks like: mistakes that ZeroMQ would keep to itself."""
+
+from __future__ import annotations
+
+_LAST_PORT = 65535
+
+
+def address_fault(address: str) -> str:
+    """What is wrong with the form of an address, as a sentence; empty where it can be one.
+
+    ZeroMQ cuts a port's number to 16 bits without a word: 99999 would be port 34463.
+    """
+    transport, mark, where = address.partition("://")
+    if not mark or transport not in ("tcp", "ipc", "inproc") or not where:
+        return f"{address!r} is not an address: write for example tcp://127.0.0.1:5560."
+    if transport != "tcp":
+        return ""
+    host, _, port = where.rpartition(":")
+    if not host or (host.startswith("[") and not host.endswith("]")):
+        return f"{address!r} says no port: write for example tcp://127.0.0.1:5560."
+    if port != "*" and not (port.isascii() and port.isdecimal() and int(port) <= _LAST_PORT):
+        return (
+            f"{address!r} is not an address: "
+            f"a port is a number from 1 to {_LAST_PORT}, as in tcp://127.0.0.1:5560."
+        )
+    return ""
