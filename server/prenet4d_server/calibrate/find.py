@@ -79,12 +79,20 @@ def calibrate_file(
     )
     corrector.freeze()  # all patterns first, one reading of their mean afterwards
     maps = MapAccumulator(file.scan_shape) if file.scan_shape and descan else None
+    counted = False
     for start in range(0, n, _BATCH):
         indices = chosen[start : start + _BATCH]
-        batch = corrector.process(_read(file, indices), indices)
+        frames = _read(file, indices)
+        counted = counted or bool((frames > 0).any())
+        batch = corrector.process(frames, indices)
         if maps is not None:
             maps.add(batch)
         tell((start + len(indices)) / n, f"{batch.patterns_averaged} patterns averaged")
+    if not counted:
+        raise CalibrationError(
+            f"{file.path.name} holds no counts: no value of its patterns is above zero. Is it the "
+            "right file, and the right dataset in it?"
+        )
     mean, averaged = corrector.mean()
     if not averaged:
         raise CalibrationError(

@@ -6,6 +6,7 @@ import asyncio
 import secrets
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Any
 
@@ -126,6 +127,11 @@ class OwnSocket(WSHandler):  # type: ignore[misc]
     def check_origin(self, origin: str) -> bool:
         """Whether a page from ``origin`` may connect."""
         return WebSocketHandler.check_origin(self, origin)
+
+    def on_close(self) -> None:
+        """Part from a browser."""
+        with suppress(AssertionError):  # Bokeh's, where it left before its session was there
+            super().on_close()
 
 
 class Asking(RequestHandler):

@@ -30,7 +30,9 @@ from prenet4d_server.recording.layout import (
 )
 
 ZARR = ".zarr"
-"""The suffix of a recording that is a Zarr store; any other is HDF5."""
+"""The suffix of a recording that is a Zarr store."""
+HDF5 = (".h5", ".hdf5", ".hdf", ".nxs", ".hspy", ".emd")
+"""Suffixes of those that are HDF5 files."""
 
 
 class Recording:

@@ -24,7 +24,7 @@ from prenet4d_client.messages import (
 )
 from prenet4d_client.wire import Message
 from prenet4d_server.errors import FileError
-from prenet4d_server.recording.file import ZARR, Recording
+from prenet4d_server.recording.file import HDF5, ZARR, Recording
 from prenet4d_server.recording.layout import Acquisition, Compression, Fill
 
 __all__ = ["Recorder", "Summary", "record"]
@@ -252,6 +252,11 @@ class Recorder:
                 f"{self._path.name!r} is no pattern for file names ({error}). "
                 "Write the number as {n} or {n:03d}."
             ) from None
+        if self._path.suffix not in (ZARR, *HDF5):
+            raise FileError(
+                f"{self._path.name!r} is no name for a recording: let it end in .h5, or in .zarr "
+                "for a Zarr store."
+            )
         if not self._path.parent.is_dir():
             raise FileError(f"There is no folder {self._path.parent}. Make it first.")
         if self._path.suffix == ZARR:

@@ -96,7 +96,9 @@ class TestFromAFile:
     @pytest.mark.parametrize(
         ("frames", "options", "why"),
         [
-            (np.zeros((4, 32, 32), np.uint16), {}, "shows a direct beam"),
+            (np.zeros((4, 32, 32), np.uint16), {}, "holds no counts"),
+            (np.full((4, 32, 32), np.nan, np.float32), {}, "holds no counts"),
+            (np.full((4, 32, 32), 2, np.uint16), {}, "shows a direct beam"),
             (rings((1, 3)).reshape(-1, *SHAPE), {"descan": True}, "cannot be fitted"),
         ],
     )

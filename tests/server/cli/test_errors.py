@@ -46,6 +46,7 @@ def prenet4d(monkeypatch, capsys):
         (["status", "--timeout", "0.2"], "No service answered 'status'"),
         (["watch", "--once", "--timeout", "0.2"], "Nothing came from tcp://127.0.0.1:"),
         (["record", "no/such/folder/scan.h5"], "There is no folder no/such/folder."),
+        (["record", "scan.png"], "'scan.png' is no name for a recording: let it end in .h5"),
         (["dashboard", "--listen", "tcp://127.0.0.1:80808"], "a port is a number from 1 to 65535"),
         (["serve", "--connect", "tcp://127.0.0.1:99999"], "a port is a number from 1 to 65535"),
         (["serve", "--connect", "tcp://127.0.0.1"], "'tcp://127.0.0.1' says no port"),
