@@ -122,6 +122,8 @@ class Child:
 
 def _end_with_parent() -> None:
     """Have Linux interrupt this process when its parent dies, however suddenly."""
+    # What a shell starts in the background ignores it, and so would all that is started from there.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGINT)
 

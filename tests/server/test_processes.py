@@ -30,9 +30,12 @@ def test_a_child_that_does_not_end_is_ended(tmp_path):
     assert child.process.returncode == -signal.SIGKILL
 
 
-def test_children_end_when_their_parent_is_killed(tmp_path):
+@pytest.mark.parametrize("handler", ["default_int_handler", "SIG_IGN"])
+def test_children_end_when_their_parent_is_killed(tmp_path, handler):
     script = (
-        "import sys, time\nfrom pathlib import Path\nfrom prenet4d_server.processes import Child\n"
+        "import signal, sys, time\nfrom pathlib import Path\n"
+        "from prenet4d_server.processes import Child\n"
+        f"signal.signal(signal.SIGINT, signal.{handler})  # ignored: a shell's background\n"
         "sleep = 'import time; time.sleep(60)'\n"
         "child = Child('sleeper', '-c', sleep, log=Path(sys.argv[1]))\n"
         "print(child.process.pid, flush=True)\ntime.sleep(60)\n"
