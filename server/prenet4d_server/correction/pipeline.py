@@ -269,12 +269,13 @@ class Pipeline:
         finally:
             self._batcher.release(batch)
         done = time.monotonic()
+        # Before its frames are counted: who reads that they are done finds what they told.
+        self._see(result, started)
         ledger.correct(n)
         self._meters.done(n)
         self._meters.latency("queue", taken - shown.arrived)
         self._meters.latency("compute", np.full(n, done - taken))
         self._results.publish(shown, backlog=self.backlog, counters=ledger.snapshot())
-        self._see(result, started)
         if self._results.mean_is_due():
             self._publish_mean(started.acquisition_id)
         self.maps.add(result, automatic=self.correction.detectors is None)
