@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
 
 from prenet4d_engines.backends import TorchBackend
 from prenet4d_engines.errors import EvaluationError, SimulationError
@@ -394,19 +395,32 @@ def test_an_invented_peak_is_counted_and_noise_is_not() -> None:
     assert invented_peaks(found, truth) == 2
 
 
-def test_strain_is_found_and_its_scatter_falls_with_dose() -> None:
+def test_strain_is_found_and_its_noise_falls_with_dose() -> None:
     (crystal,) = strain._crystals("spots", 1, 0)
-    assert abs(strain.fitted_strain(crystal.expected, crystal)).max() < 2e-3
-    stretched = replace(crystal, places=crystal.places / [1.01, 1.0])
-    yy, xx = strain.fitted_strain(crystal.expected, stretched)
-    assert yy == pytest.approx(0.01, abs=3e-3)
-    assert abs(xx) < 3e-3
+    known = np.array([[0.0, 0.0], [0.01, -0.005], [-0.02, 0.015]])
+    fitted = [strain.fitted_strain(frame, crystal) for frame in crystal.strained(known)]
+    assert np.abs(fitted - known).max() < 2e-3
     rng = np.random.default_rng(1)
+    strains = rng.uniform(-0.02, 0.02, (12, 2))
+    expected = crystal.strained(strains)
     low, high = (
-        strain.strain_scatter(rng.poisson(d * crystal.expected, (12, 128, 128)) * 1.0, crystal)
-        for d in (1e3, 1e6)
+        strain.strain_noise(rng.poisson(dose * expected) * 1.0, strains, crystal)
+        for dose in (1e3, 1e6)
     )
     assert high < 0.5 * low
+
+
+def test_a_blur_that_hides_strain_does_not_pass_for_precise() -> None:
+    (crystal,) = strain._crystals("spots", 1, 0)
+    rng = np.random.default_rng(1)
+    strains = rng.uniform(-0.02, 0.02, (12, 2))
+    frames = rng.poisson(1e5 * crystal.strained(strains)).astype(np.float64)
+    blurred = gaussian_filter(frames, (0, 12, 12))
+    scatter = np.std([strain.fitted_strain(frame, crystal) for frame in blurred], axis=0).max()
+    assert 100 * scatter < strain.strain_noise(blurred, strains, crystal)
+    assert strain.strain_noise(frames, strains, crystal) < 0.5 * strain.strain_noise(
+        blurred, strains, crystal
+    )
 
 
 def test_difficult_patterns_and_patterns_without_a_beam_are_drawn() -> None:
