@@ -10,7 +10,7 @@ import zmq
 from prenet4d_server.errors import NotReached
 from prenet4d_server.sockets import unknown_host
 
-PATIENCE_S = 5.0
+PATIENCE_S = 10.0
 """How long a detector may take to answer before a person is told that it does not."""
 
 
