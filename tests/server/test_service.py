@@ -1,6 +1,7 @@
 """The whole service over real sockets: bad input, overload, death and shutdown."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,7 +24,6 @@ from prenet4d_server.service import Service
 from prenet4d_server.sockets import generate_keys, load_keys
 
 from .live import (
-    FREE,
     TIMEOUT_S,
     balanced,
     frames,
@@ -312,6 +312,7 @@ def test_full_ring_with_shed_drops_whole_frames_counts_and_says_them():
             seen = []
             while (message := receiver.receive()).type == "telemetry":
                 seen += message.indices.tolist()
+        listener.wait_for("acquisition_end")  # all events before it have come, too
         counters = message.counters
         assert balanced(counters)
         assert counters.received == n
@@ -378,22 +379,16 @@ sys.exit(serve(Settings.model_validate_json(sys.stdin.read())))
 
 @contextmanager
 def served(**sections):
-    """A service in a process of its own; its endpoints come from the control socket."""
-    probe = zmq.Context()
-    ports = {}
-    for name in ("source", "stream", "lossless", "control"):
-        socket = probe.socket(zmq.PULL)
-        socket.bind(FREE)
-        ports[name] = {"address": socket.getsockopt_string(zmq.LAST_ENDPOINT)}
-        socket.close()
-    probe.term()
+    """A service in a process of its own, whose log tells where it listens."""
     process = subprocess.Popen(
         [sys.executable, "-c", SERVE], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    process.stdin.write(settings(**(ports | sections)).model_dump_json())
+    process.stdin.write(settings(**sections).model_dump_json())
     process.stdin.close()
     try:
-        with ControlClient(ports["control"]["address"], timeout=30) as client:
+        ready = next(line for line in process.stderr if "Ready." in line)
+        control = re.search(r"control (tcp://[\d.:]+)", ready)[1]
+        with ControlClient(control, timeout=TIMEOUT_S) as client:
             yield process, client.status()["endpoints"]
     finally:
         process.kill()
@@ -464,7 +459,8 @@ def test_with_keys_only_who_knows_the_public_one_gets_in(tmp_path):
         stranger = ControlClient(service.endpoints["control"], timeout=0.5)
         with stranger, pytest.raises(NoAnswer):
             stranger.status()
-        with ControlClient(service.endpoints["control"], server_key=public) as client:
+        control = service.endpoints["control"]
+        with ControlClient(control, timeout=TIMEOUT_S, server_key=public) as client:
             assert client.status()["ready"]
         with subscriber(service, "telemetry", server_key=public) as stream:
             with sender(service, server_key=public) as source:
@@ -485,8 +481,7 @@ def test_memory_stays_flat():
                     for i in range(0, 2000, 50):
                         source.send(frames(50, (32, 32)), range(i, i + 50))
                     source.end()
-                ends = len(listener.of("acquisition_end"))
-                until(lambda ends=ends: settled(service).received and ends >= 0)
+                listener.wait_for("acquisition_end")
                 listener.messages.clear()
 
         run_scans(3)

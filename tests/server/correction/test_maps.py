@@ -24,6 +24,13 @@ def service():
         yield made
 
 
+@pytest.fixture(autouse=True)
+def _alone(service):
+    """The next test finds no acquisition of this one's, however slowly its end is taken in."""
+    yield
+    until(lambda: service.status().acquisition is None)
+
+
 def control(service):
     return ControlClient(service.endpoints["control"], timeout=TIMEOUT_S)
 

@@ -35,7 +35,7 @@ def publishing(stream=None, **lossless):
     context = zmq.Context()
     publisher = Publisher(
         StreamSettings(address=FREE, **(stream or {})),
-        LosslessSettings(address=FREE, **lossless),
+        LosslessSettings(address=FREE, **({"heartbeat_s": TIMEOUT_S} | lossless)),
         context=context,
     )
     try:
@@ -110,19 +110,17 @@ def test_a_slow_subscriber_never_holds_anything_back_and_sees_its_gap():
     side, count = 256, 200
     with (
         publishing(stream={"high_water": 1}) as publisher,
-        Subscriber(publisher.stream_address, "corrected", timeout=2, queue=1) as stream,
+        Subscriber(publisher.stream_address, "corrected", timeout=TIMEOUT_S, queue=1) as stream,
     ):
         until(lambda: publisher.wants("corrected"))
         sent = threading.Event()
         for number in range(count):
             publisher.publish(batch(number, 8, side), on_sent=sent.set)
             assert sent.wait(TIMEOUT_S)
-        first = stream.receive()
-        seen = [first.batch]
-        while seen[-1] < count - 1 and stream.missed == 0:
+        while stream.missed == 0:  # until one finds room again
             publisher.publish(batch(count, 1))
-            seen.append(stream.receive().batch)
-        assert stream.missed > 0
+            while stream._socket.poll(20):
+                stream.receive()
 
 
 def test_a_receiver_with_little_credit_gets_every_message_in_order():
@@ -153,11 +151,12 @@ def test_a_receiver_that_lags_holds_back_and_is_dropped_in_the_end():
     with publishing(max_lag_s=1.0) as publisher, receiver(publisher, credit=3) as messages:
         sent = []
         for number in range(20):
-            publisher.publish(batch(number), on_sent=lambda: sent.append(time.monotonic()))
+            publisher.publish(
+                batch(number), on_sent=lambda: sent.append("receiver_dropped" in codes(publisher))
+            )
         until(lambda: len(sent) == 20)
         # The fourth message found no credit; what came after it waited until the drop.
-        assert max(np.diff(sent)) > 0.9
-        assert "receiver_dropped" in codes(publisher)
+        assert sent == [False] * 4 + [True] * 16
         assert [messages.receive().batch for _ in range(3)] == [0, 1, 2]
         with pytest.raises(ConnectionRefused, match="took nothing"):
             messages.receive()
@@ -200,7 +199,6 @@ def test_a_receiver_that_died_is_noticed_by_its_silence():
         with RawReceiver(publisher, *register) as zombie:
             assert zombie.receive().type == "registered"
             assert zombie.receive_until("heartbeat")
-            until(lambda: publisher.receivers == ("zombie",))
             done = threading.Event()
             for number in range(10):
                 publisher.publish(batch(number))
