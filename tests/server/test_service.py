@@ -348,6 +348,18 @@ def test_a_killed_ingest_process_is_replaced_and_its_scan_goes_on():
         assert balanced(settled(service))
 
 
+def test_a_file_whose_ingest_process_was_killed_is_played_anew(tmp_path):
+    np.save(tmp_path / "scan.npy", frames(30))
+    source = {"kind": "replay", "path": tmp_path / "scan.npy", "rate": 100, "repeat": 1000}
+    with Service(settings(source=source)) as replaying, listening(replaying) as listener:
+        listener.wait_for("telemetry")
+        os.kill(replaying._inlet.pid, signal.SIGKILL)
+        listener.wait_for_event("ingest_died")
+        until(lambda: replaying.status().source.ready)
+        assert replaying.status().source.restarts == 1
+        until(lambda: any(not end.aborted for end in listener.of("acquisition_end")))
+
+
 def test_an_acquisition_whose_ingest_process_died_ends_with_the_service():
     with Service(settings()) as service, listening(service) as listener:
         with raw_sender(service) as send:

@@ -1,9 +1,13 @@
 """The batcher, fed by a real ingest process: batches are full or late, and never mixed."""
 
+import os
+import signal
+import socket
 import time
 from contextlib import contextmanager
 
 import numpy as np
+import psutil
 import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
@@ -14,8 +18,9 @@ from prenet4d_server.config import BatchSettings
 from prenet4d_server.correction.batcher import Batch, Batcher
 from prenet4d_server.ingest.inlet import Inlet
 from prenet4d_server.ingest.notices import Ended, Started
+from prenet4d_server.ingest.ring import wait_readable
 
-from ..live import TIMEOUT_S, frames, settings
+from ..live import TIMEOUT_S, frames, settings, until
 
 
 @contextmanager
@@ -115,6 +120,36 @@ def test_a_hurried_batch_does_not_wait():
         while batch is None:
             batch = batcher.next(1, hurry=True)
         assert len(batch) == 3
+
+
+def test_what_a_killed_process_left_in_the_ring_is_not_written_over_by_the_next():
+    """Its last acquisition's frames lie in the ring otherwise than those that were read before."""
+    with line(ring={"size": 1 << 20}) as (inlet, sender, _):
+
+        def send(n, shape):
+            sender.start(frame_shape=shape, dtype="uint16", expected_frames=n)
+            sender.send(frames(n, shape))
+            sender.end()
+
+        def told():
+            with socket.socket(fileno=os.dup(inlet._pipe.fileno())) as pipe:
+                return pipe.recv(1 << 16, socket.MSG_PEEK)
+
+        batcher = Batcher(inlet, BatchSettings(size=64, max_delay_ms=0))
+        send(10, (8, 8))
+        assert len(everything(batcher, 1)) > 1
+        send(400, (16, 16))
+        until(lambda: b"Ended" in told())  # and nobody has read it yet
+        os.kill(inlet.pid, signal.SIGKILL)
+        until(lambda: psutil.Process(inlet.pid).status() == psutil.STATUS_ZOMBIE)
+        until(lambda: inlet.update() or (inlet.restarts == 1 and inlet.ready))
+        send(10, (8, 8))
+        wait_readable([inlet.ring.committed_fd], 0.5)
+        _, *batches, ended, started = everything(batcher, 2)[:-2]
+        assert (type(ended), type(started)) == (Ended, Started)
+        for _, numbers, pixels in batches:
+            assert (pixels == numbers[:, None, None]).all()
+        assert sum(len(numbers) for _, numbers, _ in batches) == 400
 
 
 def test_a_start_reaches_the_batcher_with_all_that_was_said():
