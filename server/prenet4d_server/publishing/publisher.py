@@ -178,7 +178,7 @@ class Publisher:
     def _finished(self) -> bool:
         if self._closing_at is None:
             return False
-        idle = not self._queue and not self._receivers.holding
+        idle = not (self._queue or self._announced or self._receivers.holding)
         return idle or time.monotonic() > self._closing_at
 
     def _send_next(self) -> None:

@@ -98,6 +98,29 @@ def test_commands_are_carried_out_between_batches(service, client):
         listener.wait_for("acquisition_end")
 
 
+def test_a_fault_in_one_command_is_told_and_the_others_go_on(caplog):
+    def broken(_=None):
+        raise ValueError("a fault in the program")
+
+    done: Future[None] = Future()
+    done.set_result(None)
+    commands = {
+        "freeze": broken,
+        "unfreeze": lambda _: Later(done, broken),
+        "status": lambda _: ({"what": "goes on"}, {}),
+    }
+    with zmq.Context() as context:
+        control = Control(FREE, publisher="life", context=context)
+        control.start(commands)
+        with ControlClient(control.address, timeout=TIMEOUT_S) as client:
+            for command in (client.freeze, client.unfreeze):
+                with pytest.raises(CommandRefused, match="its log says why"):
+                    command()
+            assert client.status() == {"what": "goes on"}
+        control.close()
+    assert caplog.text.count("ValueError: a fault in the program") == 2
+
+
 def test_others_are_answered_while_a_command_takes_its_time():
     begun: Future[None] = Future()
     failing: Future[None] = Future()

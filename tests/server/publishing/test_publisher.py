@@ -310,6 +310,21 @@ def test_receivers_are_told_goodbye_after_their_last_message():
         messages.close()
 
 
+def test_what_was_announced_before_the_end_is_still_told():
+    with publishing() as publisher:
+        closing = threading.Thread(target=publisher.close, args=(TIMEOUT_S,))
+
+        def announce():  # on the publisher's thread, which is closed before it can look
+            publisher.announce(Event(level="info", code="last", message="It is over."))
+            closing.start()
+            until(lambda: publisher._closing_at is not None)
+
+        publisher.publish(on_sent=announce)
+        until(lambda: not publisher.alive)
+        closing.join()
+        assert codes(publisher) == ["last"]
+
+
 def test_the_mean_goes_to_who_asked_for_it():
     mean = np.full((4, 6), np.nan, np.float32)
     with (

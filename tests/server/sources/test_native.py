@@ -184,7 +184,7 @@ def test_frames_that_were_announced_and_cannot_be_read_are_counted(send, source)
 
 
 def test_a_header_beyond_the_limit_is_not_even_searched_for_the_frames_it_announces(send, source):
-    """A megabyte of it may unpack to a hundred of empty lists, and a message may have a thousand."""
+    """A megabyte of it may unpack to a hundred of empty lists; a message may have a thousand."""
     arrays = [{"shape": [3, *SHAPE]}]
     for padding in (0, wire.MAX_HEADER_BYTES):
         send([b"frames", msgpack.packb({"arrays": arrays, "padding": bytes(padding)})])
