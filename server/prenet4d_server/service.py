@@ -119,8 +119,11 @@ class Service:
 
     def status(self) -> Status:
         """What the service is doing now."""
-        view, inlet = self._pipeline.view, self._inlet
-        started, counters = view.started, self._pipeline.counters()
+        pipeline, inlet = self._pipeline, self._inlet
+        # Counters first: what frames have told is seen before they are counted.
+        started = pipeline.view.started
+        counters, total = pipeline.counters(started), pipeline.total.snapshot()
+        view = pipeline.view
         healthy = self._publisher.alive and self._control.alive and not self._work.done()
         return Status(
             version=version("prenet4d"),
@@ -141,11 +144,11 @@ class Service:
             reference_center=view.reference_center,
             patterns_averaged=view.patterns_averaged,
             frames_per_second=self._meters.frames_per_second,
-            backlog=self._pipeline.backlog,
+            backlog=pipeline.backlog,
             backlog_limit=started.slots if started is not None else 0,
             latency=self._meters.latencies,
             latency_histograms=self._meters.histograms,
-            counters=self._pipeline.total.snapshot(),
+            counters=total,
             acquisition=None
             if started is None or counters is None
             else AcquisitionStatus(
@@ -164,7 +167,7 @@ class Service:
             receivers=self._publisher.receivers,
             receivers_behind_s=dict(self._publisher.behind_s),
             alarms=self._alarms.active,
-            maps=self._pipeline.maps.status,
+            maps=pipeline.maps.status,
             recording=self._recordings.status,
             processes=machine.processes(
                 {
@@ -297,7 +300,7 @@ class Service:
             backlog=pipeline.backlog,
             silent_s=pipeline.silent_s,
             counters=pipeline.total.snapshot(),
-            acquisition=pipeline.counters(),
+            acquisition=pipeline.counters(view.started),
             behind_s=self._publisher.behind_s,
         )
 

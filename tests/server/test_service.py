@@ -1,8 +1,10 @@
 """The whole service over real sockets: bad input, overload, death and shutdown."""
 
+import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -20,6 +22,7 @@ from prenet4d_client.messages import AcquisitionEnd, AcquisitionStart, FrameFlag
 from prenet4d_client.wire import encode
 from prenet4d_engines.batch import FrameFlag as EngineFrameFlag
 from prenet4d_server.errors import BindError, FileError, IngestDied
+from prenet4d_server.ingest.notices import Ended
 from prenet4d_server.service import Service
 from prenet4d_server.sockets import generate_keys, load_keys
 
@@ -203,6 +206,37 @@ def test_counts_that_are_no_counts_are_refused_and_the_others_kept(service, list
     assert (counters.received, counters.corrected) == (7, 4)
     assert counters.rejected_by_reason == {"bad_counts": 3}
     assert listener.indices() == [0, 3, 5, 4]
+
+
+def test_a_status_that_counts_frames_has_what_they_told(monkeypatch):
+    with Service(settings()) as service, sender(service) as source:
+        source.start(frame_shape=SHAPE, dtype="uint16", scan_shape=(2, 3))
+        until(lambda: service.status().acquisition is not None)
+
+        def slowly(_):  # while the status is being put together
+            source.send(frames(3))
+            until(lambda: service._pipeline.total.snapshot().corrected == 3)
+            return "1.0"
+
+        monkeypatch.setattr("prenet4d_server.service.version", slowly)
+        status = service.status()
+        assert status.ellipticity is not None or status.counters.corrected == 0
+        assert status.ellipticity is not None or status.acquisition.counters.corrected == 0
+
+
+@pytest.mark.parametrize("which", ["control", "lossless", "stream"])
+def test_who_sends_endlessly_much_is_cut_off_and_the_others_are_served(service, which):
+    kind = zmq.XSUB if which == "stream" else zmq.DEALER
+    with zmq.Context() as context, context.socket(kind) as endless:
+        endless.linger = 0
+        with endless.get_monitor_socket(zmq.EVENT_DISCONNECTED) as cut:
+            endless.connect(service.endpoints[which])
+            endless.send(b"\x02" * (16 << 20))
+            assert cut.poll(20_000)
+            endless.disable_monitor()
+    assert service.status().healthy
+    with ControlClient(service.endpoints["control"], timeout=TIMEOUT_S) as client:
+        assert client.status()["ready"]
 
 
 def test_a_detector_restarted_in_mid_scan_aborts_the_old_acquisition(service, listener):
@@ -455,6 +489,43 @@ def test_draining_is_bounded_and_what_is_given_up_is_counted():
         assert counters.in_flight == 0
         assert "receiver_dropped" in [e.code for e in service._publisher.recent_events]
         assert listener
+
+
+def has_told_its_end(inlet, name):
+    """Whether the ingest process has told the acquisition's end, read by now or not."""
+    with (
+        socket.socket(fileno=os.dup(inlet._pipe.fileno())) as pipe,
+        contextlib.suppress(BlockingIOError),
+    ):
+        _, ended, after = pipe.recv(1 << 16, socket.MSG_PEEK | socket.MSG_DONTWAIT).rpartition(
+            b"Ended"
+        )
+        if ended and name.encode() in after:
+            return True
+    return any(isinstance(mark, Ended) and mark.acquisition_id == name for mark in inlet.marks)
+
+
+def test_an_acquisition_that_is_given_up_before_it_was_begun_is_told_of_from_start_to_end():
+    stuck = settings(drain_s=0.2, batch={"size": 4}, lossless={"max_lag_s": 100})
+    names = []
+    with Service(stuck) as service, listening(service) as listener:
+        receiver = LosslessReceiver(
+            service.endpoints["lossless"], name="stuck", topics="telemetry", credit=1,
+            timeout=TIMEOUT_S,
+        )  # fmt: skip
+        with receiver, sender(service) as source:
+            for n in (1000, 40):
+                names.append(source.start(frame_shape=SHAPE, dtype="uint16", expected_frames=n))
+                source.send(frames(n))
+                source.end()
+            until(lambda: has_told_its_end(service._inlet, names[1]))
+            service.close()
+        listener.wait_for("acquisition_end", 2)
+        ends = listener.of("acquisition_end")
+    assert [start.acquisition_id for start in listener.of("acquisition_start")] == names
+    assert [end.acquisition_id for end in ends] == names
+    assert [end.counters.received for end in ends] == [1000, 40]
+    assert all(balanced(end.counters) and end.counters.in_flight == 0 for end in ends)
 
 
 def test_the_ingest_process_ends_with_a_main_process_that_is_killed():

@@ -79,6 +79,7 @@ class Control:
         self._socket = context.socket(zmq.ROUTER)
         try:
             protect(self._socket, keys)
+            self._socket.maxmsgsize = 4 * _MAX_BYTES  # what is larger is not even received
             self.address = bind(self._socket, address, "control.address")
         except BaseException:
             self._socket.close(0)

@@ -66,6 +66,7 @@ class Receivers:
         self._socket = socket
         socket.router_mandatory = True
         socket.sndhwm = _HIGH_WATER
+        socket.maxmsgsize = 4 * _MAX_BYTES  # what is larger is not even received
         self._settings = settings
         self._stamp = stamp
         self._receivers: dict[bytes, _Receiver] = {}

@@ -59,7 +59,7 @@ def until_filled(maps, n=N):
 
 def corrected(service, n):
     """The running acquisition has had so many frames corrected."""
-    until(lambda: (counters := service._pipeline.counters()) and counters.corrected == n)
+    until(lambda: (now := service.status().acquisition) and now.counters.corrected == n)
 
 
 def ended(service, source):
