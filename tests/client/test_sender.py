@@ -157,6 +157,7 @@ def test_an_impossible_acquisition_is_refused(pull, changes, what):
         (frames(2), 1, "must be 2 integers"),
         (frames(2), [0.0, 1.0], "must be 2 integers"),
         (frames(2), [0, -1], "integers from 0"),
+        (frames(1), np.array([1 << 63], np.uint64), "integers from 0"),
     ],
 )
 def test_frames_that_do_not_fit_are_refused_and_lose_nothing_else(pull, block, indices, what):

@@ -192,7 +192,7 @@ class Pipeline:
     # --- the data's way --------------------------------------------------------------------------
 
     def _begin(self, started: Started) -> None:
-        self._ledgers[started.acquisition_id]  # who sees the acquisition finds its counters
+        self._ledgers[started.acquisition_id]  # made now: who sees the acquisition looks for it
         self.view = View(started)
         self.maps.begin(started)
         try:

@@ -246,6 +246,18 @@ def test_one_who_leaves_in_the_middle_is_no_cause_for_alarm():
         context.term()
 
 
+def test_how_far_behind_a_receiver_is_does_not_change_when_the_clock_is_set(monkeypatch):
+    topics = ("acquisition_start", "corrected")
+    with publishing() as publisher, receiver(publisher, topics, credit=1):
+        publisher.publish((START, {}), batch(0), batch(1))
+        until(lambda: publisher.behind_s.get("tester"))
+        now = time.time
+        monkeypatch.setattr(time, "time", lambda: now() + 1e6)
+        before = publisher.behind_s["tester"]
+        until(lambda: publisher.behind_s["tester"] != before)
+        assert publisher.behind_s["tester"] < 1e5
+
+
 def test_one_who_disappears_without_a_word_is_told():
     with publishing() as publisher:
         hello = Register(name="lost", topics=("corrected",), credit=1 << 20)
