@@ -289,7 +289,9 @@ class FrameSender:
     @staticmethod
     def _numbers(indices: npt.ArrayLike, n: int) -> npt.NDArray[np.int64]:
         numbers = np.atleast_1d(np.asarray(indices))
-        if numbers.shape != (n,) or numbers.dtype.kind not in "iu" or (numbers < 0).any():
+        whole = numbers.dtype.kind in "iu"
+        # Above 63 bits, an unsigned number becomes a negative one.
+        if numbers.shape != (n,) or not whole or (numbers.astype(np.int64) < 0).any():
             raise InvalidUse(
                 f"indices must be {n} integers from 0, one for each frame; they have "
                 f"shape {numbers.shape} and dtype {numbers.dtype}, starting with {numbers[:3]}."

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import zmq
 
-from prenet4d_client.messages import Event
+from prenet4d_client.messages import Counters, Event
 from prenet4d_engines.calibration import Calibration
 from prenet4d_engines.errors import EngineError
 from prenet4d_server import logs
@@ -26,7 +26,7 @@ from prenet4d_server.correction.correctors import load_correctors
 from prenet4d_server.correction.pipeline import Pipeline
 from prenet4d_server.errors import ConfigError, ServiceError
 from prenet4d_server.ingest.inlet import Inlet
-from prenet4d_server.ingest.notices import Remark
+from prenet4d_server.ingest.notices import Remark, Started
 from prenet4d_server.monitoring import machine
 from prenet4d_server.monitoring.alarms import Alarms, Facts
 from prenet4d_server.monitoring.meters import Meters
@@ -119,8 +119,11 @@ class Service:
 
     def status(self) -> Status:
         """What the service is doing now."""
-        view, inlet = self._pipeline.view, self._inlet
-        started, counters = view.started, self._pipeline.counters()
+        pipeline, inlet = self._pipeline, self._inlet
+        # Counters first: what frames have told is seen before they are counted.
+        started = pipeline.view.started
+        counters, total = pipeline.counters(started), pipeline.total.snapshot()
+        view = pipeline.view
         healthy = self._publisher.alive and self._control.alive and not self._work.done()
         return Status(
             version=version("prenet4d"),
@@ -141,30 +144,18 @@ class Service:
             reference_center=view.reference_center,
             patterns_averaged=view.patterns_averaged,
             frames_per_second=self._meters.frames_per_second,
-            backlog=self._pipeline.backlog,
+            backlog=pipeline.backlog,
             backlog_limit=started.slots if started is not None else 0,
             latency=self._meters.latencies,
             latency_histograms=self._meters.histograms,
-            counters=self._pipeline.total.snapshot(),
+            counters=total,
             acquisition=None
             if started is None or counters is None
-            else AcquisitionStatus(
-                acquisition_id=started.acquisition_id,
-                series=started.series,
-                detector=started.detector,
-                frame_shape=started.frame_shape,
-                dtype=started.dtype,
-                scan_shape=started.scan_shape,
-                expected_frames=started.expected_frames,
-                gain=started.gain,
-                saturation_value=started.saturation_value,
-                metadata=started.metadata,
-                counters=counters,
-            ),
+            else _acquisition_status(started, counters),
             receivers=self._publisher.receivers,
             receivers_behind_s=dict(self._publisher.behind_s),
             alarms=self._alarms.active,
-            maps=self._pipeline.maps.status,
+            maps=pipeline.maps.status,
             recording=self._recordings.status,
             processes=machine.processes(
                 {
@@ -297,7 +288,7 @@ class Service:
             backlog=pipeline.backlog,
             silent_s=pipeline.silent_s,
             counters=pipeline.total.snapshot(),
-            acquisition=pipeline.counters(),
+            acquisition=pipeline.counters(view.started),
             behind_s=self._publisher.behind_s,
         )
 
@@ -310,6 +301,22 @@ class Service:
 
     def _addresses(self) -> str:
         return ", ".join(f"{name} {address}" for name, address in self.endpoints.items())
+
+
+def _acquisition_status(started: Started, counters: Counters) -> AcquisitionStatus:
+    return AcquisitionStatus(
+        acquisition_id=started.acquisition_id,
+        series=started.series,
+        detector=started.detector,
+        frame_shape=started.frame_shape,
+        dtype=started.dtype,
+        scan_shape=started.scan_shape,
+        expected_frames=started.expected_frames,
+        gain=started.gain,
+        saturation_value=started.saturation_value,
+        metadata=started.metadata,
+        counters=counters,
+    )
 
 
 def _log_failure(work: Future[None]) -> None:

@@ -71,7 +71,7 @@ def test_every_command_reaches_the_service_and_its_result_the_caller(serve):
         "save_calibration": calibration,
     }
     service = serve(lambda r: [reply(r, result=results.get(r.command, {}))])
-    with ControlClient(service.address) as control:
+    with ControlClient(service.address, timeout=20) as control:
         assert control.status() == {"state": "locked"}
         assert control.config() == {"batch": 64}
         assert control.save_calibration() == calibration
@@ -110,7 +110,7 @@ def test_the_whole_maps_come_with_their_description(serve):
     service = serve(
         lambda r: [reply(r, arrays={"values": values}, result=whole_maps().model_dump())]
     )
-    with ControlClient(service.address) as control:
+    with ControlClient(service.address, timeout=20) as control:
         header, got = control.maps()
         control.maps(newer_than=header)
     assert (header.names, header.scan_shape, header.sequence) == (
@@ -127,7 +127,7 @@ def test_the_whole_maps_come_with_their_description(serve):
 
 def test_unchanged_maps_come_without_values(serve):
     service = serve(lambda r: [reply(r, result=whole_maps().model_dump())])
-    with ControlClient(service.address) as control:
+    with ControlClient(service.address, timeout=20) as control:
         assert control.maps(newer_than=whole_maps()) is None
 
 
@@ -142,14 +142,17 @@ def test_unchanged_maps_come_without_values(serve):
 def test_maps_that_do_not_fit_their_description_are_refused(serve, result, why):
     values = np.zeros((2, 4, 6), np.float32)
     service = serve(lambda r: [reply(r, arrays={"values": values}, result=result)])
-    with ControlClient(service.address) as control, pytest.raises(ProtocolError, match=why):
+    with (
+        ControlClient(service.address, timeout=20) as control,
+        pytest.raises(ProtocolError, match=why),
+    ):
         control.maps()
 
 
 def test_snapshot_brings_the_mean_pattern(serve):
     mean = np.arange(72, dtype=np.float32).reshape(8, 9)
     service = serve(lambda r: [reply(r, arrays={"mean": mean}, result={"patterns": 64})])
-    with ControlClient(service.address) as control:
+    with ControlClient(service.address, timeout=20) as control:
         snapshot = control.snapshot()
     assert snapshot.result == {"patterns": 64}
     np.testing.assert_array_equal(snapshot.mean, mean)
@@ -157,13 +160,13 @@ def test_snapshot_brings_the_mean_pattern(serve):
 
 def test_snapshot_before_there_is_a_mean(serve):
     service = serve(lambda r: [reply(r)])
-    with ControlClient(service.address) as control:
+    with ControlClient(service.address, timeout=20) as control:
         assert "mean" not in control.snapshot().arrays
 
 
 def test_a_refusal_is_raised_with_the_services_sentence(serve):
     service = serve(lambda r: [reply(r, ok=False, error="Nothing is calibrated yet.")])
-    with ControlClient(service.address) as control:
+    with ControlClient(service.address, timeout=20) as control:
         with pytest.raises(CommandRefused, match=r"^Nothing is calibrated yet\.$"):
             control.save_calibration()
         with pytest.raises(CommandRefused):
@@ -191,6 +194,7 @@ def test_after_a_timeout_the_client_goes_on_and_late_answers_find_nobody(serve):
     with ControlClient(service.address, timeout=1) as control:
         with pytest.raises(NoAnswer):
             control.recalibrate()
+        control._timeout = 20
         assert control.status() == {"fresh": True}
 
 
@@ -200,7 +204,7 @@ def test_after_a_timeout_the_client_goes_on_and_late_answers_find_nobody(serve):
 def test_an_answer_that_breaks_the_protocol_is_told_and_the_client_goes_on(serve, answer):
     answers = [answer]
     service = serve(lambda r: [answers.pop() if answers else reply(r)])
-    with ControlClient(service.address) as control:
+    with ControlClient(service.address, timeout=20) as control:
         with pytest.raises(ProtocolError):
             control.status()
         assert control.status() == {}
@@ -208,7 +212,7 @@ def test_an_answer_that_breaks_the_protocol_is_told_and_the_client_goes_on(serve
 
 def test_an_argument_that_cannot_be_sent_is_refused(serve):
     service = serve(lambda r: [reply(r)])
-    with ControlClient(service.address) as control:
+    with ControlClient(service.address, timeout=20) as control:
         with pytest.raises(ProtocolError, match="cannot be sent"):
             control.load_calibration({"date": object()})
         assert control.status() == {}

@@ -68,7 +68,7 @@ def test_control_and_lossless(secure, server_key):
 
     service = threading.Thread(target=answer)
     service.start()
-    with ControlClient(router.address, server_key=server_key) as control:
+    with ControlClient(router.address, timeout=20, server_key=server_key) as control:
         assert control.status() == {}
     with LosslessReceiver(router.address, name="r", timeout=10, server_key=server_key):
         service.join()

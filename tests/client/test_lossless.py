@@ -120,10 +120,10 @@ def test_credit_outstanding_never_exceeds_what_was_granted(router, registered, c
 
 
 def test_no_credit_is_granted_while_nothing_is_consumed(router, registered):
-    receiver = registered(credit=3, heartbeat_s=1.0)
+    receiver = registered(credit=3, heartbeat_s=4.0)
     for _ in range(3):
         router.send()
-    for _ in range(3):
+    for _ in range(2):
         assert router.hear("heartbeat", "credit").type == "heartbeat"
         router.say(Heartbeat())
     assert router.credit == 0
@@ -132,11 +132,11 @@ def test_no_credit_is_granted_while_nothing_is_consumed(router, registered):
 
 
 def test_hearts_beat_while_the_user_is_busy(router, registered):
-    receiver = registered(heartbeat_s=1.0)
+    receiver = registered(heartbeat_s=3.0)
     router.send()
     for message in receiver:
         assert message.type == "event"
-        for _ in range(6):  # longer than the service would wait; nothing is read meanwhile
+        for _ in range(5):  # longer than the service would wait; nothing is read meanwhile
             router.hear("heartbeat")
             router.say(Heartbeat())
         break
@@ -145,7 +145,7 @@ def test_hearts_beat_while_the_user_is_busy(router, registered):
 
 
 def test_heartbeats_of_the_service_keep_a_quiet_receiver_waiting(router, registered):
-    receiver = registered(heartbeat_s=1.0, timeout=1.5)
+    receiver = registered(heartbeat_s=3.0, timeout=3.5)
     stop = threading.Event()
 
     def beat():

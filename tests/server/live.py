@@ -17,16 +17,23 @@ from prenet4d_server import Service, Settings, load_settings
 
 FREE = "tcp://127.0.0.1:*"
 TIMEOUT_S = 60.0
+QUEUE = 1 << 16
+"""Messages that may wait for a listener: more than any test makes."""
 TOPICS = ("telemetry", "event", "acquisition_start", "acquisition_end")
 
 
 def settings(**sections: dict[str, Any] | float) -> Settings:
-    """Free ports everywhere, a small ring, nothing corrected, no page; ``sections`` change it."""
+    """Free ports everywhere, a small ring, nothing corrected, no page; ``sections`` change it.
+
+    Nothing is missed, and nobody is given up, because a loaded machine lets him wait.
+    """
     content: dict[str, Any] = {
         name: {"address": FREE} for name in ("source", "stream", "lossless", "control", "http")
     }
     content |= {"ring": {"size": 8 << 20}, "corrector": {"backend": "identity"}}
     content["http"]["enabled"] = False
+    content["stream"]["high_water"] = QUEUE
+    content["lossless"]["heartbeat_s"] = TIMEOUT_S
     for name, section in sections.items():
         both = isinstance(section, dict) and name in content
         content[name] = content[name] | section if both else section
@@ -37,7 +44,8 @@ def subscriber(service: Service, topics: str | tuple[str, ...], **options: Any) 
     """The only subscriber to these topics, and the service knows of it."""
     names = (topics,) if isinstance(topics, str) else topics
     until(lambda: not any(service._publisher._subscribed(name) for name in names))
-    made = Subscriber(service.endpoints["stream"], topics, **({"timeout": TIMEOUT_S} | options))
+    patient = {"timeout": TIMEOUT_S, "queue": QUEUE}
+    made = Subscriber(service.endpoints["stream"], topics, **(patient | options))
     made._open()
     until(lambda: all(service._publisher._subscribed(name) for name in names))
     return made

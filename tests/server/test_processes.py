@@ -11,6 +11,8 @@ import pytest
 
 from prenet4d_server.processes import Child, ChildFailed, free_addresses
 
+from .live import until
+
 
 def test_failure_is_told_with_the_last_words(tmp_path):
     script = "import sys; print('first', file=sys.stderr); sys.exit('no camera')"
@@ -22,8 +24,11 @@ def test_failure_is_told_with_the_last_words(tmp_path):
 
 
 def test_a_child_that_does_not_end_is_ended(tmp_path):
-    script = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)"
-    with Child("stubborn", "-c", script, log=tmp_path / "log") as child:
+    stubborn = tmp_path / "stubborn"
+    script = "import pathlib, signal, sys, time; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+    script += "pathlib.Path(sys.argv[1]).touch(); time.sleep(60)"
+    with Child("stubborn", "-c", script, str(stubborn), log=tmp_path / "log") as child:
+        until(stubborn.exists)
         with pytest.raises(ChildFailed, match=r"did not end within 0.5 s: it said nothing"):
             child.wait(timeout=0.5)
         child.stop(timeout=0.2)

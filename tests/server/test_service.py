@@ -1,7 +1,10 @@
 """The whole service over real sockets: bad input, overload, death and shutdown."""
 
+import contextlib
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -19,11 +22,11 @@ from prenet4d_client.messages import AcquisitionEnd, AcquisitionStart, FrameFlag
 from prenet4d_client.wire import encode
 from prenet4d_engines.batch import FrameFlag as EngineFrameFlag
 from prenet4d_server.errors import BindError, FileError, IngestDied
+from prenet4d_server.ingest.notices import Ended
 from prenet4d_server.service import Service
 from prenet4d_server.sockets import generate_keys, load_keys
 
 from .live import (
-    FREE,
     TIMEOUT_S,
     balanced,
     frames,
@@ -205,6 +208,37 @@ def test_counts_that_are_no_counts_are_refused_and_the_others_kept(service, list
     assert listener.indices() == [0, 3, 5, 4]
 
 
+def test_a_status_that_counts_frames_has_what_they_told(monkeypatch):
+    with Service(settings()) as service, sender(service) as source:
+        source.start(frame_shape=SHAPE, dtype="uint16", scan_shape=(2, 3))
+        until(lambda: service.status().acquisition is not None)
+
+        def slowly(_):  # while the status is being put together
+            source.send(frames(3))
+            until(lambda: service._pipeline.total.snapshot().corrected == 3)
+            return "1.0"
+
+        monkeypatch.setattr("prenet4d_server.service.version", slowly)
+        status = service.status()
+        assert status.ellipticity is not None or status.counters.corrected == 0
+        assert status.ellipticity is not None or status.acquisition.counters.corrected == 0
+
+
+@pytest.mark.parametrize("which", ["control", "lossless", "stream"])
+def test_who_sends_endlessly_much_is_cut_off_and_the_others_are_served(service, which):
+    kind = zmq.XSUB if which == "stream" else zmq.DEALER
+    with zmq.Context() as context, context.socket(kind) as endless:
+        endless.linger = 0
+        with endless.get_monitor_socket(zmq.EVENT_DISCONNECTED) as cut:
+            endless.connect(service.endpoints[which])
+            endless.send(b"\x02" * (16 << 20))
+            assert cut.poll(20_000)
+            endless.disable_monitor()
+    assert service.status().healthy
+    with ControlClient(service.endpoints["control"], timeout=TIMEOUT_S) as client:
+        assert client.status()["ready"]
+
+
 def test_a_detector_restarted_in_mid_scan_aborts_the_old_acquisition(service, listener):
     with raw_sender(service) as send:
         send(encode(START))
@@ -312,6 +346,7 @@ def test_full_ring_with_shed_drops_whole_frames_counts_and_says_them():
             seen = []
             while (message := receiver.receive()).type == "telemetry":
                 seen += message.indices.tolist()
+        listener.wait_for("acquisition_end")  # all events before it have come, too
         counters = message.counters
         assert balanced(counters)
         assert counters.received == n
@@ -347,6 +382,18 @@ def test_a_killed_ingest_process_is_replaced_and_its_scan_goes_on():
         assert balanced(settled(service))
 
 
+def test_a_file_whose_ingest_process_was_killed_is_played_anew(tmp_path):
+    np.save(tmp_path / "scan.npy", frames(30))
+    source = {"kind": "replay", "path": tmp_path / "scan.npy", "rate": 100, "repeat": 1000}
+    with Service(settings(source=source)) as replaying, listening(replaying) as listener:
+        listener.wait_for("telemetry")
+        os.kill(replaying._inlet.pid, signal.SIGKILL)
+        listener.wait_for_event("ingest_died")
+        until(lambda: replaying.status().source.ready)
+        assert replaying.status().source.restarts == 1
+        until(lambda: any(not end.aborted for end in listener.of("acquisition_end")))
+
+
 def test_an_acquisition_whose_ingest_process_died_ends_with_the_service():
     with Service(settings()) as service, listening(service) as listener:
         with raw_sender(service) as send:
@@ -378,22 +425,16 @@ sys.exit(serve(Settings.model_validate_json(sys.stdin.read())))
 
 @contextmanager
 def served(**sections):
-    """A service in a process of its own; its endpoints come from the control socket."""
-    probe = zmq.Context()
-    ports = {}
-    for name in ("source", "stream", "lossless", "control"):
-        socket = probe.socket(zmq.PULL)
-        socket.bind(FREE)
-        ports[name] = {"address": socket.getsockopt_string(zmq.LAST_ENDPOINT)}
-        socket.close()
-    probe.term()
+    """A service in a process of its own, whose log tells where it listens."""
     process = subprocess.Popen(
         [sys.executable, "-c", SERVE], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    process.stdin.write(settings(**(ports | sections)).model_dump_json())
+    process.stdin.write(settings(**sections).model_dump_json())
     process.stdin.close()
     try:
-        with ControlClient(ports["control"]["address"], timeout=30) as client:
+        ready = next(line for line in process.stderr if "Ready." in line)
+        control = re.search(r"control (tcp://[\d.:]+)", ready)[1]
+        with ControlClient(control, timeout=TIMEOUT_S) as client:
             yield process, client.status()["endpoints"]
     finally:
         process.kill()
@@ -450,6 +491,43 @@ def test_draining_is_bounded_and_what_is_given_up_is_counted():
         assert listener
 
 
+def has_told_its_end(inlet, name):
+    """Whether the ingest process has told the acquisition's end, read by now or not."""
+    with (
+        socket.socket(fileno=os.dup(inlet._pipe.fileno())) as pipe,
+        contextlib.suppress(BlockingIOError),
+    ):
+        _, ended, after = pipe.recv(1 << 16, socket.MSG_PEEK | socket.MSG_DONTWAIT).rpartition(
+            b"Ended"
+        )
+        if ended and name.encode() in after:
+            return True
+    return any(isinstance(mark, Ended) and mark.acquisition_id == name for mark in inlet.marks)
+
+
+def test_an_acquisition_that_is_given_up_before_it_was_begun_is_told_of_from_start_to_end():
+    stuck = settings(drain_s=0.2, batch={"size": 4}, lossless={"max_lag_s": 100})
+    names = []
+    with Service(stuck) as service, listening(service) as listener:
+        receiver = LosslessReceiver(
+            service.endpoints["lossless"], name="stuck", topics="telemetry", credit=1,
+            timeout=TIMEOUT_S,
+        )  # fmt: skip
+        with receiver, sender(service) as source:
+            for n in (1000, 40):
+                names.append(source.start(frame_shape=SHAPE, dtype="uint16", expected_frames=n))
+                source.send(frames(n))
+                source.end()
+            until(lambda: has_told_its_end(service._inlet, names[1]))
+            service.close()
+        listener.wait_for("acquisition_end", 2)
+        ends = listener.of("acquisition_end")
+    assert [start.acquisition_id for start in listener.of("acquisition_start")] == names
+    assert [end.acquisition_id for end in ends] == names
+    assert [end.counters.received for end in ends] == [1000, 40]
+    assert all(balanced(end.counters) and end.counters.in_flight == 0 for end in ends)
+
+
 def test_the_ingest_process_ends_with_a_main_process_that_is_killed():
     with served() as (process, _):
         (child,) = psutil.Process(process.pid).children()
@@ -464,7 +542,8 @@ def test_with_keys_only_who_knows_the_public_one_gets_in(tmp_path):
         stranger = ControlClient(service.endpoints["control"], timeout=0.5)
         with stranger, pytest.raises(NoAnswer):
             stranger.status()
-        with ControlClient(service.endpoints["control"], server_key=public) as client:
+        control = service.endpoints["control"]
+        with ControlClient(control, timeout=TIMEOUT_S, server_key=public) as client:
             assert client.status()["ready"]
         with subscriber(service, "telemetry", server_key=public) as stream:
             with sender(service, server_key=public) as source:
@@ -485,8 +564,7 @@ def test_memory_stays_flat():
                     for i in range(0, 2000, 50):
                         source.send(frames(50, (32, 32)), range(i, i + 50))
                     source.end()
-                ends = len(listener.of("acquisition_end"))
-                until(lambda ends=ends: settled(service).received and ends >= 0)
+                listener.wait_for("acquisition_end")
                 listener.messages.clear()
 
         run_scans(3)

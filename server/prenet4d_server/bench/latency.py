@@ -23,8 +23,6 @@ from prenet4d_server.monitoring.meters import WINDOW
 from prenet4d_server.processes import Child, ChildFailed, RunningService
 
 LOADS = (0.5, 0.8, 0.95)
-GOAL_MS, GOAL_LOAD = 10.0, 0.8
-"""The 99th percentile that is wanted on a GPU, and the load at which it is."""
 _SILENCE_S = 120.0
 _QUEUE = 1 << 16
 """Messages that may wait for us: none is to be missed."""

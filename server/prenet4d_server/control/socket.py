@@ -33,6 +33,11 @@ class Later:
     answer: Callable[[], Answer]
     """Called then, on the control thread."""
 
+    def result(self) -> Answer:
+        """The answer, once it is done; raises CommandFailed where it failed."""
+        self.done.result()
+        return self.answer()
+
 
 Command: TypeAlias = Callable[[dict[str, Any]], Answer | Later]
 
@@ -74,6 +79,7 @@ class Control:
         self._socket = context.socket(zmq.ROUTER)
         try:
             protect(self._socket, keys)
+            self._socket.maxmsgsize = 4 * _MAX_BYTES  # what is larger is not even received
             self.address = bind(self._socket, address, "control.address")
         except BaseException:
             self._socket.close(0)
@@ -133,16 +139,24 @@ class Control:
             log.warning("A control request cannot be read: %s", error)
             self._reply(asker, self._refusal(0, str(error)), {})
             return
-        sequence = request.sequence
+        self._settle(asker, request.sequence, lambda: self._carry_out(request, parts))
+
+    def _settle(self, asker: bytes, sequence: int, work: Callable[[], Answer | Later]) -> None:
+        """Reply with what comes of some work, or have it done later."""
         try:
-            answer = self._carry_out(request, parts)
+            answer = work()
         except CommandFailed as error:
             self._reply(asker, self._refusal(sequence, str(error)), {})
-            return
-        if isinstance(answer, Later):
-            answer.done.add_done_callback(lambda _: self._is_due(asker, sequence, answer))
+        except Exception:
+            # A fault in one command must not leave a running scan without all of them.
+            log.exception("A command failed by a fault in the program.")
+            why = "The service failed at this command, and goes on; its log says why."
+            self._reply(asker, self._refusal(sequence, why), {})
         else:
-            self._reply(asker, self._success(sequence, answer), answer[1])
+            if isinstance(answer, Later):
+                answer.done.add_done_callback(lambda _: self._is_due(asker, sequence, answer))
+            else:
+                self._reply(asker, self._success(sequence, answer), answer[1])
 
     def _carry_out(self, request: Header, parts: list[zmq.Frame]) -> Answer | Later:
         """Carry out what is asked, or begin to.
@@ -175,13 +189,7 @@ class Control:
         os.eventfd_read(self._due)
         while self._late:
             asker, sequence, later = self._late.popleft()
-            try:
-                later.done.result()
-                answer = later.answer()
-            except CommandFailed as error:
-                self._reply(asker, self._refusal(sequence, str(error)), {})
-            else:
-                self._reply(asker, self._success(sequence, answer), answer[1])
+            self._settle(asker, sequence, later.result)
 
     def _may_command(self, part: zmq.Frame) -> bool:
         return self._operators is None or part.get("User-Id") in self._operators

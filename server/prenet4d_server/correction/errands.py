@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import threading
@@ -12,6 +13,7 @@ from typing import Any, TypeVar
 from prenet4d_engines.errors import EngineError
 from prenet4d_server.errors import CommandFailed
 
+log = logging.getLogger(__name__)
 TIMEOUT_S = 4.0
 T = TypeVar("T")
 
@@ -67,6 +69,11 @@ class Errands:
                     answer.set_result(errand())
                 except (CommandFailed, EngineError) as error:
                     answer.set_exception(CommandFailed(str(error)))
+                except Exception:
+                    # What somebody asks for between two batches must not end the scan.
+                    log.exception("A command failed by a fault in the program.")
+                    why = "The service failed at this command, and goes on; its log says why."
+                    answer.set_exception(CommandFailed(why))
 
     def close(self) -> None:
         """Refuse what waits and what comes from now on."""

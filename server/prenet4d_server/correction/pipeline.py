@@ -103,9 +103,8 @@ class Pipeline:
         """How long it has waited in vain for anything to come; not while it is busy or held."""
         return self._looked - self._came
 
-    def counters(self) -> Counters | None:
-        """The running acquisition's; ``None`` between acquisitions."""
-        started = self.view.started
+    def counters(self, started: Started | None) -> Counters | None:
+        """Of the acquisition that a view shows; ``None`` where it is over, or there is none."""
         ledger = self._ledgers.get(started.acquisition_id) if started is not None else None
         return None if ledger is None else ledger.snapshot()
 
@@ -193,6 +192,7 @@ class Pipeline:
     # --- the data's way --------------------------------------------------------------------------
 
     def _begin(self, started: Started) -> None:
+        self._ledgers[started.acquisition_id]  # made now: who sees the acquisition looks for it
         self.view = View(started)
         self.maps.begin(started)
         try:
@@ -231,6 +231,7 @@ class Pipeline:
         self._publish_mean(ended.acquisition_id)
         self.maps.end()
         counters = self._ledgers.pop(ended.acquisition_id, Ledger()).snapshot()
+        self.view = replace(self.view, started=None)
         self._publisher.publish(outgoing.acquisition_end(ended, counters))
         how = f"was aborted: {ended.reason}" if ended.aborted else "ended"
         self._publisher.event(
@@ -240,7 +241,6 @@ class Pipeline:
             f"corrected, {counters.rejected} rejected, {counters.shed} shed.",
             ended.acquisition_id,
         )
-        self.view = replace(self.view, started=None)
 
     def _process(self, batch: Batch) -> None:
         self._under_way.append((batch, time.monotonic()))
@@ -269,12 +269,11 @@ class Pipeline:
         finally:
             self._batcher.release(batch)
         done = time.monotonic()
-        # Before its frames are counted: who reads that they are done finds what they told.
         self._see(result, started)
-        ledger.correct(n)
         self._meters.done(n)
         self._meters.latency("queue", taken - shown.arrived)
         self._meters.latency("compute", np.full(n, done - taken))
+        ledger.correct(n)  # last: who reads that they are done finds what they told
         self._results.publish(shown, backlog=self.backlog, counters=ledger.snapshot())
         if self._results.mean_is_due():
             self._publish_mean(started.acquisition_id)
@@ -345,7 +344,7 @@ class Pipeline:
                     lost += len(came)
                     self._ledgers[came.acquisition.acquisition_id].shed(len(came))
                 case Started():
-                    self.view = View(came)
+                    self._begin(came)
                 case Ended():
                     self._end(came)
         self._publisher.event(

@@ -30,7 +30,7 @@ from prenet4d_server.ingest.notices import (
     Started,
     unpack,
 )
-from prenet4d_server.ingest.ring import RingReader, wait_readable
+from prenet4d_server.ingest.ring import Layout, RingReader, wait_readable
 
 START_TIMEOUT_S = 60.0
 RESTART_PAUSE_S = 2.0
@@ -69,11 +69,14 @@ class Inlet:
         self._started_at = 0.0
         self._running: Started | None = None
         """The acquisition that the process has last begun and not ended."""
+        self._layout: Layout | None = None
+        """How the process divides the ring; those who read it may not have come to that yet."""
 
     @property
     def pid(self) -> int | None:
-        """The process's id, while it lives."""
-        return None if self._process is None else self._process.pid
+        """The process's id, while it lives; for any thread."""
+        process = self._process
+        return None if process is None else process.pid
 
     def open(self) -> None:
         """Start the process and wait until its source is open.
@@ -146,16 +149,15 @@ class Inlet:
         self.ready = False
         self._failure = None
         self._pipe = Connection(ours.detach())
-        running = self._running
-        layout = self.ring.layout if running is None else running.layout
-        told = Introduction(self._settings, handle, layout, running)
+        told = Introduction(self._settings, handle, self._layout, self._running)
         with contextlib.suppress(OSError):  # it died at once: the pipe will say so
             self._pipe.send_bytes(told.pack())
 
     def _keep_address(self) -> None:
         """Have a process that is started again listen where the first one did."""
-        source = self._settings.source.model_copy(update={"address": self.address})
-        self._settings = self._settings.model_copy(update={"source": source})
+        if self._settings.source.kind == "native":  # the others' address is not ours to choose
+            source = self._settings.source.model_copy(update={"address": self.address})
+            self._settings = self._settings.model_copy(update={"source": source})
 
     def _read(self) -> None:
         while self._pipe is not None:
@@ -177,7 +179,7 @@ class Inlet:
             case Failed():
                 self._failure = notice
             case Started():
-                self._running = notice
+                self._running, self._layout = notice, notice.layout
                 self.marks.append(notice)
             case Ended():
                 self._running = None

@@ -21,7 +21,7 @@ class Introduction:
     """The service's."""
     ring: RingHandle
     layout: Layout | None
-    """How the ring is divided; ``None``: not yet."""
+    """How the last one divided the ring; ``None``: not yet."""
     running: Started | None
     """The acquisition that another ingest process had begun when it died."""
 

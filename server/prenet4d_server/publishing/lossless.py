@@ -48,7 +48,7 @@ class _Receiver:
     credit: int
     heard: float
     pending: deque[tuple[float, Parts]] = field(default_factory=deque)
-    """What finds no credit: when it was made, in seconds since the epoch, and the message."""
+    """What finds no credit: when it was made, on the monotonic clock, and the message."""
     waiting_since: float = 0.0
 
 
@@ -66,6 +66,7 @@ class Receivers:
         self._socket = socket
         socket.router_mandatory = True
         socket.sndhwm = _HIGH_WATER
+        socket.maxmsgsize = 4 * _MAX_BYTES  # what is larger is not even received
         self._settings = settings
         self._stamp = stamp
         self._receivers: dict[bytes, _Receiver] = {}
@@ -85,7 +86,7 @@ class Receivers:
     @property
     def behind_s(self) -> dict[str, float]:
         """How old the oldest message is that waits for each receiver's credit, in seconds."""
-        now = time.time()
+        now = time.monotonic()
         behind = dict.fromkeys(self.names, 0.0)
         for receiver in self._receivers.values():
             if receiver.pending:
@@ -109,6 +110,7 @@ class Receivers:
             self._start = parts
         elif isinstance(header, AcquisitionEnd):
             self._start = None
+        made = time.monotonic() - (time.time() - header.time)
         for identity, receiver in list(self._receivers.items()):
             if header.type in receiver.topics:
                 if self._settings.on_lag == "drop" and receiver.credit == 0:
@@ -116,7 +118,7 @@ class Receivers:
                     continue
                 if not receiver.pending:
                     receiver.waiting_since = time.monotonic()
-                receiver.pending.append((header.time, parts))
+                receiver.pending.append((made, parts))
                 self._serve(identity)
 
     def listen(self) -> None:
@@ -201,7 +203,7 @@ class Receivers:
         self._say("info", "receiver_registered", f"Receiver {said.name!r} registered.")
         if self._start is not None and AcquisitionStart.model_fields["type"].default in said.topics:
             receiver.waiting_since = time.monotonic()
-            receiver.pending.append((time.time(), self._start))
+            receiver.pending.append((receiver.waiting_since, self._start))
             self._serve(identity)
 
     def _serve(self, identity: bytes) -> None:

@@ -31,6 +31,8 @@ QUEUE = 4
 TICK_MS = 100
 LINGER_MS = 1000
 RECENT_EVENTS = 50
+_MAX_SUBSCRIPTION = 1 << 12
+"""Bytes; no topic is as long. Who sends more is cut off."""
 log = logging.getLogger(__name__)
 
 
@@ -62,6 +64,7 @@ class Publisher:
             self._stream = context.socket(zmq.XPUB)
             undo.callback(self._stream.close, 0)
             self._stream.sndhwm = stream.high_water
+            self._stream.maxmsgsize = _MAX_SUBSCRIPTION
             protect(self._stream, keys)
             self.stream_address = bind(self._stream, stream.address, "stream.address")
             router = context.socket(zmq.ROUTER)
@@ -178,7 +181,7 @@ class Publisher:
     def _finished(self) -> bool:
         if self._closing_at is None:
             return False
-        idle = not self._queue and not self._receivers.holding
+        idle = not (self._queue or self._announced or self._receivers.holding)
         return idle or time.monotonic() > self._closing_at
 
     def _send_next(self) -> None:

@@ -130,7 +130,8 @@ class DectrisSource(ZmqSource):
         if not all(8 <= size <= 8192 for size in shape):
             events.add_error(
                 BadStart(
-                    f"Series {said.series} announces frames of {shape[0]} × {shape[1]} pixels; "
+                    f"Series {said.series} announces frames of {text(shape[0])} × "
+                    f"{text(shape[1])} pixels; "
                     "each side must have 8 to 8192."
                 )
             )
@@ -167,14 +168,24 @@ def scalars(fields: Mapping[Any, Any]) -> dict[str, Scalar]:
             kept[text(key)] = value.isoformat()
         elif isinstance(value, str):
             kept[text(key)] = text(value)
-        elif isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63):
+        elif isinstance(value, float) or _fits_64_bits(value):
             kept[text(key)] = value
     return kept
 
 
 def text(value: object) -> str:
-    """The value as text of bounded length that any receiver can decode."""
+    """The value as text of bounded length that any receiver can decode.
+
+    CBOR has numbers that Python refuses to write out, and lists that hold each other so often that
+    it would do so for ever: of anything but single values, the type is all that is said.
+    """
+    if not (value is None or isinstance(value, str | float) or _fits_64_bits(value)):
+        value = type(value).__name__
     return str(value)[:_MAX_TEXT].encode("utf-8", "replace").decode()
+
+
+def _fits_64_bits(value: object) -> bool:
+    return isinstance(value, int) and abs(value) < 2**63
 
 
 def positive(value: object) -> int | None:
@@ -198,7 +209,7 @@ def sides(x: object, y: object) -> tuple[int, int] | None:
     if x is None or y is None:
         return None
     if not (isinstance(x, int) and isinstance(y, int)):
-        raise BadStart(f"The start announces frames of {x!r} × {y!r} pixels.")
+        raise BadStart(f"The start announces frames of {text(x)!r} × {text(y)!r} pixels.")
     return y, x
 
 

@@ -45,6 +45,8 @@ TYPED_ARRAYS: dict[int, np.dtype[Any]] = {
     85: np.dtype("<f4"),
 }
 
+_MAX = 1 << 31
+"""No side of an image and no element of it is as large."""
 _COLUMN_MAJOR = {ROW_MAJOR: False, COLUMN_MAJOR: True}
 _CODECS: dict[str, Codec] = {"bslz4": "bslz4", "lz4": "lz4-h5"}
 _IMAGE = b"dtypeeimage"
@@ -102,7 +104,7 @@ class DectrisV2Source(DectrisSource):
         elif kind == "end":
             self._finish(_series(message), events)
         else:
-            raise BadMessage(f"Stream V2 has no message type {kind!r:.40}.")
+            raise BadMessage(f"Stream V2 has no message type {text(kind)!r:.40}.")
 
     def _read_image(self, message: Mapping[str, Any], events: EventList) -> None:
         index, data = message.get("image_id"), message.get("data")
@@ -122,7 +124,7 @@ class DectrisV2Source(DectrisSource):
             raise BadStart(self._no_channel(channels))
         dtype = message.get("image_dtype")
         if dtype is not None and _dtype_name(dtype) not in FRAME_TYPES:
-            raise BadStart(f"Images of type {dtype!r:.40} are not supported.")
+            raise BadStart(f"Images of type {text(dtype)!r:.40} are not supported.")
         # What is said for each channel is, in the metadata, said for the chosen one.
         fields = {
             key: value.get(channel) if isinstance(value, dict) else value
@@ -151,7 +153,7 @@ class DectrisV2Source(DectrisSource):
     def _no_channel(self, channels: Sequence[Any] | Mapping[Any, Any]) -> str:
         return (
             f"There is no channel {self._channel!r}; the detector sends "
-            f"{', '.join(map(str, channels)) or 'none'}."
+            f"{', '.join(map(text, channels)) or 'none'}."
         )
 
 
@@ -175,7 +177,9 @@ def _read_array(value: Any) -> EncodedFrame:
         dtype, content = TYPED_ARRAYS[typed.tag], typed.value
     except (AttributeError, KeyError, TypeError, ValueError):
         height = width = dtype = None
-    if type(height) is not int or type(width) is not int or dtype is None:
+    if dtype is None or not all(
+        type(side) is int and 0 <= side <= _MAX for side in (height, width)
+    ):
         raise CorruptFrame("The data are no two-dimensional array of a supported type.")
     codec: Codec = "none"
     element_size = 1
@@ -185,7 +189,9 @@ def _read_array(value: Any) -> EncodedFrame:
             codec = _CODECS[algorithm]
         except (KeyError, TypeError, ValueError):
             raise CorruptFrame("The data are compressed in a way that is not supported.") from None
-    if not isinstance(content, bytes) or not isinstance(element_size, int):
+    if type(element_size) is not int or not 0 <= element_size <= _MAX:
+        raise CorruptFrame("The compressed data do not say the size of their elements.")
+    if not isinstance(content, bytes):
         raise CorruptFrame("The data are neither bytes nor compressed bytes.")
     return EncodedFrame(content, codec, element_size, (height, width), dtype, column_major)
 
@@ -198,4 +204,4 @@ def _read_mask(value: Any) -> EncodedFrame:
 
 
 def _dtype_name(said: object) -> str:
-    return str(said).removesuffix("le").removesuffix("be")
+    return text(said).removesuffix("le").removesuffix("be")

@@ -112,7 +112,7 @@ class EventList:
             IndexOutsideScan: ``index`` cannot be one.
         """
         if not 0 <= index <= _MAX_INDEX:
-            raise IndexOutsideScan(f"{index} cannot be the number of a frame.")
+            raise IndexOutsideScan("A frame's number is below 0, or has more than 63 bits.")
         if series != self._series:
             self._close_block()
             self._series = series

@@ -175,12 +175,12 @@ def _announced_frames(parts: Sequence[Buffer]) -> int:
     """How many frames a message that cannot be used would have brought."""
     if bytes(parts[0][:16]) != b"frames":
         return 0
+    if len(parts) < 2 or len(parts[1]) > wire.MAX_HEADER_BYTES:
+        return 1
     try:
         match msgpack.unpackb(parts[1], raw=False):
-            case {"arrays": [{"shape": [int(count), *_]}, *_]} if (
-                0 < count <= wire.MAX_HEADER_BYTES
-            ):
+            case {"arrays": [{"shape": [int(count), *_]}, *_]} if 0 < count <= _MAX_FRAMES:
                 return count
-    except (IndexError, ValueError, TypeError, msgpack.UnpackException, RecursionError):
+    except (ValueError, TypeError, msgpack.UnpackException, RecursionError):
         pass
     return 1

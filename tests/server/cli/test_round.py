@@ -9,7 +9,10 @@ import hdf5plugin  # noqa: F401 # lets h5py read what is compressed
 import numpy as np
 import pytest
 
+from prenet4d_client import FrameSender
 from prenet4d_server.processes import Child, RunningService
+
+from ..live import TIMEOUT_S, until
 
 SCAN = (6, 8)
 
@@ -44,6 +47,15 @@ def recorder(service, file, *more):
     return Child.command("recorder", *arguments, log=file.with_suffix(".log"))
 
 
+def is_complete(file):
+    """Whether a recording is closed, and holds its scan to the regular end."""
+    try:
+        with h5py.File(file) as recorded:
+            return bool(recorded["prenet4d"].attrs["complete"])
+    except (OSError, KeyError):  # it is not there yet, or being written
+        return False
+
+
 @pytest.mark.parametrize("service", ["dectris2", "dectris1", "native"], indirect=True)
 def test_scan_goes_through_and_is_recorded(service, frames, tmp_path, request):
     kind = request.node.callspec.params["service"]
@@ -55,7 +67,7 @@ def test_scan_goes_through_and_is_recorded(service, frames, tmp_path, request):
             *("--scan", f"{SCAN[0]}x{SCAN[1]}"),
         )
         assert sent.returncode == 0, sent.stderr
-        recording.wait(timeout=30)
+        recording.wait(timeout=TIMEOUT_S)
     with h5py.File(file) as recorded:
         stored = recorded["Experiments/aligned/data"][:]
     np.testing.assert_array_equal(stored.reshape(-1, 32, 32), np.load(frames))
@@ -83,20 +95,30 @@ def test_replay_is_watched_and_the_recorder_closes_its_file_when_interrupted(
     once = Child.command(
         "once", "watch", "--once", "--stream", service.stream, log=tmp_path / "once"
     )
-    with watching, once, recorder(service, file) as recording:
-        service.wait_for_receivers(1)
-        sent = prenet4d("replay", frames, "--to", service.detector, "--scan", "6x8", "--rate", "40")
-        assert sent.returncode == 0, sent.stderr
-        once.wait(timeout=20)
-        recording.stop()
-        assert recording.process.returncode == 0
+    with watching, once:
+        with FrameSender(service.detector, timeout=TIMEOUT_S) as source:
+
+            def both_watch():
+                """Whoever listens has been shown a scan; who came too late sees the next one."""
+                source.start(frame_shape=(32, 32), dtype="uint16", scan_shape=SCAN)
+                source.send(np.load(frames)[:1])
+                source.end()
+                return once.process.poll() == 0 and "acquisition ended" in log.read_text()
+
+            until(both_watch)
+        with recorder(service, file) as recording:
+            service.wait_for_receivers(1)
+            replay = ("replay", frames, "--to", service.detector, "--scan", "6x8", "--rate", "40")
+            sent = prenet4d(*replay)
+            assert sent.returncode == 0, sent.stderr
+            until(lambda: is_complete(file))
+            recording.stop()
+            assert recording.process.returncode == 0
+        until(lambda: "48/48 frames" in log.read_text())
         watching.stop()
     lines = log.read_text().splitlines()
-    assert any("48/48 frames" in line for line in lines)
     assert once.log.read_text().count("/48 frames") == 1
     assert any("info: The acquisition ended" in line for line in lines)
-    with h5py.File(file) as recorded:
-        assert recorded["prenet4d"].attrs["complete"]
 
 
 @pytest.mark.parametrize("service", ["native"], indirect=True)
@@ -105,6 +127,7 @@ def test_operator_commands_reach_the_service(service, frames, tmp_path):
     assert refused.returncode == 1
     assert "No acquisition has begun yet" in refused.stderr
     assert prenet4d("replay", frames, "--to", service.detector).returncode == 0
+    until(lambda: service.status()["counters"]["corrected"] == SCAN[0] * SCAN[1])
     for command in ("freeze", "unfreeze", "recalibrate"):
         assert prenet4d(command, "--control", service.control).returncode == 0
     file = tmp_path / "today.json"

@@ -14,7 +14,7 @@ from prenet4d_server.control.socket import Control, Later
 from prenet4d_server.errors import CommandFailed
 from prenet4d_server.service import Service
 
-from ..live import FREE, frames, listening, sender, settings, until
+from ..live import FREE, TIMEOUT_S, frames, listening, sender, settings, until
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +25,12 @@ def service():
 
 @pytest.fixture
 def client(service):
-    with ControlClient(service.endpoints["control"], timeout=20) as connected:
-        yield connected
+    with connected(service) as made:
+        yield made
+
+
+def connected(service):
+    return ControlClient(service.endpoints["control"], timeout=TIMEOUT_S)
 
 
 def exchange(service, parts):
@@ -59,7 +63,7 @@ def test_nonsense_is_answered_and_harms_nothing(service, client, parts):
 
 
 def test_what_needs_an_acquisition_is_refused_before_the_first():
-    with Service(settings()) as fresh, ControlClient(fresh.endpoints["control"]) as client:
+    with Service(settings()) as fresh, connected(fresh) as client:
         for command in (client.freeze, client.unfreeze, client.recalibrate):
             with pytest.raises(CommandRefused, match="No acquisition has begun"):
                 command()
@@ -70,7 +74,7 @@ def test_a_calibration_can_be_loaded_before_the_first_acquisition_and_a_bad_one_
     calibration = {
         "ratio": 1.05, "theta": 0.3, "frame_shape": [16, 24], "reference_center": [7.5, 11.5],
     }  # fmt: skip
-    with Service(settings()) as fresh, ControlClient(fresh.endpoints["control"]) as client:
+    with Service(settings()) as fresh, connected(fresh) as client:
         client.load_calibration(calibration)
         assert client.save_calibration()["ratio"] == 1.05
         with pytest.raises(CommandRefused, match="ratio"):
@@ -94,6 +98,29 @@ def test_commands_are_carried_out_between_batches(service, client):
         listener.wait_for("acquisition_end")
 
 
+def test_a_fault_in_one_command_is_told_and_the_others_go_on(caplog):
+    def broken(_=None):
+        raise ValueError("a fault in the program")
+
+    done: Future[None] = Future()
+    done.set_result(None)
+    commands = {
+        "freeze": broken,
+        "unfreeze": lambda _: Later(done, broken),
+        "status": lambda _: ({"what": "goes on"}, {}),
+    }
+    with zmq.Context() as context:
+        control = Control(FREE, publisher="life", context=context)
+        control.start(commands)
+        with ControlClient(control.address, timeout=TIMEOUT_S) as client:
+            for command in (client.freeze, client.unfreeze):
+                with pytest.raises(CommandRefused, match="its log says why"):
+                    command()
+            assert client.status() == {"what": "goes on"}
+        control.close()
+    assert caplog.text.count("ValueError: a fault in the program") == 2
+
+
 def test_others_are_answered_while_a_command_takes_its_time():
     begun: Future[None] = Future()
     failing: Future[None] = Future()
@@ -107,7 +134,8 @@ def test_others_are_answered_while_a_command_takes_its_time():
     with zmq.Context() as context:
         control = Control(FREE, publisher="life", context=context)
         control.start(commands)
-        with context.socket(zmq.DEALER) as patient, ControlClient(control.address) as client:
+        asking = ControlClient(control.address, timeout=TIMEOUT_S)
+        with context.socket(zmq.DEALER) as patient, asking as client:
             patient.linger = 0
             patient.connect(control.address)
             for number, command in enumerate(("slow", "failing", "never")):

@@ -1,9 +1,13 @@
 """The batcher, fed by a real ingest process: batches are full or late, and never mixed."""
 
+import os
+import signal
+import socket
 import time
 from contextlib import contextmanager
 
 import numpy as np
+import psutil
 import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
@@ -14,8 +18,9 @@ from prenet4d_server.config import BatchSettings
 from prenet4d_server.correction.batcher import Batch, Batcher
 from prenet4d_server.ingest.inlet import Inlet
 from prenet4d_server.ingest.notices import Ended, Started
+from prenet4d_server.ingest.ring import wait_readable
 
-from ..live import frames, settings
+from ..live import TIMEOUT_S, frames, settings, until
 
 
 @contextmanager
@@ -25,7 +30,7 @@ def line(**options):
     inlet = Inlet(settings(**options), remarks.append)
     try:
         inlet.open()
-        with FrameSender(inlet.address) as sender:
+        with FrameSender(inlet.address, timeout=TIMEOUT_S) as sender:
             yield inlet, sender, remarks
     finally:
         inlet.close()
@@ -39,7 +44,7 @@ def shared_line():
 
 def everything(batcher, acquisitions):
     """What comes until so many acquisitions have ended, with the batches' frames copied."""
-    came, ended, deadline = [], 0, time.monotonic() + 20
+    came, ended, deadline = [], 0, time.monotonic() + TIMEOUT_S
     while ended < acquisitions:
         assert time.monotonic() < deadline
         item = batcher.next(0.5)
@@ -96,14 +101,13 @@ def test_a_batch_that_is_not_full_closes_when_its_oldest_frame_has_waited():
         batcher = Batcher(inlet, BatchSettings(size=100, max_delay_ms=300))
         sender.start(frame_shape=(8, 8), dtype="uint16", expected_frames=200)
         sender.send(frames(3, (8, 8)))
-        assert isinstance(batcher.next(10), Started)
-        assert batcher.next(0.0) is None
-        batch = batcher.next(10)
+        assert isinstance(batcher.next(TIMEOUT_S), Started)
+        batch = batcher.next(TIMEOUT_S)
         assert batch.indices.tolist() == [0, 1, 2]
         assert time.monotonic() - batch.slots.arrived[0] >= 0.3
         batcher.release(batch)
         sender.send(frames(150, (8, 8)), range(10, 160))
-        assert len(batcher.next(10)) == 100
+        assert len(batcher.next(TIMEOUT_S)) == 100
 
 
 def test_a_hurried_batch_does_not_wait():
@@ -111,11 +115,41 @@ def test_a_hurried_batch_does_not_wait():
         batcher = Batcher(inlet, BatchSettings(size=100, max_delay_ms=60_000))
         sender.start(frame_shape=(8, 8), dtype="uint16", expected_frames=200)
         sender.send(frames(3, (8, 8)))
-        assert isinstance(batcher.next(10), Started)
+        assert isinstance(batcher.next(TIMEOUT_S), Started)
         batch = None
         while batch is None:
             batch = batcher.next(1, hurry=True)
         assert len(batch) == 3
+
+
+def test_what_a_killed_process_left_in_the_ring_is_not_written_over_by_the_next():
+    """Its last acquisition's frames lie in the ring otherwise than those that were read before."""
+    with line(ring={"size": 1 << 20}) as (inlet, sender, _):
+
+        def send(n, shape):
+            sender.start(frame_shape=shape, dtype="uint16", expected_frames=n)
+            sender.send(frames(n, shape))
+            sender.end()
+
+        def told():
+            with socket.socket(fileno=os.dup(inlet._pipe.fileno())) as pipe:
+                return pipe.recv(1 << 16, socket.MSG_PEEK)
+
+        batcher = Batcher(inlet, BatchSettings(size=64, max_delay_ms=0))
+        send(10, (8, 8))
+        assert len(everything(batcher, 1)) > 1
+        send(400, (16, 16))
+        until(lambda: b"Ended" in told())  # and nobody has read it yet
+        os.kill(inlet.pid, signal.SIGKILL)
+        until(lambda: psutil.Process(inlet.pid).status() == psutil.STATUS_ZOMBIE)
+        until(lambda: inlet.update() or (inlet.restarts == 1 and inlet.ready))
+        send(10, (8, 8))
+        wait_readable([inlet.ring.committed_fd], 0.5)
+        _, *batches, ended, started = everything(batcher, 2)[:-2]
+        assert (type(ended), type(started)) == (Ended, Started)
+        for _, numbers, pixels in batches:
+            assert (pixels == numbers[:, None, None]).all()
+        assert sum(len(numbers) for _, numbers, _ in batches) == 400
 
 
 def test_a_start_reaches_the_batcher_with_all_that_was_said():
@@ -127,7 +161,7 @@ def test_a_start_reaches_the_batcher_with_all_that_was_said():
             frame_shape=(9, 11), dtype="uint32", scan_shape=(2, 5), pixel_mask=mask, gain=2.5,
             saturation_value=4095, detector="toy", metadata={"tilt": 1.5, "user": "me"},
         )  # fmt: skip
-        started = batcher.next(10)
+        started = batcher.next(TIMEOUT_S)
         assert started.acquisition_id == name
         assert (started.frame_shape, started.dtype, started.scan_shape) == (
             (9, 11),

@@ -42,6 +42,13 @@ def test_one_that_fails_tells_why_and_stops_nothing(errands):
     assert errands.call(lambda: 1) == 1
 
 
+def test_a_fault_in_one_is_told_and_stops_nothing(errands, caplog):
+    with pytest.raises(CommandFailed, match="its log says why"):
+        errands.call(lambda: [][0])
+    assert errands.call(lambda: 1) == 1
+    assert "IndexError" in caplog.text
+
+
 def test_one_that_nobody_does_in_time_is_given_up_and_never_done():
     errands, done = Errands(), []
     with pytest.raises(CommandFailed, match="busy"):

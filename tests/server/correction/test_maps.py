@@ -24,6 +24,13 @@ def service():
         yield made
 
 
+@pytest.fixture(autouse=True)
+def _alone(service):
+    """The next test finds no acquisition of this one's, however slowly its end is taken in."""
+    yield
+    until(lambda: service.status().acquisition is None)
+
+
 def control(service):
     return ControlClient(service.endpoints["control"], timeout=TIMEOUT_S)
 
@@ -52,7 +59,7 @@ def until_filled(maps, n=N):
 
 def corrected(service, n):
     """The running acquisition has had so many frames corrected."""
-    until(lambda: (counters := service._pipeline.counters()) and counters.corrected == n)
+    until(lambda: (now := service.status().acquisition) and now.counters.corrected == n)
 
 
 def ended(service, source):

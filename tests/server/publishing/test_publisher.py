@@ -35,7 +35,7 @@ def publishing(stream=None, **lossless):
     context = zmq.Context()
     publisher = Publisher(
         StreamSettings(address=FREE, **(stream or {})),
-        LosslessSettings(address=FREE, **lossless),
+        LosslessSettings(address=FREE, **({"heartbeat_s": TIMEOUT_S} | lossless)),
         context=context,
     )
     try:
@@ -110,19 +110,17 @@ def test_a_slow_subscriber_never_holds_anything_back_and_sees_its_gap():
     side, count = 256, 200
     with (
         publishing(stream={"high_water": 1}) as publisher,
-        Subscriber(publisher.stream_address, "corrected", timeout=2, queue=1) as stream,
+        Subscriber(publisher.stream_address, "corrected", timeout=TIMEOUT_S, queue=1) as stream,
     ):
         until(lambda: publisher.wants("corrected"))
         sent = threading.Event()
         for number in range(count):
             publisher.publish(batch(number, 8, side), on_sent=sent.set)
             assert sent.wait(TIMEOUT_S)
-        first = stream.receive()
-        seen = [first.batch]
-        while seen[-1] < count - 1 and stream.missed == 0:
+        while stream.missed == 0:  # until one finds room again
             publisher.publish(batch(count, 1))
-            seen.append(stream.receive().batch)
-        assert stream.missed > 0
+            while stream._socket.poll(20):
+                stream.receive()
 
 
 def test_a_receiver_with_little_credit_gets_every_message_in_order():
@@ -153,11 +151,12 @@ def test_a_receiver_that_lags_holds_back_and_is_dropped_in_the_end():
     with publishing(max_lag_s=1.0) as publisher, receiver(publisher, credit=3) as messages:
         sent = []
         for number in range(20):
-            publisher.publish(batch(number), on_sent=lambda: sent.append(time.monotonic()))
+            publisher.publish(
+                batch(number), on_sent=lambda: sent.append("receiver_dropped" in codes(publisher))
+            )
         until(lambda: len(sent) == 20)
         # The fourth message found no credit; what came after it waited until the drop.
-        assert max(np.diff(sent)) > 0.9
-        assert "receiver_dropped" in codes(publisher)
+        assert sent == [False] * 4 + [True] * 16
         assert [messages.receive().batch for _ in range(3)] == [0, 1, 2]
         with pytest.raises(ConnectionRefused, match="took nothing"):
             messages.receive()
@@ -200,7 +199,6 @@ def test_a_receiver_that_died_is_noticed_by_its_silence():
         with RawReceiver(publisher, *register) as zombie:
             assert zombie.receive().type == "registered"
             assert zombie.receive_until("heartbeat")
-            until(lambda: publisher.receivers == ("zombie",))
             done = threading.Event()
             for number in range(10):
                 publisher.publish(batch(number))
@@ -246,6 +244,18 @@ def test_one_who_leaves_in_the_middle_is_no_cause_for_alarm():
     finally:
         router.close(0)
         context.term()
+
+
+def test_how_far_behind_a_receiver_is_does_not_change_when_the_clock_is_set(monkeypatch):
+    topics = ("acquisition_start", "corrected")
+    with publishing() as publisher, receiver(publisher, topics, credit=1):
+        publisher.publish((START, {}), batch(0), batch(1))
+        until(lambda: publisher.behind_s.get("tester"))
+        now = time.time
+        monkeypatch.setattr(time, "time", lambda: now() + 1e6)
+        before = publisher.behind_s["tester"]
+        until(lambda: publisher.behind_s["tester"] != before)
+        assert publisher.behind_s["tester"] < 1e5
 
 
 def test_one_who_disappears_without_a_word_is_told():
@@ -310,6 +320,21 @@ def test_receivers_are_told_goodbye_after_their_last_message():
             messages.receive()
         closing.join()
         messages.close()
+
+
+def test_what_was_announced_before_the_end_is_still_told():
+    with publishing() as publisher:
+        closing = threading.Thread(target=publisher.close, args=(TIMEOUT_S,))
+
+        def announce():  # on the publisher's thread, which is closed before it can look
+            publisher.announce(Event(level="info", code="last", message="It is over."))
+            closing.start()
+            until(lambda: publisher._closing_at is not None)
+
+        publisher.publish(on_sent=announce)
+        until(lambda: not publisher.alive)
+        closing.join()
+        assert codes(publisher) == ["last"]
 
 
 def test_the_mean_goes_to_who_asked_for_it():

@@ -516,7 +516,7 @@ class Service(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        heartbeat_s = 1.0 if self.afterwards == "silence" else 10.0
+        heartbeat_s = 3.0 if self.afterwards == "silence" else 10.0
         waiting, credit = list(self.messages), 0
         while True:
             came = self.socket.poll(200)

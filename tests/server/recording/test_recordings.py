@@ -229,7 +229,7 @@ def test_a_service_that_is_killed_leaves_a_closed_recording(tmp_path: Path) -> N
             tmp_path,
             corrector={"backend": "identity"},
             ring={"size": "8MiB"},
-            lossless={"heartbeat_s": 1.0},
+            lossless={"heartbeat_s": 3.0},
             recording={"directory": str(tmp_path), "keep_free": "64MiB"},
         ) as service,
         FrameSender(service.detector, timeout=TIMEOUT_S) as source,

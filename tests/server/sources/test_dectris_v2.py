@@ -59,6 +59,26 @@ def array(pixels: np.ndarray, order: str = "<", compression: str = "bslz4", colu
     return Tag(1040 if columns else 40, [list(pixels.shape), Tag(tag, content)])
 
 
+HUGE = Tag(2, b"\xff" * 4000)
+"""A number of 9,600 digits, which Python refuses to write out."""
+
+
+def _doubled(times: int) -> Tag:
+    """A list that holds the same list twice, which holds the same list twice, …: a short message,
+    and for ever to write out."""
+    value = Tag(28, [])
+    for depth in range(times, 0, -1):
+        value = Tag(28, [value, Tag(29, depth)])
+    return value
+
+
+SHARED = _doubled(60)
+
+
+def _array_of_elements(size) -> Tag:
+    return Tag(40, [list(SHAPE), Tag(69, Tag(56500, ["bslz4", size, b"\0" * 99]))])
+
+
 def start(series: int = 3, **changes) -> bytes:
     message = {
         "type": "start",
@@ -277,6 +297,10 @@ def _broken_images() -> dict[str, bytes]:
             1, {"threshold_1": Tag(40, [rows, Tag(69, Tag(56500, ["bslz4", 2, b"\xff" * 99]))])}
         ),
         "too few bytes": image(1, {"threshold_1": Tag(40, [rows, Tag(69, b"\0" * 1919)])}),
+        "number of 9,600 digits": image(HUGE, {"threshold_1": array(frame(1))}),
+        "shape of 9,600 digits": image(1, {"threshold_1": Tag(40, [[HUGE, 40], Tag(69, b"")])}),
+        "element size of 9,600 digits": image(1, {"threshold_1": _array_of_elements(HUGE)}),
+        "channels of 9,600 digits": image(1, {7: 0, "endless": SHARED} | {"threshold": HUGE}),
         "number below zero": image(-1, {"threshold_1": array(frame(1))}),
         "number beyond all": image(1 << 63, {"threshold_1": array(frame(1))}),
     }
@@ -307,6 +331,9 @@ def test_a_broken_image_costs_one_frame_and_nothing_else(detector, source, broke
         [cbor(["start"])],
         [cbor({"type": "stop"})],
         [cbor({"type": ["start"]})],
+        [cbor({"type": HUGE})],
+        [cbor({"type": SHARED})],
+        [cbor({"type": "end", "series_id": SHARED})],
         [cbor({"typ": "start"})],
         [b'{"htype": "dheader-1.0"}'],
         [b"\xa1\x64type\xc0\x61x"],
@@ -331,6 +358,11 @@ def test_messages_of_no_such_protocol(detector, source, parts):
         {"channels": [["threshold_1"]]},
         {"image_dtype": "int16"},
         {"image_dtype": ["uint16"]},
+        {"image_dtype": HUGE},
+        {"image_dtype": SHARED},
+        {"image_size_x": HUGE},
+        {"image_size_x": HUGE, "image_size_y": "24"},
+        {"channels": [SHARED]},
         {"image_size_x": 4},
         {"image_size_x": 1 << 40},
         {"image_size_y": "24"},
@@ -346,7 +378,8 @@ def test_an_impossible_start_is_refused(detector, source, changes):
 
 
 def test_fields_of_no_use_are_left_out(detector, source):
-    detector.send(start(number_of_images=0, saturation_value="many", user_data=Tag(2, b"\xff" * 9)))
+    useless = {"user_data": HUGE, "detector_description": SHARED}
+    detector.send(start(number_of_images=0, saturation_value="many", **useless))
     detector.send(end())
     said = of(AcquisitionStart, poll_to_end(source))[0]
     assert said.expected_frames is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgpack
 import numpy as np
 import pytest
 import zmq
@@ -180,6 +181,15 @@ def test_frames_that_were_announced_and_cannot_be_read_are_counted(send, source)
     faults = of(Fault, poll_to_end(source))
     assert [fault.frames for fault in faults] == [3, 3, 3, 1]
     assert all(isinstance(fault.error, CorruptFrame) for fault in faults)
+
+
+def test_a_header_beyond_the_limit_is_not_even_searched_for_the_frames_it_announces(send, source):
+    """A megabyte of it may unpack to a hundred of empty lists; a message may have a thousand."""
+    arrays = [{"shape": [3, *SHAPE]}]
+    for padding in (0, wire.MAX_HEADER_BYTES):
+        send([b"frames", msgpack.packb({"arrays": arrays, "padding": bytes(padding)})])
+    send(end())
+    assert [fault.frames for fault in of(Fault, poll_to_end(source))] == [3, 1]
 
 
 @pytest.mark.parametrize(

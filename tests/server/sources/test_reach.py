@@ -9,7 +9,6 @@ import pytest
 import zmq
 
 from prenet4d_server.errors import NotReached
-from prenet4d_server.processes import free_addresses
 from prenet4d_server.sources import DectrisV1Source, Fault
 from prenet4d_server.sources.reach import Reach
 from prenet4d_server.sources.zmq_source import connect
@@ -25,7 +24,13 @@ def pull():
 
 
 def test_a_detector_that_does_not_answer_is_told_once_and_waited_for():
-    (address,) = free_addresses(1)
+    with socket.socket() as ours:  # a port that is taken, and refuses connections
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        ours.bind(("127.0.0.1", 0))
+        attach_late(f"tcp://127.0.0.1:{ours.getsockname()[1]}")
+
+
+def attach_late(address):
     with DectrisV1Source(address) as source:
         (fault,) = poll_until(source, lambda events: len(events) == 1)
         assert isinstance(fault, Fault)
