@@ -93,6 +93,13 @@ def _key(key: str | bytes, what: str) -> bytes:
     return text
 
 
+def checked_queue(queue: int) -> int:
+    """The queue's length; raises InvalidUse below 1: ZeroMQ would take 0 for no limit at all."""
+    if queue < 1:
+        raise InvalidUse(f"queue is {queue}; at least 1 message must be able to wait.")
+    return queue
+
+
 def wait(socket: zmq.Socket[bytes], deadline: float | None) -> bool:
     """Whether something can be received before ``deadline``; ``None`` waits for ever."""
     while not socket.poll(milliseconds(next_slice(deadline))):

@@ -10,17 +10,17 @@ def address_fault(address: str) -> str:
 
     ZeroMQ cuts a port's number to 16 bits without a word: 99999 would be port 34463.
     """
-    transport, mark, where = address.partition("://")
+    transport, mark, where = str(address).partition("://")  # not everybody checks types
     if not mark or transport not in ("tcp", "ipc", "inproc") or not where:
-        return f"{address!r} is not an address: write for example tcp://127.0.0.1:5560."
+        return f"{address!r} is not an address: write it as tcp://HOST:PORT."
     if transport != "tcp":
         return ""
     host, _, port = where.rpartition(":")
     if not host or (host.startswith("[") and not host.endswith("]")):
-        return f"{address!r} says no port: write for example tcp://127.0.0.1:5560."
+        return f"{address!r} says no port: write it as tcp://HOST:PORT."
     if port != "*" and not (port.isascii() and port.isdecimal() and int(port) <= _LAST_PORT):
         return (
             f"{address!r} is not an address: "
-            f"a port is a number from 1 to {_LAST_PORT}, as in tcp://127.0.0.1:5560."
+            f"a port is a number from 1 to {_LAST_PORT}, as in tcp://HOST:5560."
         )
     return ""
