@@ -236,7 +236,12 @@ class ControlClient:
 
     def _connect(self) -> zmq.Socket[bytes]:
         return connect(
-            zmq.DEALER, self.address, server_key=self._server_key, keys=self._keys, options={}
+            zmq.DEALER,
+            self.address,
+            usual_port=5563,
+            server_key=self._server_key,
+            keys=self._keys,
+            options={},
         )
 
     def _reconnect(self) -> None:

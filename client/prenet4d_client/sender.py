@@ -78,6 +78,7 @@ class FrameSender:
         self._socket = connect(
             zmq.PUSH,
             address,
+            usual_port=5560,
             server_key=server_key,
             options={
                 zmq.SNDHWM: checked_queue(queue),

@@ -78,6 +78,7 @@ class Subscriber:
         self._socket = connect(
             zmq.SUB,
             address,
+            usual_port=5561,
             server_key=server_key,
             options={zmq.RCVHWM: checked_queue(queue)},
         )
