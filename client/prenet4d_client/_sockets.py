@@ -20,6 +20,7 @@ def connect(
     kind: int,
     address: str,
     *,
+    usual_port: int,
     server_key: str | bytes | None,
     keys: tuple[str | bytes, str | bytes] | None = None,
     options: dict[int, Any],
@@ -36,7 +37,7 @@ def connect(
     """
     if keys is not None and server_key is None:
         raise InvalidUse("keys serve only beside the service's own public key, server_key.")
-    if fault := address_fault(address):
+    if fault := address_fault(address, usual_port):
         raise InvalidUse(fault)
     context = zmq.Context()
     _contexts.add(context)
@@ -51,7 +52,8 @@ def connect(
     except zmq.ZMQError as error:
         disconnect(socket)
         raise InvalidUse(
-            f"Cannot connect to {address!r}: {error}. An address looks like tcp://host:5561."
+            f"Cannot connect to {address!r}: {error}. "
+            f"An address looks like tcp://host:{usual_port}."
         ) from None
     except InvalidUse:
         disconnect(socket)
@@ -91,6 +93,13 @@ def _key(key: str | bytes, what: str) -> bytes:
     if len(raw) != 32:
         raise InvalidUse(f"{what} CURVE key: 40 characters in Z85.")
     return text
+
+
+def checked_queue(queue: int) -> int:
+    """The queue's length; raises InvalidUse below 1: ZeroMQ would take 0 for no limit at all."""
+    if queue < 1:
+        raise InvalidUse(f"queue is {queue}; at least 1 message must be able to wait.")
+    return queue
 
 
 def wait(socket: zmq.Socket[bytes], deadline: float | None) -> bool:

@@ -103,7 +103,7 @@ class ControlClient:
         The running mean starts over; the ellipticity stays. It holds for later acquisitions with
         frames of this shape too, until :meth:`clear_reference_center`.
         """
-        self._result("set_reference_center", center=[cy, cx])
+        self._result("set_reference_center", center=[float(cy), float(cx)])
 
     def clear_reference_center(self) -> None:
         """Use the reference center of the configuration again, or the middle of the frame."""
@@ -119,9 +119,9 @@ class ControlClient:
         """
         self._result(
             "set_detectors",
-            bright_field_radius=bright_field_radius,
-            annular_inner=annular_inner,
-            annular_outer=annular_outer,
+            bright_field_radius=float(bright_field_radius),
+            annular_inner=float(annular_inner),
+            annular_outer=float(annular_outer),
         )
 
     def clear_detectors(self) -> None:
@@ -214,7 +214,8 @@ class ControlClient:
             self._reconnect()
             raise NoAnswer(
                 f"No service answered {command!r} at {self.address} within {self._timeout:g} s: "
-                "is it running, and is this its control address?"
+                "is it running, is this its control address, and does no receiver hold it back "
+                "(prenet4d status)?"
             )
         if not reply.ok:
             raise CommandRefused(reply.error or f"The service refuses to {command}.")
@@ -235,7 +236,12 @@ class ControlClient:
 
     def _connect(self) -> zmq.Socket[bytes]:
         return connect(
-            zmq.DEALER, self.address, server_key=self._server_key, keys=self._keys, options={}
+            zmq.DEALER,
+            self.address,
+            usual_port=5563,
+            server_key=self._server_key,
+            keys=self._keys,
+            options={},
         )
 
     def _reconnect(self) -> None:

@@ -118,7 +118,13 @@ class LosslessReceiver:
         self._heard = self._spoke = time.monotonic()
 
         # No high-water mark: the credit bounds what can wait.
-        self._socket = connect(zmq.DEALER, address, server_key=server_key, options={zmq.RCVHWM: 0})
+        self._socket = connect(
+            zmq.DEALER,
+            address,
+            usual_port=5562,
+            server_key=server_key,
+            options={zmq.RCVHWM: 0},
+        )
         self._ring, self._bell = (self._socket.context.socket(zmq.PAIR) for _ in range(2))
         self._bell.bind("inproc://bell")
         self._ring.connect("inproc://bell")

@@ -93,7 +93,8 @@ class ScanMaps:
 
     def __getitem__(self, name: str) -> npt.NDArray[np.float32]:
         if name not in self.names:
-            raise KeyError(name)
+            there = ", ".join(self.names) or "none before the first update"
+            raise KeyError(f"There is no map {name!r}; there are {there}.")
         view: npt.NDArray[np.float32] = self._values[self.names.index(name)]
         view.flags.writeable = False
         return view

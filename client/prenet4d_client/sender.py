@@ -13,7 +13,7 @@ import numpy.typing as npt
 import zmq
 from pydantic import ValidationError
 
-from prenet4d_client._sockets import connect, disconnect, milliseconds
+from prenet4d_client._sockets import checked_queue, connect, disconnect, milliseconds
 from prenet4d_client.errors import InvalidUse, NoAnswer, Prenet4dError
 from prenet4d_client.messages import AcquisitionEnd, AcquisitionStart, FrameDType, Frames, Header
 from prenet4d_client.wire import encode, explain, lz4_block
@@ -50,7 +50,7 @@ class FrameSender:
 
     Raises:
         MissingCodec: ``lz4`` was asked for and is not installed.
-        InvalidUse: the address or the key cannot be one.
+        InvalidUse: the address, the key or the queue cannot be one.
     """
 
     def __init__(
@@ -78,9 +78,10 @@ class FrameSender:
         self._socket = connect(
             zmq.PUSH,
             address,
+            usual_port=5560,
             server_key=server_key,
             options={
-                zmq.SNDHWM: queue,
+                zmq.SNDHWM: checked_queue(queue),
                 zmq.SNDTIMEO: milliseconds(timeout),
                 # Without it, messages for a service that is not there would pile up and be lost.
                 zmq.IMMEDIATE: 1,
@@ -124,6 +125,12 @@ class FrameSender:
         """
         if self._start is not None:
             raise InvalidUse("The last acquisition has not ended: call end() before start().")
+        for name, value in (metadata or {}).items():
+            if not isinstance(value, str | int | float | bool | np.generic | None):
+                raise InvalidUse(
+                    f"metadata[{name!r}] is a {type(value).__name__}: "
+                    "its values must be text, numbers, true, false or None."
+                )
         try:
             header = AcquisitionStart(
                 **self._identity("acquisition_start", acquisition_id or _new_id()),

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Self
 import zmq
 
 from prenet4d_client._gaps import GapCounter
-from prenet4d_client._sockets import connect, deadline_after, disconnect, milliseconds, wait
+from prenet4d_client._sockets import (
+    checked_queue,
+    connect,
+    deadline_after,
+    disconnect,
+    milliseconds,
+    wait,
+)
 from prenet4d_client.errors import InvalidUse, NoAnswer, ProtocolError
 from prenet4d_client.messages import STREAM_TOPICS
 from prenet4d_client.wire import MAX_MESSAGE_BYTES, Message, decode
@@ -43,12 +50,13 @@ class Subscriber:
             ``preview``, ``maps``, ``event``, ``acquisition_start``, ``acquisition_end``.
         timeout: seconds to wait for the next message before :class:`NoAnswer` is raised; ``None``
             waits for ever.
-        queue: how many messages may wait here before newer ones are missed.
+        queue: how many messages may wait here before newer ones are missed. More wait on the way:
+            ``stream.high_water`` of them in the service, and what the network's buffers hold.
         max_bytes: the largest message to accept.
         server_key: the service's public CURVE key (Z85), where it has one.
 
     Raises:
-        InvalidUse: there is no such topic, or the address or the key cannot be one.
+        InvalidUse: there is no such topic, or the address, the key or the queue cannot be one.
     """
 
     def __init__(
@@ -70,8 +78,9 @@ class Subscriber:
         self._socket = connect(
             zmq.SUB,
             address,
+            usual_port=5561,
             server_key=server_key,
-            options={zmq.RCVHWM: queue},
+            options={zmq.RCVHWM: checked_queue(queue)},
         )
         for topic in self.topics:
             self._socket.subscribe(topic)

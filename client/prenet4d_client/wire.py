@@ -69,7 +69,10 @@ class Message:
                 return self.arrays[name]
             if name in type(self.header).model_fields:
                 return getattr(self.header, name)
-        raise AttributeError(f"A {self.header.type} message has no field or array {name!r}.")
+        there = ", ".join([*self.arrays, *type(self.header).model_fields])
+        raise AttributeError(
+            f"A {self.header.type} message has no field or array {name!r}; it has {there}."
+        )
 
     def __dir__(self) -> list[str]:
         return [*object.__dir__(self), *type(self.header).model_fields, *self.arrays]
@@ -263,5 +266,5 @@ def lz4_block() -> Any:
     try:
         import lz4.block
     except ImportError:
-        raise MissingCodec("LZ4 needs a package more: pip install 'prenet4d[lz4]'.") from None
+        raise MissingCodec("LZ4 needs a package more: pip install lz4.") from None
     return lz4.block

@@ -218,6 +218,17 @@ def test_an_argument_that_cannot_be_sent_is_refused(serve):
         assert control.status() == {}
 
 
+def test_numbers_may_be_numpys_own(serve):
+    service = serve(lambda r: [reply(r)])
+    with ControlClient(service.address) as control:
+        control.set_reference_center(*np.array([31.5, 30], np.float32))
+        control.set_detectors(*np.array([8, 10, 25]))
+    assert service.requests == [
+        ("set_reference_center", {"center": [31.5, 30]}),
+        ("set_detectors", {"bright_field_radius": 8, "annular_inner": 10, "annular_outer": 25}),
+    ]
+
+
 def test_a_closed_client_says_so(nobody):
     control = ControlClient(nobody)
     control.close()

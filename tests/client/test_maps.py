@@ -109,7 +109,7 @@ def next_at_last(maps):
 def test_there_are_none_before_the_first_update(service):
     with following(service) as maps:
         assert (maps.names, maps.latest) == ((), None)
-        with pytest.raises(KeyError):
+        with pytest.raises(KeyError, match="'bright_field'; there are none before the first"):
             maps["bright_field"]
 
 
@@ -118,6 +118,8 @@ def test_who_comes_late_gets_what_was_before_and_then_what_changes(service):
     with following(service) as maps:
         first = next(maps)
         assert (first.region, first.frames, maps.names) == ((0, 0, 4, 6), 6, NAMES)
+        with pytest.raises(KeyError, match=f"no map 'bf'; there are {', '.join(NAMES)}"):
+            maps["bf"]
         agrees(maps, service)
         service.fill((1, 0, 2, 3), 2)
         assert next(maps).region == (1, 0, 2, 3)

@@ -135,7 +135,7 @@ def test_an_exception_about_a_name_that_is_no_text_aborts_it_too(pull):
         ({"frame_shape": (8, 1 << 20)}, "frame_shape"),
         ({"scan_shape": (0, 4)}, "scan_shape"),
         ({"gain": 0}, "gain"),
-        ({"metadata": {"a": [1, 2]}}, "metadata"),
+        ({"metadata": {"a": [1, 2]}}, r"metadata\['a'\] is a list: its values must be text"),
         ({"pixel_mask": np.ones((9, 8))}, r"mask has shape \(9, 8\); the frames have \(8, 9\)"),
     ],
 )
@@ -195,12 +195,26 @@ def test_no_frames_are_no_message(pull):
 
 @pytest.mark.parametrize(
     "address",
-    ["127.0.0.1", "tcp://", "http://localhost:5560", "tcp://host", "tcp://[::1]", "tcp://host:"]
+    [
+        5560,
+        "127.0.0.1",
+        "tcp://",
+        "http://localhost:5560",
+        "tcp://host",
+        "tcp://[::1]",
+        "tcp://host:",
+    ]
     + [f"tcp://127.0.0.1:{port}" for port in ("99999", "-1", "٥", "5560/")],
 )
 def test_an_address_that_is_none_is_refused(address):
-    with pytest.raises(InvalidUse, match=r"127\.0\.0\.1:5560"):
+    with pytest.raises(InvalidUse, match=r"tcp://127\.0\.0\.1:5560"):
         FrameSender(address)
+
+
+@pytest.mark.parametrize("queue", [0, -1])
+def test_a_queue_that_nothing_fits_into_is_refused(nobody, queue):
+    with pytest.raises(InvalidUse, match=f"queue is {queue}; at least 1"):
+        FrameSender(nobody, queue=queue)
 
 
 def test_lz4_that_is_not_installed_is_told_at_once(monkeypatch, nobody):

@@ -75,6 +75,12 @@ def test_a_topic_that_is_never_published_is_refused(nobody, topics):
         Subscriber(nobody, topics)
 
 
+@pytest.mark.parametrize("queue", [0, -1])
+def test_a_queue_that_nothing_fits_into_is_refused(nobody, queue):
+    with pytest.raises(InvalidUse, match=f"queue is {queue}; at least 1"):
+        Subscriber(nobody, queue=queue)
+
+
 def test_missed_messages_are_told_and_counted(publisher):
     with subscribed(publisher, ("event", "mean")) as stream:
         publisher.publish("event", skip=7)  # it came late: that is no gap

@@ -124,7 +124,8 @@ def test_fields_and_arrays_are_attributes():
     assert message.gap == 0
     assert {"tracked", "batch", "header"} <= set(dir(message))
     assert "telemetry 3" in repr(message)
-    with pytest.raises(AttributeError, match="telemetry message has no field or array 'trakced'"):
+    told = r"telemetry message has no field or array 'trakced'; it has .*\btracked\b.*\bdose\b"
+    with pytest.raises(AttributeError, match=told):
         _ = message.trakced
 
 
@@ -284,7 +285,7 @@ def test_a_corrupt_lz4_block_is_refused(lz4, damage):
 
 def test_a_missing_codec_says_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "lz4.block", None)
-    with pytest.raises(MissingCodec, match=r"pip install 'prenet4d\[lz4\]'"):
+    with pytest.raises(MissingCodec, match="pip install lz4"):
         encode(*EXAMPLES["mean"], lz4=True)
     with pytest.raises(MissingCodec, match="pip install"):
         decode(with_spec(wire("mean"), 0, encoding="lz4"))
