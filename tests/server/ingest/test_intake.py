@@ -104,6 +104,9 @@ def test_a_detector_restarted_in_mid_scan_ends_the_old_acquisition(series):
     assert isinstance(told, SequenceError)
     assert intake.running.id != old
     assert intake.admit(series, index(0))[1] == []
+    intake.end(AcquisitionEnd(series))
+    ((late, _),) = intake.admit("1", index(0))[1]
+    assert "is over" in str(late)
 
 
 def test_a_complete_scan_without_an_end_counts_as_ended():
