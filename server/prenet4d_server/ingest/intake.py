@@ -17,6 +17,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from prenet4d_server.config import MAX_FRAMES
 from prenet4d_server.errors import (
     BadStart,
     DuplicateFrame,
@@ -28,8 +29,6 @@ from prenet4d_server.errors import (
 )
 from prenet4d_server.sources.base import AcquisitionEnd, AcquisitionStart, Indices
 
-MAX_FRAMES = 1 << 28
-"""Frames in one acquisition; each costs a byte of memory once it has come."""
 _REMEMBERED = 16
 """So many series that are over are known by name, to say so of frames that come late."""
 

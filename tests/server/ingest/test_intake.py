@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prenet4d_server.config import MAX_FRAMES
 from prenet4d_server.errors import (
     BadStart,
     DuplicateFrame,
@@ -12,7 +13,7 @@ from prenet4d_server.errors import (
     SequenceError,
     UnknownAcquisition,
 )
-from prenet4d_server.ingest.intake import MAX_FRAMES, Intake
+from prenet4d_server.ingest.intake import Intake
 from prenet4d_server.sources.base import AcquisitionEnd, AcquisitionStart
 
 
