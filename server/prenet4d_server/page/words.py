@@ -83,7 +83,10 @@ def title(feed: Feed) -> str:
     """Which acquisition this is."""
     scan = feed.scan
     if scan is None:
-        came = feed.status is not None and feed.status.counters.received
+        status = feed.status
+        if status is not None and status.acquisition is not None:
+            return f"<b>{escape(status.acquisition.acquisition_id)}</b>"
+        came = status is not None and status.counters.received
         said = "between two scans" if came else "no acquisition yet"
         return f"<span class=muted>{said}</span>"
     h, w = scan.frame_shape
