@@ -12,6 +12,7 @@ from pydantic import (
     ConfigDict,
     Field,
     SecretStr,
+    field_validator,
     model_validator,
 )
 from pydantic_settings import (
@@ -29,6 +30,9 @@ ENVIRONMENT_PREFIX = "PRENET4D_"
 
 FILE = "_file"
 """Carries the TOML file to ``Settings``, where it ranks below the environment."""
+
+MAX_FRAMES = 1 << 28
+"""Frames that one acquisition may have: each must be told apart from those that came before."""
 
 _Positive = Annotated[float, Field(gt=0)]
 _Threshold = Annotated[float, Field(ge=0)]
@@ -81,6 +85,16 @@ class SourceSettings(_Section):
     """replay: frames per second; as fast as it goes by default."""
     repeat: _Size = 1
     """replay: how many times the file is streamed."""
+
+    @field_validator("scan_shape")
+    @classmethod
+    def _can_be_numbered(cls, value: tuple[int, int] | None) -> tuple[int, int] | None:
+        if value is not None and (frames := value[0] * value[1]) > MAX_FRAMES:
+            raise ValueError(
+                f"a scan of {value[0]} × {value[1]} has {frames:,} frames, and at most "
+                f"{MAX_FRAMES:,} can be numbered"
+            )
+        return value
 
     @model_validator(mode="after")
     def _replay_has_a_file(self) -> SourceSettings:

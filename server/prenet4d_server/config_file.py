@@ -76,10 +76,26 @@ def _sentence(error: ValidationError) -> str:
         for part in path:
             known = known.model_fields[part].annotation
         return f"There is no setting {where!r}." + _did_you_mean(key, known.model_fields)
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"].startswith("byte_size"):
-        message = f"{first['input']!r} is no amount of memory: write for example 512MiB"
+    message = _in_words(first["type"], first["input"], first.get("ctx", {}))
+    message = message or first["msg"].removeprefix("Value error, ")
     return f"{where}: {message}." if where and not message.endswith(".") else message
+
+
+def _in_words(fault: str, value: Any, limits: Mapping[str, Any]) -> str:
+    """What pydantic says in a programmer's words; empty where its own will do."""
+    kind, _, how = fault.rpartition("_")
+    if kind in _NO and how in ("parsing", "type"):
+        return f"{value!r} is {_NO[kind]}"
+    if fault.startswith("byte_size"):
+        return f"{value!r} is no amount of memory: write for example 512MiB"
+    if fault == "greater_than_equal" and isinstance(value, str):
+        return f"{value!r} is too little: {ByteSize(limits['ge']).human_readable()} is the least"
+    if fault == "too_short" and isinstance(value, str):
+        return f"it has {len(value)} characters, and must have at least {limits['min_length']}"
+    return "a value is missing" if fault == "missing" else ""
+
+
+_NO = {"int": "no whole number", "float": "no number", "bool": "neither true nor false"}
 
 
 def _did_you_mean(key: str, known: Mapping[str, Any]) -> str:

@@ -60,6 +60,11 @@ def test_flags_win_over_the_environment_and_that_over_the_file(tmp_path, monkeyp
         ("[http]\naddress = 'tcp://0.0.0.0:5564'", "HTTP is not encrypted"),
         ("[stream]\naddress = 'tcp://127.0.0.1:99999'", "stream.address: 'tcp://127.0.0.1:99999'"),
         ("[source]\naddress = 'tcp://127.0.0.1'", "'tcp://127.0.0.1' says no port"),
+        ("[batch]\nsize = 'many'", "batch.size: 'many' is no whole number."),
+        ("[ring]\nrestart_ingest = 'maybe'", "'maybe' is neither true nor false."),
+        ("[http]\noperator_token = 'short'", "it has 5 characters, and must have at least 8."),
+        ("[recording]\nkeep_free = '1MiB'", "'1MiB' is too little: 64.0MiB is the least."),
+        ("[source]\nscan_shape = [64]", "a value is missing"),
         ("[ring]\nsize = '-5'", "ring.size: '-5' is no amount of memory: write for example"),
     ],
 )

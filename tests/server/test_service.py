@@ -378,6 +378,9 @@ def test_a_killed_ingest_process_is_replaced_and_its_scan_goes_on():
         assert not end.aborted
         assert end.counters.corrected == 90
         assert end.counters.rejected == 1
+        told = listener.wait_for_event("acquisition_ended")
+        assert told.level == "warning"
+        assert "10 of 100 expected frames never came." in told.message
         scan(service, listener)
         assert balanced(settled(service))
 

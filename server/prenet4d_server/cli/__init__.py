@@ -75,6 +75,8 @@ def run() -> int:
         return 130
     except OSError as error:
         return _say(_sentence(error))
+    except MemoryError as error:
+        return _say(f"There is not enough memory for this: {error or 'ask for less'}.")
     except _expected() as error:
         return _say(str(error) or type(error).__name__)
     except ModuleNotFoundError as missing:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
@@ -47,6 +48,22 @@ def parse_grid(text: str) -> Grid:
         if min(grid) > 0:
             return grid
     raise typer.BadParameter(f"{text!r} is not rows x columns: write for example 64x64.")
+
+
+def parse_scan(text: str) -> Grid:
+    """A grid of probe positions that are few enough to be numbered.
+
+    Raises:
+        typer.BadParameter: it is no grid, or has too many.
+    """
+    from prenet4d_server.config import MAX_FRAMES
+
+    grid = parse_grid(text)
+    if (frames := grid.rows * grid.columns) > MAX_FRAMES:
+        raise typer.BadParameter(
+            f"A scan of {text} has {frames:,} frames, and at most {MAX_FRAMES:,} can be numbered."
+        )
+    return grid
 
 
 def parse_distortion(text: str) -> Distortion:
@@ -139,15 +156,38 @@ def at_service(flags: str, text: str) -> Any:
     return typer.Option(flags, parser=parse_service, metavar="ADDRESS", help=text)
 
 
-def _grid(flag: str, text: str, metavar: str) -> Any:
-    return typer.Option(flag, parser=parse_grid, metavar=metavar, help=text)
+def refuse_misfits(context: typer.Context, names: Iterable[str], why: str) -> None:
+    """Refuse flags that were given and would do nothing.
+
+    Args:
+        context: the command's.
+        names: of its parameters that do not fit the others.
+        why: the rest of a sentence that begins with the flag.
+
+    Raises:
+        typer.BadParameter: one of them was given.
+    """
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            flag = next(each.opts[0] for each in context.command.params if each.name == name)
+            raise typer.BadParameter(f"{flag} {why}")
 
 
 ScanOption: TypeAlias = Annotated[
-    Grid | None, _grid("--scan", "Probe positions, rows x columns.", "64x64")
+    Grid | None,
+    typer.Option(
+        "--scan", parser=parse_scan, metavar="64x64", help="Probe positions, rows x columns."
+    ),
 ]
 FrameOption: TypeAlias = Annotated[
-    Grid | None, _grid("--frame", "Pixels of the simulated detector, rows x columns.", "128x128")
+    Grid | None,
+    typer.Option(
+        "--frame",
+        parser=parse_grid,
+        metavar="128x128",
+        help="Pixels of the simulated detector, rows x columns.",
+    ),
 ]
 DistortionOption: TypeAlias = Annotated[
     Distortion | None,

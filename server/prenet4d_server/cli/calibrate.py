@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,11 @@ _EXAMPLES = (
     "[bold]prenet4d calibrate gold.h5 -o calibration.toml --report report.png[/bold]\n\n"
     "[bold]prenet4d calibrate tcp://127.0.0.1:5563 -o calibration.toml[/bold]   takes it from a "
     "service, by its control address"
+)
+
+_CORRECTED = (
+    "Mind that {} was recorded by prenet4d, with its patterns corrected: what is found is what "
+    "that correction left, and not what the lens does. Calibrate from the raw frames."
 )
 
 
@@ -69,6 +75,8 @@ def calibrate(
             from prenet4d_server.files import open_scan
 
             with open_scan(data, dataset=dataset, scan_shape=scan) as file:
+                if file.corrected:
+                    print(_CORRECTED.format(data), file=sys.stderr)
                 found = find.calibrate_file(
                     file, most=patterns, gain=gain, descan=descan, tell=tell
                 )

@@ -17,9 +17,11 @@ from prenet4d_server.cli.arguments import (
     ServerKeyOption,
     address,
     at_service,
+    refuse_misfits,
 )
 
 if TYPE_CHECKING:
+    from prenet4d_server.feeds import Drawing
     from prenet4d_server.simulators import FaultName
 
 _ADDRESSES = {
@@ -38,6 +40,7 @@ _RateOption = Annotated[
 
 
 def simulate_detector(
+    context: typer.Context,
     kind: Annotated[
         Literal["dectris2", "dectris1", "native"], typer.Argument(help="Which protocol to speak.")
     ],
@@ -84,7 +87,7 @@ def simulate_detector(
     a new scan from the file's patterns.
     """
     from prenet4d_server import simulators
-    from prenet4d_server.cli.progress import bar
+    from prenet4d_server.cli.progress import Wait, bar
     from prenet4d_server.feeds import Drawing, open_feed
     from prenet4d_server.service import stopped_by_signals
 
@@ -97,6 +100,7 @@ def simulate_detector(
         drift=drift,
         seed=seed,
     )
+    _refuse_what_does_nothing(context, drawing, native=kind == "native", measured=data is not None)
     options: dict[str, Any] = (
         {"frames_per_message": frames_per_message}
         if kind == "native"
@@ -107,19 +111,49 @@ def simulate_detector(
         "dectris1": simulators.simulate_dectris_v1,
         "dectris2": simulators.simulate_dectris_v2,
     }[kind]
-    with stopped_by_signals() as stop, open_feed(data, drawing) as feed, bar("sending") as advance:
+    where = at or _ADDRESSES[kind]
+    with (
+        stopped_by_signals() as stop,
+        open_feed(data, drawing) as feed,
+        bar("sending") as advance,
+        Wait() as wait,
+    ):
+
+        def ready(address: str) -> None:
+            does = "takes frames at" if kind == "native" else "connects to"
+            wait.begin(f"Waiting up to {patience:g} s for a service that {does} {address}.")
+
+        def tell(sent: int, total: int) -> None:
+            wait.end()
+            advance(sent / (total or sent), f"{sent:,} frames")
+
         simulate(
             feed,
-            at or _ADDRESSES[kind],
+            where,
             rate=rate,
             repeat=repeat,
             cycle=cycle,
             faults=cast("tuple[FaultName, ...]", tuple(fault or ())),
             patience_s=patience,
             stop=stop,
-            on_progress=lambda sent, total: advance(sent / (total or sent), f"{sent:,} frames"),
+            on_ready=ready,
+            on_progress=tell,
             **options,
         )
+
+
+def _refuse_what_does_nothing(
+    context: typer.Context, drawing: Drawing, *, native: bool, measured: bool
+) -> None:
+    if native:
+        refuse_misfits(context, ["compression"], "is for DECTRIS frames, and these are native.")
+    else:
+        refuse_misfits(context, ["frames_per_message"], "is for native frames.")
+    if measured:
+        refuse_misfits(context, ["frame", "content"], "is for simulated patterns, not for --data.")
+    if measured and not drawing.wanted:
+        why = "does nothing: --data is shown as it is without --dose, --ellipticity or --drift."
+        refuse_misfits(context, ["seed"], why)
 
 
 def replay(
@@ -141,7 +175,7 @@ def replay(
 ) -> None:
     """Stream a file to a service that is running."""
     from prenet4d_client import FrameSender
-    from prenet4d_server.cli.progress import bar
+    from prenet4d_server.cli.progress import Wait, bar
     from prenet4d_server.files import open_scan
     from prenet4d_server.service import stopped_by_signals
 
@@ -150,7 +184,9 @@ def replay(
         open_scan(file, dataset=dataset, scan_shape=scan) as source,
         FrameSender(to, timeout=patience, server_key=server_key) as sender,
         bar(f"sending {file.name}") as advance,
+        Wait() as wait,
     ):
+        wait.begin(f"Waiting up to {patience:g} s for a service that takes frames at {to}.")
         sender.start(
             frame_shape=source.frame_shape,
             dtype=source.dtype,
@@ -161,6 +197,7 @@ def replay(
             detector=f"file {file.name}",
             metadata=source.metadata,
         )
+        wait.end()
         sent, began = 0, time.monotonic()
         size = max(1, min(_REPLAY_BLOCK, int(rate / 20))) if rate else _REPLAY_BLOCK
         for block in source.blocks(size):

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Self
+
+SILENT_S = 1.0
+"""Nobody is left in doubt for longer about what is waited for."""
 
 
 @contextmanager
@@ -42,3 +48,28 @@ def counter(what: str) -> Iterator[Callable[[str], None]]:
 
     with Console(stderr=True).status(what) as status:
         yield lambda note: status.update(f"{what}  [dim]{note}[/dim]")
+
+
+class Wait:
+    """Says on stderr what is waited for, where that takes long; on a terminal or not."""
+
+    def __init__(self) -> None:
+        self._timer: threading.Timer | None = None
+
+    def begin(self, sentence: str) -> None:
+        """The wait begins; ``sentence`` is said unless it is over soon."""
+        options = {"file": sys.stderr, "flush": True}
+        self._timer = threading.Timer(SILENT_S, print, [sentence], options)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def end(self) -> None:
+        """The wait is over; may be called at any time."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()

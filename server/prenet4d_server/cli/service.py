@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from prenet4d_server.cli.arguments import ScanOption, address
+from prenet4d_server.cli.arguments import ScanOption, address, refuse_misfits
 
 _SERVE = (
     "Examples:\n\n"
@@ -20,7 +20,18 @@ _KeyFile = typer.Option(
 )
 
 
+_FITS = {
+    "connect": ("native", "dectris1", "dectris2"),
+    "channel": ("dectris2",),
+    "gain": ("dectris1", "dectris2", "replay"),
+    "data": ("replay",),
+    "rate": ("replay",),
+}
+"""Flag → the sources that it says something to; FrameSender tells the gain itself."""
+
+
 def serve(
+    context: typer.Context,
     config: Annotated[
         Path | None,
         typer.Option(help="TOML file (prenet4d config prints one). Flags win over it."),
@@ -93,6 +104,11 @@ def serve(
         log={"level": log_level},
     )
     settings = load_settings(config, **sections)
+    kind = settings.source.kind
+    for flag, kinds in _FITS.items():
+        if kind not in kinds:
+            why = f"says nothing to {kind}, where frames come from: it goes with --source "
+            refuse_misfits(context, [flag], f"{why}{' or '.join(kinds)}.")
     raise typer.Exit(runner.serve(settings, calibration=_read_calibration(calibration)))
 
 

@@ -25,7 +25,14 @@ from prenet4d_server.correction.correctors import Correction, CorrectorMaker
 from prenet4d_server.correction.errands import Errands
 from prenet4d_server.correction.mapping import Mapper
 from prenet4d_server.correction.results import Results
-from prenet4d_server.errors import CommandFailed, IngestDied, ServiceError
+from prenet4d_server.errors import (
+    CommandFailed,
+    DuplicateFrame,
+    IndexOutsideScan,
+    IngestDied,
+    ServiceError,
+    UnknownAcquisition,
+)
 from prenet4d_server.ingest.inlet import Inlet
 from prenet4d_server.ingest.notices import Ended, Remark, Started
 from prenet4d_server.ingest.remarks import Remarks
@@ -154,6 +161,7 @@ class Pipeline:
         self._errands.run()
         self._remarks.flush()
         self.maps.publish_if_due()
+        self._results.show_last_preview()
         # While batches are under way, the next one is looked for and not waited for.
         wait_s = 0.0 if self._under_way else timeout_s
         came = self._batcher.next(wait_s, (self._errands.descriptor,), hurry=hurry)
@@ -234,11 +242,14 @@ class Pipeline:
         self.view = replace(self.view, started=None)
         self._publisher.publish(outgoing.acquisition_end(ended, counters))
         how = f"was aborted: {ended.reason}" if ended.aborted else "ended"
+        expected = (self.view.started.expected_frames if self.view.started else None) or 0
+        absent = max(0, expected - counters.received + _not_expected(counters))
+        never_came = f" {absent} of {expected} expected frames never came." if absent else ""
         self._publisher.event(
-            "warning" if ended.aborted else "info",
+            "warning" if ended.aborted or absent else "info",
             "acquisition_aborted" if ended.aborted else "acquisition_ended",
             f"The acquisition {how}; {counters.received} frames received, {counters.corrected} "
-            f"corrected, {counters.rejected} rejected, {counters.shed} shed.",
+            f"corrected, {counters.rejected} rejected, {counters.shed} shed.{never_came}",
             ended.acquisition_id,
         )
 
@@ -353,6 +364,12 @@ class Pipeline:
             f"The service stopped before {lost} received frames were corrected.",
             shed=lost,
         )
+
+
+def _not_expected(counters: Counters) -> int:
+    """Frames that came and are none of the acquisition's own: refused for their numbers."""
+    kinds = (DuplicateFrame, IndexOutsideScan, UnknownAcquisition)
+    return sum(counters.rejected_by_reason.get(kind.code, 0) for kind in kinds)
 
 
 def _corrected(outcome: Outcome) -> CorrectedBatch:

@@ -18,6 +18,9 @@ from prenet4d_server.monitoring.meters import Meters
 from prenet4d_server.publishing import outgoing
 from prenet4d_server.publishing.publisher import Publisher
 
+_UNSEEN_PREVIEW_S = 2.0
+"""Previews that nobody sees yet are made no more often than this."""
+
 
 @dataclass(frozen=True, slots=True)
 class Shown:
@@ -47,6 +50,8 @@ class Results:
         self._publisher, self._settings, self._meters = publisher, settings, meters
         self._batches = 0
         self._next_mean = self._next_preview = 0.0
+        self._last_preview: outgoing.Outgoing | None = None
+        self._looked_at = False
 
     def take(self, result: CorrectedBatch, batch: Batch) -> Shown:
         """Take what is to be shown, before the batch is released."""
@@ -123,15 +128,32 @@ class Results:
         copied = batch.frames.astype(np.float32)
         return copied, copied
 
+    def show_last_preview(self) -> None:
+        """Publish the last preview again where somebody has begun to look, between scans too."""
+        before, self._looked_at = self._looked_at, self._publisher.wants("preview")
+        if not before and self._looked_at:
+            self._next_preview = 0.0
+            if self._last_preview is not None:
+                self._publisher.publish(self._last_preview)
+
     def _preview(self, result: CorrectedBatch, batch: Batch) -> outgoing.Outgoing | None:
-        """The batch's last frame for people to look at, where one is due and somebody looks."""
+        """The batch's last frame for people to look at, where one is due and somebody looks.
+
+        Where nobody looks, one is kept now and then for who comes later.
+        """
         now = time.monotonic()
-        if now < self._next_preview or not self._publisher.wants("preview"):
+        if now < self._next_preview:
             return None
-        self._next_preview = now + self._settings.preview_every_s
-        return outgoing.preview(
+        looked_at = self._publisher.wants("preview")
+        every_s = self._settings.preview_every_s
+        self._next_preview = now + (every_s if looked_at else max(every_s, _UNSEEN_PREVIEW_S))
+        self._last_preview = outgoing.preview(
             batch.acquisition, result, batch.frames[-1], self._settings.preview_pixels
         )
+        if not looked_at:
+            return None
+        self._looked_at = True
+        return self._last_preview
 
     def _enter_latency(self, arrived: npt.NDArray[np.float64]) -> None:
         self._meters.latency("total", time.monotonic() - arrived)

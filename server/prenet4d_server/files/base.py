@@ -69,6 +69,8 @@ class ScanFile(ABC):
         self.scan_shape = _scan_shape(path, shape, scan_shape, self.n_frames)
         self.pixel_mask = pixel_mask
         self.metadata: Metadata = dict(metadata or {})
+        self.corrected = False
+        """Whether prenet4d recorded it: its patterns are centered and undistorted already."""
 
     @abstractmethod
     def _fill(self, start: int, out: Pixels) -> None:

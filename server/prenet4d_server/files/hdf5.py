@@ -61,13 +61,13 @@ class Hdf5Scan(ScanFile):
             )
             undo.pop_all()
         self._parts = parts
-        self._ours = _is_recording(self._file)
+        self.corrected = _is_recording(self._file)
         self._ends = list(itertools.accumulate(len(part) for part in parts))
 
     def _fill(self, start: int, out: Pixels) -> None:
         if len(self._parts) == 1:
             copy_frames(self._parts[0], start, out)
-            if self._ours:
+            if self.corrected:
                 make_counts(out)
             return
         done = 0

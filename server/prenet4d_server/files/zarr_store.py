@@ -49,7 +49,7 @@ class ZarrScan(ScanFile):
             pixel_mask=mask,
             metadata=_metadata(root, self._array),
         )
-        self._ours = _is_recording(root)
+        self.corrected = _is_recording(root)
         self._nx = self._array.shape[1] if self._array.ndim == 4 else self.n_frames
         frame_bytes = int(np.prod(self.frame_shape)) * self._array.dtype.itemsize
         stored = (self._array.shards or self._array.chunks)[-3] if self._array.ndim > 2 else 1
@@ -68,7 +68,7 @@ class ZarrScan(ScanFile):
             with np.errstate(over="ignore"):
                 np.copyto(out[done : done + n], block[:n], casting="unsafe")
             done += n
-        if self._ours:
+        if self.corrected:
             make_counts(out)
 
     def _read_block(self, line: int, number: int) -> Pixels:

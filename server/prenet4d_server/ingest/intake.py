@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections import deque
 from dataclasses import dataclass, replace
 from math import prod
 from typing import TypeAlias
@@ -16,6 +17,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from prenet4d_server.config import MAX_FRAMES
 from prenet4d_server.errors import (
     BadStart,
     DuplicateFrame,
@@ -27,8 +29,8 @@ from prenet4d_server.errors import (
 )
 from prenet4d_server.sources.base import AcquisitionEnd, AcquisitionStart, Indices
 
-MAX_FRAMES = 1 << 28
-"""Frames in one acquisition; each costs a byte of memory once it has come."""
+_REMEMBERED = 16
+"""So many series that are over are known by name, to say so of frames that come late."""
 
 Refusal: TypeAlias = tuple[FrameError, int]
 """What is wrong, and how many frames are refused for it."""
@@ -74,7 +76,7 @@ class Intake:
         """
         self.running: Acquisition | None = None
         self._scan_shape = scan_shape
-        self._last_series: str | None = None
+        self._over: deque[str] = deque(maxlen=_REMEMBERED)
 
     def start(self, start: AcquisitionStart) -> tuple[Closed | None, list[SourceError]]:
         """Begin an acquisition, which ends the one that still runs.
@@ -105,12 +107,18 @@ class Intake:
                 closed = Closed(old.id, aborted=False)
                 why = f"Series {old.start.series} was complete, but its end never came."
             else:
-                closed = Closed(old.id, aborted=True, reason="the detector was restarted")
+                closed = Closed(
+                    old.id,
+                    aborted=True,
+                    reason=f"series {start.series} began, from a detector that was restarted or "
+                    "from a second one",
+                )
                 why = (
                     f"Series {start.series} started while series {old.start.series} was running, "
                     "which is given up."
                 )
             told.append(SequenceError(why))
+            self._over.append(old.start.series)
         if start.expected_frames and scan_shape and start.expected_frames != limit:
             told.append(
                 BadStart(
@@ -208,14 +216,14 @@ class Intake:
     def _close(self, *, aborted: bool, reason: str = "") -> Closed:
         assert self.running is not None
         closed = Closed(self.running.id, aborted, reason)
-        self._last_series = self.running.start.series
+        self._over.append(self.running.start.series)
         self.running = None
         return closed
 
     def _not_running(self, series: str) -> str:
         if self.running is not None:
             return f"series {self.running.start.series} is running"
-        if series == self._last_series:
+        if series in self._over:
             return "that series is over"
         return "that series has not started"
 

@@ -106,7 +106,6 @@ class Alarms:
         self.active: tuple[AlarmStatus, ...] = ()
         """The alarms that stand, oldest first."""
         self._raised: dict[tuple[AlarmCode, str], AlarmStatus] = {}
-        self._cleared: dict[tuple[AlarmCode, str], str] = {}
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -157,7 +156,7 @@ class Alarms:
             else:
                 self._clear(key, reading.cleared)
         for key in self._raised.keys() - readings.keys():  # a receiver has left
-            self._clear(key, self._cleared[key])
+            self._clear(key, f"Subscriber {key[1]} is gone, and holds nothing back any more.")
         self.active = tuple(self._raised.values())
 
     def _raise(self, key: tuple[AlarmCode, str], reading: Reading) -> None:
@@ -169,7 +168,6 @@ class Alarms:
             value=reading.value,
             threshold=reading.threshold,
         )
-        self._cleared[key] = reading.cleared
         self._say("warning", reading.code, reading.message, reading)
 
     def _clear(self, key: tuple[AlarmCode, str], message: str) -> None:

@@ -42,7 +42,7 @@ class Actions:
         )
         self.freeze = self._button("freeze", "Freeze", self._on_freeze)
         self.center = TextInput(
-            name="center", placeholder="y, x or the beam's", disabled=not operator,
+            name="center", placeholder="y, x or beam's", disabled=not operator,
             **look(),
         )  # fmt: skip
         self.set_center = self._button("set_center", "Set reference center", self._on_set_center)

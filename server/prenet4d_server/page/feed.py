@@ -169,7 +169,8 @@ class Feed:
             self.leave()
 
     def _renewed(self, preview: Message | None, maps: MapsView | None) -> bool:
-        return self.maps is not maps and (not self.running or self.preview is not preview)
+        settled = not self.running and preview is not None
+        return self.maps is not maps and (settled or self.preview is not preview)
 
     def client(self, timeout: float = COMMAND_TIMEOUT_S) -> ControlClient:
         """A connection to the service's control socket, with the page's own rights."""

@@ -31,11 +31,11 @@ class Kind:
 
 SCANNED = (
     Kind("bright_field", "Bright field", "counts"),
-    Kind("annular_dark_field", "Annular dark field", "counts"),
+    Kind("annular_dark_field", "Dark field", "counts"),
     Kind("sum", "Sum", "counts"),
     Kind("com", "Center of mass", "px"),
-    Kind("center_y", "Center drift y", "px"),
-    Kind("center_x", "Center drift x", "px"),
+    Kind("center_y", "Drift y", "px"),
+    Kind("center_x", "Drift x", "px"),
     Kind("center_sigma", "Uncertainty", "px"),
     Kind("flags", "Flags", ""),
 )

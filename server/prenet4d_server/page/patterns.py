@@ -25,7 +25,7 @@ from prenet4d_client.messages import DetectorRadii
 from prenet4d_client.wire import Message
 from prenet4d_server.page import words
 from prenet4d_server.page.feed import Feed, Image
-from prenet4d_server.page.theme import Theme, blank, image_figure, look
+from prenet4d_server.page.theme import DARK, Theme, blank, image_figure, look
 
 PALETTES = {
     "Inferno": Inferno256,
@@ -98,7 +98,8 @@ class Patterns:
         plot.hover.renderers = [renderer]
         plot.x_range.renderers = plot.y_range.renderers = [renderer]
         self._glyphs[side] = renderer.glyph
-        color = theme.first if side == "raw" else theme.good
+        # Patterns are dark on a page of either look, and so what lies on them is bright.
+        color = DARK.first if side == "raw" else DARK.good
         plot.multi_line(
             "xs", "ys", source=self._overlay[side], line_color=color, line_width=2,
             line_dash="solid" if side == "raw" else "dashed", line_alpha=0.9,
@@ -110,7 +111,7 @@ class Patterns:
         return plot
 
     def _add_detectors(self, theme: Theme) -> None:
-        self._ring_colors = [theme.second, theme.first, theme.first]
+        self._ring_colors = [DARK.second, DARK.first, DARK.first]
         self.corrected.circle(
             "x", "y", radius="radius", source=self._rings, fill_alpha=0, line_color="color",
             line_width=1.5,

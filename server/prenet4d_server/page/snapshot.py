@@ -7,8 +7,15 @@ import math
 import time
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize
+from matplotlib.colors import (
+    Colormap,
+    LinearSegmentedColormap,
+    ListedColormap,
+    LogNorm,
+    Normalize,
+)
 from matplotlib.figure import Figure, SubFigure
 
 from prenet4d_server.page.feed import Feed
@@ -76,7 +83,6 @@ def _draw_patterns(feed: Feed, target: SubFigure) -> None:
 def _draw_maps(feed: Feed, target: SubFigure) -> None:
     view = feed.maps
     axes = target.subplots(3, 4).ravel()
-    drifting = LinearSegmentedColormap.from_list("drifting", LIGHT.drifting)
     for axis, kind in zip(axes, KINDS, strict=True):
         axis.set_axis_off()
         axis.set_title(kind.title, fontsize=10)
@@ -89,8 +95,15 @@ def _draw_maps(feed: Feed, target: SubFigure) -> None:
             drawn = axis.imshow(
                 shown,
                 norm=Normalize(*scale(kind, shown, view.images)),
-                cmap=drifting if kind.name in DRIFTS else "viridis",
+                cmap=_colors(kind.name),
             )
-        bar = target.colorbar(drawn, ax=axis, label=kind.unit, shrink=0.8)
-        if kind.name in ("com", "flags"):  # a direction as hue; any flag or none
-            bar.ax.set_visible(False)
+        if kind.name not in ("com", "flags"):  # a direction as hue; any flag or none
+            target.colorbar(drawn, cax=axis.inset_axes((1.04, 0, 0.06, 1)), label=kind.unit)
+
+
+def _colors(name: str) -> Colormap:
+    if name in DRIFTS:
+        return LinearSegmentedColormap.from_list("drifting", LIGHT.drifting)
+    if name == "flags":
+        return ListedColormap((LIGHT.grid, LIGHT.warning))
+    return colormaps["viridis"]

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 BACKLOG = 128
 RESTART_PAUSE_S = 1.0
+LONGEST_PAUSE_S = 30.0
+SOUND_S = 10.0
+"""Each time that the process dies younger than this, the pause before the next doubles."""
 END_TIMEOUT_S = 3.0
 
 
@@ -90,14 +94,18 @@ class PageProcess:
         self._listening.close()
 
     def _keep_running(self) -> None:
+        pause_s = RESTART_PAUSE_S / 2
         while True:
             assert self._process is not None
+            began = time.monotonic()
             status = self._process.wait()
             if self._stop.is_set():
                 return
             _end(self._process)
             self._on_death(status)
-            if self._stop.wait(RESTART_PAUSE_S):
+            sound = time.monotonic() - began > SOUND_S
+            pause_s = RESTART_PAUSE_S if sound else min(2 * pause_s, LONGEST_PAUSE_S)
+            if self._stop.wait(pause_s):
                 return
             with self._lock:
                 if self._stop.is_set():

@@ -134,7 +134,7 @@ class Traces:
         plot.xaxis.formatter = DatetimeTickFormatter(
             seconds="%H:%M:%S", minsec="%H:%M:%S", minutes="%H:%M", hourmin="%H:%M", hours="%H:%M"
         )
-        plot.xaxis.ticker.desired_num_ticks = 4
+        plot.xaxis.ticker.desired_num_ticks = 3
         plot.yaxis.ticker = BasicTicker(desired_num_ticks=3, num_minor_ticks=0)
         plot.yaxis.formatter = NumeralTickFormatter(format=chart.numbers)
         plot.add_tools(

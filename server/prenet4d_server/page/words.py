@@ -64,8 +64,14 @@ def banner(feed: Feed) -> str:
     if status.alarms:
         return "".join(_banner("watch", escape(alarm.message)) for alarm in status.alarms)
     if feed.telemetry is None:
-        where = escape(status.source.address)
-        return _banner("calm", f"No acquisition yet: waiting for the detector at {where}.")
+        where, frames = escape(status.source.address), status.counters.received
+        so_far = (
+            f"The last scan has ended; {frames:,} frames came since the service was started."
+            if frames
+            else "No acquisition yet."
+        )
+        if status.acquisition is None:
+            return _banner("calm", f"{so_far} Waiting for the detector at {where}.")
     return ""
 
 
@@ -77,7 +83,12 @@ def title(feed: Feed) -> str:
     """Which acquisition this is."""
     scan = feed.scan
     if scan is None:
-        return "<span class=muted>no acquisition yet</span>"
+        status = feed.status
+        if status is not None and status.acquisition is not None:
+            return f"<b>{escape(status.acquisition.acquisition_id)}</b>"
+        came = status is not None and status.counters.received
+        said = "between two scans" if came else "no acquisition yet"
+        return f"<span class=muted>{said}</span>"
     h, w = scan.frame_shape
     size = f"{scan.scan_shape[0]} × {scan.scan_shape[1]} positions, " if scan.scan_shape else ""
     over = "" if feed.running else ' <span class="chip">ended</span>'
@@ -98,11 +109,11 @@ def _figure(label: str, value: str, below: str, unit: str = "", kind: str = "") 
 def state(feed: Feed) -> str:
     """The calibration's state, and how far it is."""
     telemetry, status = feed.telemetry, feed.status
-    if telemetry is None:
-        return _figure("Calibration", "Waiting", "no frame yet", kind="calm")
     # A command takes effect at once, between scans too: the status knows, telemetry may not.
-    now = (status.state if status else None) or telemetry.state
-    averaged = telemetry.patterns_averaged
+    now = (status.state if status else None) or (telemetry.state if telemetry else None)
+    if now is None:
+        return _figure("Calibration", "Waiting", "no frame yet", kind="calm")
+    averaged = _averaged(feed)
     name, kind = _STATES[now]
     needed = f" of {feed.patterns_to_lock:,}" if feed.patterns_to_lock else ""
     below = {
@@ -112,6 +123,12 @@ def state(feed: Feed) -> str:
         "lost": "the patterns contradict it",
     }[now]
     return _figure("Calibration", name, below, kind=kind)
+
+
+def _averaged(feed: Feed) -> int:
+    if feed.telemetry is not None:
+        return int(feed.telemetry.patterns_averaged)
+    return feed.status.patterns_averaged if feed.status is not None else 0
 
 
 def center(feed: Feed) -> str:
@@ -132,10 +149,14 @@ def center(feed: Feed) -> str:
 
 def ellipticity(feed: Feed) -> str:
     """The distortion in use, with one sigma."""
-    telemetry = feed.telemetry
-    if telemetry is None:
+    # Who comes after the scan knows it from the status alone.
+    now: Ellipticity | None = None
+    if feed.telemetry is not None:
+        now = feed.telemetry.ellipticity
+    elif feed.status is not None:
+        now = feed.status.ellipticity
+    if now is None:
         return _figure("Ellipticity", DASH, "ratio of the axes")
-    now: Ellipticity = telemetry.ellipticity
     if now.ratio_sigma is None:
         return _figure("Ellipticity", f"{now.ratio:.4f}", "no reading yet", kind="muted")
     angle = f"{math.degrees(now.theta):.1f}°"
@@ -167,6 +188,8 @@ def progress(feed: Feed) -> str:
     """How much of the scan is done, and how long the rest takes."""
     telemetry = feed.telemetry
     if telemetry is None:
+        if feed.status is not None and (came := feed.status.counters.received):
+            return _figure("Progress", number(came), "frames since the service was started")
         return _figure("Progress", DASH, "time left")
     done, expected = telemetry.counters.received - telemetry.counters.in_flight, None
     expected = telemetry.expected_frames

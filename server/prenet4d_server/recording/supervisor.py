@@ -65,6 +65,13 @@ class Recordings:
         self._stopping = False
         self._begun: Future[None] = Future()
         self._ended: Future[None] = Future()
+        if settings.directory is not None and not _writable(settings.directory):
+            self._say(
+                "warning",
+                "no_recording_folder",
+                f"{settings.directory} is no folder that the service may write to: nothing can be "
+                "recorded until it is (recording.directory).",
+            )
 
     @property
     def status(self) -> RecordingStatus | None:
@@ -181,7 +188,7 @@ class Recordings:
                 f"{name!r} cannot be the name of a recording: use letters, digits, spaces and "
                 "_ . + = -, beginning with a letter or digit."
             )
-        if not directory.is_dir() or not os.access(directory, os.W_OK | os.X_OK):
+        if not _writable(directory):
             raise CommandFailed(f"{directory} is no folder that the service may write to.")
         path = directory / f"{stem}{suffix}"
         if os.path.lexists(path):
@@ -189,8 +196,8 @@ class Recordings:
         free = _free(directory)
         if free < self._settings.keep_free:
             raise CommandFailed(
-                f"The disk of {directory} has only {free / 1e9:.1f} GB left, and "
-                f"{self._settings.keep_free / 1e9:.1f} GB are kept free. Make room."
+                f"The disk of {directory} has only {_size(free)} left, and "
+                f"{_size(self._settings.keep_free)} are kept free. Make room."
             )
         return path
 
@@ -208,7 +215,7 @@ class Recordings:
         with self._changed:
             last = self._report or Report()
             if process.returncode and not last.error:
-                died = f"The recorder died with status {process.returncode}."
+                died = _obituary(process.returncode, path, last)
                 last = last.model_copy(update={"error": died, "complete": False})
             self._report, self._process = last, None
             begun, ended = self._begun, self._ended
@@ -255,6 +262,26 @@ def _write(process: subprocess.Popen[str], line: str) -> None:
     with contextlib.suppress(OSError):  # it has ended; its status and its last report say why
         process.stdin.write(line + "\n")
         process.stdin.flush()
+
+
+def _obituary(status: int, path: Path, last: Report) -> str:
+    """How the recorder died, and what it leaves."""
+    how = f"by signal {-status}" if status < 0 else f"with status {status}"
+    said = f"The recorder died {how}, and is not started again: what comes now is not recorded."
+    if not last.files:
+        return said
+    left = f" {last.files[-1]} holds what came until about a second before"
+    if path.suffix == ".h5":
+        left += "; h5clear -s (HDF5's tool) makes it open as usual"
+    return f"{said}{left}."
+
+
+def _size(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+
+
+def _writable(directory: Path) -> bool:
+    return directory.is_dir() and os.access(directory, os.W_OK | os.X_OK)
 
 
 def _free(directory: Path) -> int:

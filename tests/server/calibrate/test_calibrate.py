@@ -111,6 +111,19 @@ class TestFromAFile:
             calibrate_file(scan, backend=backend, **options)
 
 
+@pytest.mark.parametrize("corrected", [True, False])
+def test_who_calibrates_from_corrected_patterns_is_warned(prenet4d, tmp_path, corrected):
+    file = tmp_path / "scan.h5"
+    with h5py.File(file, "w") as made:
+        made["data"] = np.zeros((4, 32, 32), np.uint16)
+        if corrected:
+            made.create_group("prenet4d").attrs["format"] = "prenet4d recording"
+    status, _, said = prenet4d("calibrate", file, "-o", tmp_path / "lens.toml")
+    assert status == 1
+    assert "holds no counts" in said
+    assert ("Calibrate from the raw frames" in said) == corrected
+
+
 class TestFromAService:
     def test_one_that_has_found_none_is_told_how_far_it_is(self, service):
         with (

@@ -9,7 +9,7 @@ import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prenet4d_server.cli import run
+from prenet4d_server.cli import progress, run
 from prenet4d_server.cli.arguments import (
     parse_address,
     parse_distortion,
@@ -35,6 +35,21 @@ def prenet4d(monkeypatch, capsys):
     ("arguments", "sentence"),
     [
         (["serve", "--scan", "64"], "'64' is not rows x columns: write for example 64x64."),
+        (["serve", "--scan", "1000000x1000000"], "1,000,000,000,000 frames, and at most"),
+        (["serve", "--channel", "1"], "--channel says nothing to native, where frames come from"),
+        (["serve", "--rate", "5"], "it goes with --source replay."),
+        (["serve", "--source", "dectris2", "--data", __file__], "--data says nothing to dectris2"),
+        (
+            ["serve", "--data", __file__, "--connect", "tcp://a:1"],
+            "says nothing to replay",
+        ),
+        (["simulate-detector", "native", "--compression", "lz4"], "--compression is for DECTRIS"),
+        (["simulate-detector", "dectris2", "--frames-per-message", "2"], "is for native frames."),
+        (["simulate-detector", "native", "--data", __file__, "--frame", "8x8"], "--frame is for"),
+        (
+            ["simulate-detector", "native", "--data", __file__, "--seed", "1"],
+            "--seed does nothing",
+        ),
         (["serve", "--scan", "0x4"], "'0x4' is not rows x columns"),
         (["serve", "--connect", "10.0.0.1:5560"], "write for example tcp://127.0.0.1:5560"),
         (["serve", "--source", "merlin"], "'merlin' is not one of"),
@@ -97,6 +112,17 @@ def test_replay_without_a_service_says_so(prenet4d, tmp_path):
     status, _, said = prenet4d("replay", file, "--to", free, "--patience", "0.3")
     assert status == 1
     assert free in said
+
+
+@pytest.mark.parametrize("kind", ["native", "dectris2"])
+def test_nobody_is_left_in_doubt_about_what_is_waited_for(prenet4d, monkeypatch, kind):
+    monkeypatch.setattr(progress, "SILENT_S", 0)
+    (free,) = free_addresses(1)
+    few = ("--scan", "2x2", "--frame", "16x16", "--address", free, "--patience", "2")
+    status, _, said = prenet4d("simulate-detector", kind, *few)
+    assert status == 1
+    assert "Waiting up to 2 s for a service that" in said
+    assert said.count(free) == 2  # for whom, and in the end that nobody came
 
 
 def test_config_prints_what_it_accepts(prenet4d, tmp_path):

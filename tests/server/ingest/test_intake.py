@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prenet4d_server.config import MAX_FRAMES
 from prenet4d_server.errors import (
     BadStart,
     DuplicateFrame,
@@ -12,7 +13,7 @@ from prenet4d_server.errors import (
     SequenceError,
     UnknownAcquisition,
 )
-from prenet4d_server.ingest.intake import MAX_FRAMES, Intake
+from prenet4d_server.ingest.intake import Intake
 from prenet4d_server.sources.base import AcquisitionEnd, AcquisitionStart
 
 
@@ -104,6 +105,9 @@ def test_a_detector_restarted_in_mid_scan_ends_the_old_acquisition(series):
     assert isinstance(told, SequenceError)
     assert intake.running.id != old
     assert intake.admit(series, index(0))[1] == []
+    intake.end(AcquisitionEnd(series))
+    ((late, _),) = intake.admit("1", index(0))[1]
+    assert "is over" in str(late)
 
 
 def test_a_complete_scan_without_an_end_counts_as_ended():

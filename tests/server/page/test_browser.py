@@ -27,7 +27,7 @@ from prenet4d_server.page.traces import CHARTS
 from prenet4d_server.processes import free_addresses
 from prenet4d_server.service import Service
 
-from ..live import settings
+from ..live import settings, until
 from .telling import telemetry
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="the extra dev is not installed")
@@ -237,6 +237,79 @@ def test_every_panel_lives_during_a_scan_and_nothing_comes_from_elsewhere(operat
     page.until(lambda: all(len(page.read(f"{kind.name}_map", "image")[0]) > 1 for kind in DESCAN))
     assert page.wrong == []
     assert {url.split("/")[2] for url in page.asked if "://" in url} == {page.url.split("/")[2]}
+
+
+CUT = """(places) => places.filter(
+    (place) => place.scrollWidth > place.clientWidth + 1).map((place) => place.textContent)"""
+CUT_HINT = """(input) => {
+    const pen = document.createElement("canvas").getContext("2d");
+    const style = getComputedStyle(input);
+    pen.font = style.font;
+    const room = input.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight);
+    return pen.measureText(input.placeholder).width > room;
+}"""
+
+
+@pytest.mark.parametrize("width", [820, 1280, 1920])
+def test_no_words_are_cut_whatever_the_width(operator, width):
+    page = operator
+    page.until(lambda: len(page.read("sum_map", "image")[0]) > 1)
+    before = page.tab.viewport_size
+    page.tab.set_viewport_size({"width": width, "height": 900})
+    try:
+        for place in (".caption", ".caption *", "figcaption", ".figure .below", ".figure .label"):
+            assert page.tab.locator(place).evaluate_all(CUT) == [], place
+        assert not page.tab.locator(".slot.center input").evaluate(CUT_HINT)
+    finally:
+        page.tab.set_viewport_size(before)
+
+
+def test_the_page_says_that_it_loads_before_its_scripts_are_there(chromium, service):
+    context = chromium.new_context()
+    context.set_default_timeout(PATIENCE_MS)
+    try:
+        tab = context.new_page()
+        held, may_pass = [], []
+        tab.route(
+            "**/static/js/**",
+            lambda request: request.continue_() if may_pass else held.append(request),
+        )
+        tab.goto(service.endpoints["http"], wait_until="commit")
+        loading = tab.get_by_text("Loading the page")
+        sync_api.expect(loading).to_be_visible(timeout=PATIENCE_MS)
+        sync_api.expect(tab.get_by_text("Scan maps")).to_be_visible(timeout=PATIENCE_MS)
+        assert held
+        may_pass.append(True)
+        for request in held:
+            request.continue_()
+        sync_api.expect(loading).to_be_hidden(timeout=PATIENCE_MS)
+    finally:
+        context.close()
+
+
+def test_who_opens_the_page_after_a_scan_sees_how_it_ended(chromium, service_maker):
+    make_service, ports = service_maker()
+    address = ServiceAddress(stream=ports["stream"], control=ports["control"])
+    listening, url = listen("tcp://127.0.0.1:*")
+    dashboard = PageProcess(listening, lambda _status: None)
+    try:
+        with make_service() as again:
+            with FrameSender(again.endpoints["ingest"], timeout=60) as source:
+                source.start(frame_shape=(SIDE, SIDE), dtype="uint16", scan_shape=(4, 4))
+                y, x = np.mgrid[:SIDE, :SIDE]
+                disk = 100 * (np.hypot(y - 15.5, x - 15.5) < 5)
+                source.send(np.broadcast_to(disk, (16, SIDE, SIDE)).astype("u2"))
+                source.end()
+            until(lambda: again.status().counters.corrected == 16)
+            until(lambda: again.status().acquisition is None)
+            dashboard.start(PageSettings(service=address, operator_token=TOKEN))
+            with opened(chromium, url) as page:
+                page.text("banner", "The last scan has ended; 16 frames came")
+                page.text("told", "frame ")
+                page.until(lambda: len(page.read("corrected_image", "image")[0]) > 1)
+                assert page.wrong == []
+    finally:
+        dashboard.close()
 
 
 def test_buttons_do_what_they_say(operator, control, tmp_path):

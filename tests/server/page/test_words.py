@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from prenet4d_client import messages as m
+from prenet4d_client.messages import Counters, Ellipticity
 from prenet4d_engines.descan import fit_descan
 from prenet4d_server.page import words
 from prenet4d_server.page.feed import Feed, MapsView
@@ -54,9 +55,34 @@ def test_a_service_that_does_not_answer_is_told_with_the_time(feed):
 )
 def test_the_banner_says_what_is_missing(feed, healthy, ready, said):
     source = SimpleNamespace(address="tcp://<detector>")
-    feed.status = SimpleNamespace(healthy=healthy, ready=ready, source=source, alarms=())
+    feed.status = SimpleNamespace(
+        healthy=healthy,
+        ready=ready,
+        source=source,
+        alarms=(),
+        acquisition=None,
+        counters=Counters(),
+    )
     assert said in words.banner(feed)
     assert "<detector>" not in words.banner(feed)
+
+
+def test_who_comes_after_the_scan_is_told_how_it_stood(feed):
+    feed.status = SimpleNamespace(
+        healthy=True, ready=True, source=SimpleNamespace(address="tcp://d:1"), alarms=(),
+        acquisition=None, counters=Counters(received=5000, corrected=5000), state="locked",
+        patterns_averaged=1024, ellipticity=Ellipticity(ratio=1.03, theta=0.5, ratio_sigma=0.002),
+        frames_per_second=0.0, backlog=0, recent_events=(), publisher="p",
+    )  # fmt: skip
+    assert "The last scan has ended; 5,000 frames came" in words.banner(feed)
+    assert "no acquisition yet" not in words.title(feed)
+    assert "Locked" in plain(words.state(feed))
+    assert "from 1,024 patterns" in plain(words.state(feed))
+    assert "1.0300 ± 0.0020" in plain(words.ellipticity(feed))
+    assert "5,000" in plain(words.progress(feed))
+    feed.status.acquisition = SimpleNamespace(acquisition_id="<scan>")  # or while one is running
+    assert plain(words.title(feed)) == "&lt;scan&gt;"
+    assert words.banner(feed) == ""
 
 
 def test_a_running_scan_in_figures(feed):

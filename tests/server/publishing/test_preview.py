@@ -11,7 +11,7 @@ from prenet4d_server.ingest.notices import Started
 from prenet4d_server.publishing import outgoing
 from prenet4d_server.service import Service
 
-from ..live import frames, sender, settings, subscriber
+from ..live import frames, sender, settings, subscriber, until
 
 
 @pytest.fixture
@@ -77,3 +77,19 @@ def test_subscribers_get_recent_frames_at_a_bounded_rate():
     assert (first.raw == first.index).all()
     assert (first.corrected == first.index).all()
     assert (first.frame_shape, first.scan_shape) == ((16, 24), (4, 5))
+
+
+def test_who_looks_after_the_scan_sees_its_last_frame():
+    with Service(settings(batch={"size": 2})) as service:
+        with sender(service) as source:
+            source.start(frame_shape=(16, 24), dtype="uint16", scan_shape=(4, 5))
+            source.send(frames(20))
+            source.end()
+        until(lambda: service.status().counters.corrected == 20)
+        for _ in range(2):  # and again who comes after the first has left
+            with subscriber(service, "preview") as stream:
+                shown = stream.receive()
+            assert (shown.raw == shown.index).all()
+            assert shown.scan_shape == (4, 5)
+            until(lambda: not service._publisher.wants("preview"))
+            until(lambda: not service._pipeline._results._looked_at)

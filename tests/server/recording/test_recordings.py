@@ -159,12 +159,17 @@ def test_one_recording_at_a_time(client: ControlClient) -> None:
 
 
 def test_a_recorder_that_is_killed_is_told_of_and_another_can_be_started(
-    client: ControlClient, listener: Listener
+    service: Service, client: ControlClient, listener: Listener
 ) -> None:
     started(client, "doomed")
+    scan(service, listener)
+    until(lambda: client.status()["recording"]["files"] == ["doomed.h5"])
     (recorder,) = recorders(os.getpid())
     os.kill(recorder.pid, signal.SIGKILL)
-    assert "died with status -9" in listener.wait_for_event("recording_failed").message
+    told = listener.wait_for_event("recording_failed").message
+    assert "died by signal 9" in told
+    assert "what comes now is not recorded" in told
+    assert "doomed.h5 holds what came" in told
     until(lambda: client.status()["recording"]["state"] == "idle")
     assert "died" in client.status()["recording"]["reason"]
     started(client, "next")
@@ -193,6 +198,11 @@ def test_a_full_disk_or_a_missing_folder_is_refused(tmp_path: Path) -> None:
         ):
             client.start_recording()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_folder_is_told_at_once_and_not_first_when_it_is_needed(tmp_path: Path) -> None:
+    with Service(settings(recording={"directory": tmp_path / "nowhere"})) as service:
+        until(lambda: any("nowhere" in said for said in service.status().recent_events))
 
 
 def test_a_service_that_stops_closes_the_recording_with_all_that_came(tmp_path: Path) -> None:

@@ -39,6 +39,7 @@
 
   // controls: name → a Bokeh widget and the property that holds what was chosen.
   function remember(controls) {
+    document.getElementById("loading").hidden = true; // this is called once all is there
     let kept = {};
     try {
       kept = JSON.parse(localStorage.getItem(KEPT)) ?? {};
