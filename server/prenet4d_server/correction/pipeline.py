@@ -239,10 +239,10 @@ class Pipeline:
         self._publish_mean(ended.acquisition_id)
         self.maps.end()
         counters = self._ledgers.pop(ended.acquisition_id, Ledger()).snapshot()
+        expected = (self.view.started.expected_frames if self.view.started else None) or 0
         self.view = replace(self.view, started=None)
         self._publisher.publish(outgoing.acquisition_end(ended, counters))
         how = f"was aborted: {ended.reason}" if ended.aborted else "ended"
-        expected = (self.view.started.expected_frames if self.view.started else None) or 0
         absent = max(0, expected - counters.received + _not_expected(counters))
         never_came = f" {absent} of {expected} expected frames never came." if absent else ""
         self._publisher.event(
