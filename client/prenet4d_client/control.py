@@ -214,8 +214,7 @@ class ControlClient:
             self._reconnect()
             raise NoAnswer(
                 f"No service answered {command!r} at {self.address} within {self._timeout:g} s: "
-                "is it running, is this its control address, and does no receiver hold it back "
-                "(prenet4d status)?"
+                "is it running, is this its control address, and does no receiver hold it back?"
             )
         if not reply.ok:
             raise CommandRefused(reply.error or f"The service refuses to {command}.")
