@@ -215,7 +215,7 @@ class ControlClient:
             raise NoAnswer(
                 f"No service answered {command!r} at {self.address} within {self._timeout:g} s: "
                 "is it running, is this its control address, does it ask for another key, and does "
-                "no receiver hold it back (prenet4d status)?"
+                "no receiver hold it back?"
             )
         if not reply.ok:
             raise CommandRefused(reply.error or f"The service refuses to {command}.")
