@@ -143,11 +143,14 @@ def _flags(data: Path | None, drawing: Drawing) -> list[str]:
     """The drawing as ``simulate-detector`` is told it."""
     ratio, theta = drawing.ellipticity or (1.0, 0.0)
     scan_shape, frame_shape = drawing.scan_shape, drawing.frame_shape
+    simulated = {
+        "--frame": frame_shape and f"{frame_shape[0]}x{frame_shape[1]}",
+        "--content": drawing.kind,
+    }
     said: dict[str, object] = {
         "--data": data,
         "--scan": scan_shape and f"{scan_shape[0]}x{scan_shape[1]}",
-        "--frame": frame_shape and f"{frame_shape[0]}x{frame_shape[1]}",
-        "--content": drawing.kind,
+        **(simulated if data is None else {}),
         "--dose": drawing.dose,
         "--ellipticity": f"{ratio!r},{math.degrees(theta)!r}",
         "--drift": drawing.drift,

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import IO, Self
 
 from prenet4d_client.errors import ConnectionRefused, NoAnswer, Prenet4dError, ProtocolError
 from prenet4d_client.lossless import LosslessReceiver
@@ -36,7 +38,8 @@ KEEP_FREE_BYTES = 256 << 20
 """So much of the disk is left free unless told."""
 _NEEDED_BYTES = 32 << 20
 # HDF5 brings the process down when a write fails for want of space, so that must never happen: so
-# much is left in any case, for what HDF5 still holds in memory and for closing the file.
+# much is left in any case, for what HDF5 still holds in memory and for closing the file. As another
+# program may take that too, as much again is held in reserve.
 
 
 @dataclass(slots=True)
@@ -107,6 +110,8 @@ class Recorder:
         self._keep_free = max(keep_free, _NEEDED_BYTES)
         self._number = 0
         self._recording: Recording | None = None
+        self._reserve: IO[bytes] | None = None
+        self._unclosed = ""
         self._finished: set[str] = set()
         self._flushed = time.monotonic()
         self._check_place()
@@ -142,6 +147,7 @@ class Recorder:
     def close(self, reason: str = "it was stopped before the acquisition's end") -> None:
         """Close the file that is being written, if one is, as incomplete; may be called twice."""
         self._finish(complete=False, reason=reason)
+        self._release()
 
     def __enter__(self) -> Self:
         return self
@@ -213,7 +219,8 @@ class Recorder:
         if self._is_current(acquisition.id):
             return
         self._finish(complete=False, reason="another acquisition began before its end")
-        self._check_space(0)
+        self._check_space(_NEEDED_BYTES)
+        self._reserve = self._reserve or _reserve(self._path.parent)
         path = self._next_path()
         self._recording = Recording(
             path,
@@ -234,11 +241,18 @@ class Recorder:
         self.summary.refused += recording.refused
         if not complete:
             self._tell_incomplete(reason)
+        self._release()  # the room is for this; where another file follows, it is held anew
         try:
             recording.close(complete=complete, reason=reason, counters=counters)
-        except OSError as error:
-            self._tell_incomplete(f"{recording.path} could not be closed properly: {error}")
-            _log.error("%s", self.summary.reason)
+        except (OSError, RuntimeError) as error:  # the latter is h5py's where an object is let go
+            self._unclosed = f"{recording.path} could not be closed properly: {error}"
+            self._tell_incomplete(self._unclosed)
+            _log.error("%s", self._unclosed)
+
+    def _release(self) -> None:
+        if self._reserve is not None:
+            self._reserve.close()
+            self._reserve = None
 
     def _tell_incomplete(self, reason: str) -> None:
         self.summary.complete = False
@@ -296,7 +310,21 @@ class Recorder:
     def _what_is_there(self) -> str:
         if not self.summary.files:
             return "Nothing was recorded."
+        if self._unclosed:
+            return f"{self.summary.files[-1]} could not be closed, and may lack what came last."
         return f"{self.summary.files[-1]} is closed and holds what came before."
+
+
+def _reserve(folder: Path) -> IO[bytes] | None:
+    """Hold room on a disk, in a file without a name: it goes with the process in any case."""
+    held = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed when the room is needed
+    try:
+        os.posix_fallocate(held.fileno(), 0, _NEEDED_BYTES)
+    except OSError as error:
+        held.close()
+        _log.warning("No room can be held in reserve on the disk of %s: %s.", folder, error)
+        return None
+    return held
 
 
 def record(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -432,6 +433,53 @@ def test_a_disk_that_fills_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         received = file["prenet4d/received"][:].ravel()
         assert received[:3].all()
         assert not received.all()
+
+
+FILLER = """
+import os, sys
+from pathlib import Path
+import numpy as np
+from prenet4d_server.errors import FileError
+from prenet4d_server.recording.recorder import Recorder
+from tests.server.recording.test_recorder import batch, start, telemetry
+disk = Path(sys.argv[1])
+recorder = Recorder(disk / "scan.h5", compression="none")
+recorder.write(start())
+recorder.write(batch([0, 1, 2], np.full((3, 16, 20), 3, np.float32)))
+recorder.write(telemetry([0, 1, 2]))
+with (disk / "another").open("wb", buffering=0) as other:
+    try:
+        while other.write(bytes(1 << 16)):
+            pass
+    except OSError:
+        pass
+try:
+    recorder.write(batch([3], np.full((1, 16, 20), 3, np.float32)))
+except FileError as error:
+    print(error)
+import h5py
+with h5py.File(disk / "scan.h5") as file:
+    patterns = file["Experiments/corrected/data"][:].reshape(20, -1)
+    assert (patterns[:3] == 3).all() and file["prenet4d/received"][:].sum() == 3
+print("read")
+"""
+MOUNT = 'mount -t tmpfs -o size=384m none "$0" && exec "$@"'
+
+
+def test_a_disk_that_another_program_fills_to_the_last_byte(tmp_path: Path) -> None:
+    alone = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", MOUNT, str(tmp_path)]
+    if shutil.which("unshare") is None or subprocess.run([*alone, "true"], check=False).returncode:
+        pytest.skip("no small disk can be made here")
+    filled = subprocess.run(
+        [*alone, sys.executable, "-c", FILLER, str(tmp_path)],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[3],
+    )
+    said, read = filled.stdout.splitlines()
+    assert "is closed and holds what came before" in said
+    assert read == "read"
 
 
 # --- other processes -----------------------------------------------------------------------------
