@@ -106,6 +106,7 @@ class Alarms:
         self.active: tuple[AlarmStatus, ...] = ()
         """The alarms that stand, oldest first."""
         self._raised: dict[tuple[AlarmCode, str], AlarmStatus] = {}
+        self._untold: list[Event] = []
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -158,6 +159,10 @@ class Alarms:
         for key in self._raised.keys() - readings.keys():  # a receiver has left
             self._clear(key, f"Subscriber {key[1]} is gone, and holds nothing back any more.")
         self.active = tuple(self._raised.values())
+        # Only now: who hears of an alarm finds it in the status.
+        told, self._untold = self._untold, []
+        for event in told:
+            self._tell(event)
 
     def _raise(self, key: tuple[AlarmCode, str], reading: Reading) -> None:
         self._raised[key] = AlarmStatus(
@@ -179,7 +184,7 @@ class Alarms:
         if reading is not None:
             details = {"value": reading.value, "threshold": reading.threshold}
             details |= {"subject": reading.subject} if reading.subject else {}
-        self._tell(
+        self._untold.append(
             Event(
                 level=level,
                 code=code,
