@@ -32,8 +32,6 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 T = TypeVar("T")
 _OFTEN: tuple[weights.Name, ...] = ("denoise", "center", "refine")
 """The networks that read every frame; the ellipse network, once in many, stays in float32."""
-_IN_CACHE = 2**18
-"""Pixels that a core hands to a network at once: with more, each layer waits for memory."""
 _SHORT = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
@@ -148,12 +146,6 @@ class _Cast:
         self._network = network
 
     def __call__(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu":
-            return self._run(x)
-        at_once = max(1, _IN_CACHE // x.shape[2:].numel())
-        return torch.cat([self._run(part) for part in torch.split(x, at_once)])
-
-    def _run(self, x: Tensor) -> Tensor:
         x = x.to(self.dtype, memory_format=torch.channels_last)
         y: Tensor = self._network(x)
         return y.float()
