@@ -34,6 +34,18 @@ FILE = "_file"
 MAX_FRAMES = 1 << 28
 """Frames that one acquisition may have: each must be told apart from those that came before."""
 
+
+def scan_fault(rows: int, columns: int) -> str:
+    """Why a scan of so many probe positions cannot be, without a full stop; empty: it can."""
+    frames = rows * columns
+    if frames <= MAX_FRAMES:
+        return ""
+    return (
+        f"a scan of {rows} × {columns} has {frames:,} frames, and at most {MAX_FRAMES:,} can be "
+        "numbered"
+    )
+
+
 _Positive = Annotated[float, Field(gt=0)]
 _Threshold = Annotated[float, Field(ge=0)]
 _Size = Annotated[int, Field(ge=1)]
@@ -89,11 +101,8 @@ class SourceSettings(_Section):
     @field_validator("scan_shape")
     @classmethod
     def _can_be_numbered(cls, value: tuple[int, int] | None) -> tuple[int, int] | None:
-        if value is not None and (frames := value[0] * value[1]) > MAX_FRAMES:
-            raise ValueError(
-                f"a scan of {value[0]} × {value[1]} has {frames:,} frames, and at most "
-                f"{MAX_FRAMES:,} can be numbered"
-            )
+        if value is not None and (fault := scan_fault(*value)):
+            raise ValueError(fault)
         return value
 
     @model_validator(mode="after")

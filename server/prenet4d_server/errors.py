@@ -21,7 +21,10 @@ ServiceError                    ``code`` names it in events, counters and logs
     └── BadCounts               NaN, infinite or negative counts
 """
 
-from typing import ClassVar
+from typing import ClassVar, Final
+
+COMMAND_FAULT: Final = "The service failed at this command, and goes on; its log says why."
+"""What is told of an error that nobody foresaw in a command."""
 
 
 class ServiceError(Exception):

@@ -157,44 +157,39 @@ def _sets(
         )
         for size in run.sizes
     ]
-    sets.append(
+    half = max(6, run.patterns // 2)
+    sets += [
         held_out_patterns(
             "faulty",
             "128² frames of faulty cameras",
             (128, 128),
-            mixed_kinds(max(6, run.patterns // 2)),
+            mixed_kinds(half),
             seed=run.seed,
             faulty=True,
-        )
-    )
-    sets.append(
+        ),
         difficult_patterns(
             "difficult",
             "128² frames with the beam stopped, cut, outshone or far off",
             (128, 128),
-            max(6, run.patterns // 2),
+            half,
             seed=run.seed,
-        )
-    )
-    sets.append(
+        ),
         held_out_patterns(
             "speckle",
             "128² frames of disordered films, with speckle",
             (128, 128),
-            mixed_kinds(max(6, run.patterns // 2)),
+            mixed_kinds(half),
             seed=run.seed,
             film=True,
-        )
-    )
-    sets.append(
+        ),
         computed_patterns(
             "multislice",
             "128² frames computed by multislice",
             (128, 128),
-            max(6, run.patterns // 2),
+            half,
             seed=run.seed,
-        )
-    )
+        ),
+    ]
     for name, patterns in measured.items():
         # As many pixels as a set of 128² frames has, at most.
         area = patterns.shape[1] * patterns.shape[2]

@@ -134,8 +134,8 @@ def crystal_disks(
     epsilon = thickness / extinction_distance(found.amplitude, found.volume, optics.volts)
     b_factor = rng.uniform(0.2, 1.2)
     warm = np.exp(-0.5 * b_factor * found.length**2)
-    swing = thickness * precession * np.hypot(*xy.T)
     if precession > 0:
+        swing = thickness * precession * np.hypot(*xy.T)
         envelope = precessed(s0, epsilon, swing) * warm
     else:
         envelope = epsilon**2 * np.minimum(1.0, 1.0 / (nearest**2 + epsilon**2)) * warm

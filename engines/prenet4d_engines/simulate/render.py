@@ -58,11 +58,10 @@ def render(
     smooth, shares = _render_radial(patterns, frame_shape, torch.device(device))
     for i, pattern in enumerate(patterns):
         if len(pattern.bands) and shares[i] > 0:
-            smooth[i] *= _kikuchi(pattern, frame_shape, torch.device(device))
-            smooth[i] *= shares[i] / smooth[i].sum().clamp_min(1e-20)
+            kikuchi = _kikuchi(pattern, frame_shape, torch.device(device))
+            _modulate(smooth[i], kikuchi, shares[i])
         if i in speckle and shares[i] > 0:
-            smooth[i] *= 1 + pattern.speckled[1] * speckle[i]
-            smooth[i] *= shares[i] / smooth[i].sum().clamp_min(1e-20)
+            _modulate(smooth[i], 1 + pattern.speckled[1] * speckle[i], shares[i])
     blob_share = torch.zeros(n, device=device)
     for i, pattern in enumerate(patterns):
         for y, x, sigma, share in pattern.blobs:
@@ -137,6 +136,12 @@ def _kikuchi(pattern: Pattern, frame_shape: tuple[int, int], device: torch.devic
     lines = lean * (1 / (1 + above**2) - 1 / (1 + below**2))
     factor: Tensor = (1 + (change * (inside + lines)).sum(0)).clamp_min(0.1)
     return factor
+
+
+def _modulate(image: Tensor, factor: Tensor, share: Tensor) -> None:
+    """Multiply an image (h, w) in place, and have it sum to its share again."""
+    image *= factor
+    image *= share / image.sum().clamp_min(1e-20)
 
 
 def _speckle(pattern: Pattern, frame_shape: tuple[int, int], device: torch.device) -> Tensor:

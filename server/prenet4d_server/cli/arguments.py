@@ -56,13 +56,11 @@ def parse_scan(text: str) -> Grid:
     Raises:
         typer.BadParameter: it is no grid, or has too many.
     """
-    from prenet4d_server.config import MAX_FRAMES
+    from prenet4d_server.config import scan_fault
 
     grid = parse_grid(text)
-    if (frames := grid.rows * grid.columns) > MAX_FRAMES:
-        raise typer.BadParameter(
-            f"A scan of {text} has {frames:,} frames, and at most {MAX_FRAMES:,} can be numbered."
-        )
+    if fault := scan_fault(*grid):
+        raise typer.BadParameter(f"{fault}.")
     return grid
 
 

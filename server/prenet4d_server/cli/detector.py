@@ -111,7 +111,6 @@ def simulate_detector(
         "dectris1": simulators.simulate_dectris_v1,
         "dectris2": simulators.simulate_dectris_v2,
     }[kind]
-    where = at or _ADDRESSES[kind]
     with (
         stopped_by_signals() as stop,
         open_feed(data, drawing) as feed,
@@ -129,7 +128,7 @@ def simulate_detector(
 
         simulate(
             feed,
-            where,
+            at or _ADDRESSES[kind],
             rate=rate,
             repeat=repeat,
             cycle=cycle,

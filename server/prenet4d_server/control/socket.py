@@ -17,7 +17,7 @@ import zmq
 from prenet4d_client.errors import ProtocolError
 from prenet4d_client.messages import ControlReply, ControlRequest, Header
 from prenet4d_client.wire import Array, decode, encode
-from prenet4d_server.errors import CommandFailed
+from prenet4d_server.errors import COMMAND_FAULT, CommandFailed
 from prenet4d_server.sockets import KeyPair, bind, protect
 
 Answer: TypeAlias = tuple[dict[str, Any], dict[str, Array]]
@@ -150,8 +150,7 @@ class Control:
         except Exception:
             # A fault in one command must not leave a running scan without all of them.
             log.exception("A command failed by a fault in the program.")
-            why = "The service failed at this command, and goes on; its log says why."
-            self._reply(asker, self._refusal(sequence, why), {})
+            self._reply(asker, self._refusal(sequence, COMMAND_FAULT), {})
         else:
             if isinstance(answer, Later):
                 answer.done.add_done_callback(lambda _: self._is_due(asker, sequence, answer))

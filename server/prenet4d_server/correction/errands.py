@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from prenet4d_engines.errors import EngineError
-from prenet4d_server.errors import CommandFailed
+from prenet4d_server.errors import COMMAND_FAULT, CommandFailed
 
 log = logging.getLogger(__name__)
 TIMEOUT_S = 4.0
@@ -72,8 +72,7 @@ class Errands:
                 except Exception:
                     # What somebody asks for between two batches must not end the scan.
                     log.exception("A command failed by a fault in the program.")
-                    why = "The service failed at this command, and goes on; its log says why."
-                    answer.set_exception(CommandFailed(why))
+                    answer.set_exception(CommandFailed(COMMAND_FAULT))
 
     def close(self) -> None:
         """Refuse what waits and what comes from now on."""

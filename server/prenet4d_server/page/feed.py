@@ -191,7 +191,7 @@ class Feed:
             try:
                 return Status.model_validate(client.status())
             except ValidationError as error:
-                raise ProtocolError(f"{_why(error)}.") from None
+                raise ProtocolError(f"{self._why(error)}.") from None
 
     def take(self, message: Message) -> None:
         """Take in one message of the stream."""
@@ -314,7 +314,9 @@ class Feed:
         if isinstance(error, NoAnswer):
             unknown = unknown_host(self.service.control)
             return unknown.removesuffix(".") or "The service does not answer"
-        return _why(error)
+        if isinstance(error, Prenet4dError):
+            return "The service refuses to tell this page how it is"
+        return "The service is of another version of prenet4d than this page"
 
     def _tell(self, trouble: str) -> None:
         """Keep the trouble for the page; write into the log what is new about it."""
@@ -336,9 +338,3 @@ class Feed:
         if scan and running and not scan.detector and scan.acquisition_id == running.acquisition_id:
             self.scan = replace(scan, detector=running.detector)  # the page came after the start
         self.status = status
-
-
-def _why(error: Exception) -> str:
-    if isinstance(error, Prenet4dError):
-        return "The service refuses to tell this page how it is"
-    return "The service is of another version of prenet4d than this page"

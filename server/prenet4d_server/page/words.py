@@ -14,6 +14,7 @@ import numpy as np
 
 from prenet4d_client.messages import Counters, Ellipticity
 from prenet4d_client.wire import Message
+from prenet4d_server.monitoring.status import Status
 from prenet4d_server.page.feed import Feed
 
 _STATES = {
@@ -113,7 +114,8 @@ def state(feed: Feed) -> str:
     now = (status.state if status else None) or (telemetry.state if telemetry else None)
     if now is None:
         return _figure("Calibration", "Waiting", "no frame yet", kind="calm")
-    averaged = _averaged(feed)
+    told = _told(feed)
+    averaged = told.patterns_averaged if told is not None else 0
     name, kind = _STATES[now]
     needed = f" of {feed.patterns_to_lock:,}" if feed.patterns_to_lock else ""
     below = {
@@ -125,10 +127,9 @@ def state(feed: Feed) -> str:
     return _figure("Calibration", name, below, kind=kind)
 
 
-def _averaged(feed: Feed) -> int:
-    if feed.telemetry is not None:
-        return int(feed.telemetry.patterns_averaged)
-    return feed.status.patterns_averaged if feed.status is not None else 0
+def _told(feed: Feed) -> Message | Status | None:
+    """The latest telemetry; for who comes after the scan, the status, which tells as much."""
+    return feed.status if feed.telemetry is None else feed.telemetry
 
 
 def center(feed: Feed) -> str:
@@ -149,12 +150,8 @@ def center(feed: Feed) -> str:
 
 def ellipticity(feed: Feed) -> str:
     """The distortion in use, with one sigma."""
-    # Who comes after the scan knows it from the status alone.
-    now: Ellipticity | None = None
-    if feed.telemetry is not None:
-        now = feed.telemetry.ellipticity
-    elif feed.status is not None:
-        now = feed.status.ellipticity
+    told = _told(feed)
+    now: Ellipticity | None = told.ellipticity if told is not None else None
     if now is None:
         return _figure("Ellipticity", DASH, "ratio of the axes")
     if now.ratio_sigma is None:

@@ -287,29 +287,35 @@ def test_the_page_says_that_it_loads_before_its_scripts_are_there(chromium, serv
         context.close()
 
 
+@contextmanager
+def own_page():
+    """A page's process, not started yet, that belongs to no service; and where it will be."""
+    listening, url = listen("tcp://127.0.0.1:*")
+    page = PageProcess(listening, lambda _status: None)
+    try:
+        yield page, url
+    finally:
+        page.close()
+
+
 def test_who_opens_the_page_after_a_scan_sees_how_it_ended(chromium, service_maker):
     make_service, ports = service_maker()
     address = ServiceAddress(stream=ports["stream"], control=ports["control"])
-    listening, url = listen("tcp://127.0.0.1:*")
-    dashboard = PageProcess(listening, lambda _status: None)
-    try:
-        with make_service() as again:
-            with FrameSender(again.endpoints["ingest"], timeout=60) as source:
-                source.start(frame_shape=(SIDE, SIDE), dtype="uint16", scan_shape=(4, 4))
-                y, x = np.mgrid[:SIDE, :SIDE]
-                disk = 100 * (np.hypot(y - 15.5, x - 15.5) < 5)
-                source.send(np.broadcast_to(disk, (16, SIDE, SIDE)).astype("u2"))
-                source.end()
-            until(lambda: again.status().counters.corrected == 16)
-            until(lambda: again.status().acquisition is None)
-            dashboard.start(PageSettings(service=address, operator_token=TOKEN))
-            with opened(chromium, url) as page:
-                page.text("banner", "The last scan has ended; 16 frames came")
-                page.text("told", "frame ")
-                page.until(lambda: len(page.read("corrected_image", "image")[0]) > 1)
-                assert page.wrong == []
-    finally:
-        dashboard.close()
+    with own_page() as (dashboard, url), make_service() as again:
+        with FrameSender(again.endpoints["ingest"], timeout=60) as source:
+            source.start(frame_shape=(SIDE, SIDE), dtype="uint16", scan_shape=(4, 4))
+            y, x = np.mgrid[:SIDE, :SIDE]
+            disk = 100 * (np.hypot(y - 15.5, x - 15.5) < 5)
+            source.send(np.broadcast_to(disk, (16, SIDE, SIDE)).astype("u2"))
+            source.end()
+        until(lambda: again.status().counters.corrected == 16)
+        until(lambda: again.status().acquisition is None)
+        dashboard.start(PageSettings(service=address, operator_token=TOKEN))
+        with opened(chromium, url) as page:
+            page.text("banner", "The last scan has ended; 16 frames came")
+            page.text("told", "frame ")
+            page.until(lambda: len(page.read("corrected_image", "image")[0]) > 1)
+            assert page.wrong == []
 
 
 def downloaded(page, link):
@@ -466,9 +472,7 @@ def test_the_page_outlives_the_service_and_its_own_server(chromium, service_make
     """It runs elsewhere than the service, as ``prenet4d dashboard`` does."""
     make_service, ports = service_maker()
     address = ServiceAddress(stream=ports["stream"], control=ports["control"])
-    listening, url = listen("tcp://127.0.0.1:*")
-    dashboard = PageProcess(listening, lambda _status: None)
-    try:
+    with own_page() as (dashboard, url):
         dashboard.start(PageSettings(service=address, operator_token=TOKEN))
         with opened(chromium, url, TOKEN) as page:
             page.text("banner", "Connecting to the service")
@@ -489,8 +493,6 @@ def test_the_page_outlives_the_service_and_its_own_server(chromium, service_make
                 page.wait_until_live()
                 page.text("progress", "of 2,000")
                 assert page.tab.get_by_text("operator", exact=True).is_visible()
-    finally:
-        dashboard.close()
 
 
 def heap(page):
