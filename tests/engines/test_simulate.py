@@ -28,6 +28,7 @@ from prenet4d_engines.simulate import (
     draw_scan,
     expose,
     ideal_detector,
+    relatives,
     render,
     simulate_scan,
     speckled,
@@ -184,6 +185,24 @@ def test_training_and_evaluation_share_no_material() -> None:
     assert len(TRAINING) >= 16
     assert len(HELD_OUT) >= 5
     for material in (TRAINING | HELD_OUT).values():
+        assert len(reflections(material).length) > 50
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_invented_crystals_are_new_whole_and_none_that_is_held_out(seed: int) -> None:
+    invented = relatives(np.random.default_rng(seed), 100)
+    assert invented == relatives(np.random.default_rng(seed), 100)
+    assert len(set(invented)) > 90
+    held_out = [{site[0] for site in material.sites} for material in HELD_OUT.values()]
+    for material in invented:
+        parent = TRAINING[material.name]
+        assert len(material.sites) == len(parent.sites)
+        assert len({site[0] for site in material.sites}) == len({s[0] for s in parent.sites})
+        assert {site[0] for site in material.sites} not in held_out
+        volume = np.linalg.det(material.cell()) / np.linalg.det(parent.cell())
+        assert 0.4 < volume < 2.2
+    assert 30 < sum(m.angles == TRAINING[m.name].angles for m in invented) < 70
+    for material in invented[:5]:
         assert len(reflections(material).length) > 50
 
 

@@ -22,7 +22,13 @@ from prenet4d_engines.simulate.draw import (
     speckled,
 )
 from prenet4d_engines.simulate.gallery import draw_gallery
-from prenet4d_engines.simulate.materials import HELD_OUT, MATERIALS, TRAINING, Material
+from prenet4d_engines.simulate.materials import (
+    HELD_OUT,
+    MATERIALS,
+    TRAINING,
+    Material,
+    relatives,
+)
 from prenet4d_engines.simulate.multislice import Multislice
 from prenet4d_engines.simulate.pattern import KINDS, Kind, Optics, Pattern
 from prenet4d_engines.simulate.render import distortion, render
@@ -56,6 +62,7 @@ __all__ = [
     "expected_counts",
     "expose",
     "ideal_detector",
+    "relatives",
     "render",
     "simulate_scan",
     "speckled",

@@ -390,3 +390,38 @@ HELD_OUT: Final[dict[str, Material]] = {
 """Materials kept for evaluation: never drawn in training."""
 
 MATERIALS: Final[dict[str, Material]] = TRAINING | HELD_OUT
+
+_ELEMENTS: Final = sorted({site[0] for m in TRAINING.values() for site in m.sites})
+_KEPT_BACK: Final = [{site[0] for site in m.sites} for m in HELD_OUT.values()]
+
+
+def relatives(rng: np.random.Generator, number: int) -> list[Material]:
+    """Invent crystals, each built like one of the training materials (`relative`)."""
+    materials = list(TRAINING.values())
+    return [relative(rng, materials[rng.integers(len(materials))]) for _ in range(number)]
+
+
+def relative(rng: np.random.Generator, material: Material) -> Material:
+    """Invent a crystal that is built like another one, of other elements and in another cell.
+
+    Half of them keep the symmetry, the others lose it: every length, angle and position is free. A
+    network that saw nothing but the crystals of a table would learn them by heart. Elements of a
+    held-out material never come together alone.
+    """
+    old = sorted({site[0] for site in material.sites})
+    new = rng.choice(_ELEMENTS, len(old), replace=False)
+    while set(new) in _KEPT_BACK:
+        new = rng.choice(_ELEMENTS, len(old), replace=False)
+    named = dict(zip(old, map(str, new), strict=True))
+    stretch, tilt, moved = np.exp(rng.uniform(-0.25, 0.25, 3)), np.zeros(3), 0.0
+    if rng.random() < 0.5:  # equal lengths stay equal
+        stretch = stretch[[material.lengths.index(length) for length in material.lengths]]
+    else:
+        tilt, moved = rng.uniform(-8.0, 8.0, 3), float(np.exp(rng.uniform(-6.0, -2.5)))
+    lengths = np.asarray(material.lengths) * stretch
+    angles = np.asarray(material.angles) + tilt
+    sites = []
+    for element, *place in material.sites:
+        x, y, z = (np.asarray(place) + moved * rng.normal(size=3)).tolist()
+        sites.append((named[element], x, y, z))
+    return Material(material.name, tuple(lengths.tolist()), tuple(angles.tolist()), tuple(sites))

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from prenet4d_engines.errors import TrainingError
-from prenet4d_engines.simulate.materials import TRAINING
+from prenet4d_engines.simulate.materials import TRAINING, relatives
 from prenet4d_engines.simulate.multislice import Multislice
 from prenet4d_engines.train.losses import LOSSES
 from prenet4d_engines.train.samples import BATCHES, VALIDATION_SEED, Sample, Samples
@@ -272,7 +272,7 @@ def _follow(average: nn.Module, network: nn.Module, step: int) -> None:
 
 def _validation_set(task: Name, batch_size: int) -> list[Sample]:
     rng = np.random.default_rng(VALIDATION_SEED)
-    materials = tuple(TRAINING.values())
+    materials = relatives(rng, _VALIDATION_BATCHES * batch_size)
     return [BATCHES[task](rng, batch_size, materials) for _ in range(_VALIDATION_BATCHES)]
 
 

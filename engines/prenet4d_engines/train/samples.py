@@ -32,7 +32,7 @@ from prenet4d_engines.simulate.draw import (
     draw_pattern,
     speckled,
 )
-from prenet4d_engines.simulate.materials import TRAINING, Material
+from prenet4d_engines.simulate.materials import TRAINING, Material, relatives
 from prenet4d_engines.simulate.multislice import Multislice
 from prenet4d_engines.simulate.pattern import EDGE, Kind, Pattern
 from prenet4d_engines.simulate.render import render
@@ -58,6 +58,10 @@ _COMPUTED: Final = 0.25
 """Share of patterns that were computed by multislice, where there are any."""
 _WINDOW_DOSE: Final = 1e7
 """Most electrons in a window of the denoiser's: 10^6 in a frame of 128 x 128 lie well inside."""
+_RELATIVES: Final = 2
+"""Crystals invented for each of the table's, that patterns are drawn of at any time."""
+_RENEWED: Final = 4
+"""Invented crystals that give way to new ones after each batch: their reflections take time."""
 _EXPOSURES: Final = 2
 """How often one expectation is exposed: rendering costs more than counting."""
 
@@ -352,7 +356,8 @@ BATCHES: Final[dict[Name, Callable[..., Sample]]] = {
 class Samples(IterableDataset[Sample]):
     """Batches of a task without end; (seed, start, worker) fixes every one of them.
 
-    A quarter of the patterns is dealt from `computed`, where it is given.
+    A third of the crystals is in the table, the others are invented, ever new ones. A quarter of
+    the patterns is dealt from `computed`, where it is given.
     """
 
     def __init__(
@@ -372,6 +377,8 @@ class Samples(IterableDataset[Sample]):
         info = get_worker_info()
         worker = info.id if info else 0
         rng = np.random.default_rng([self.seed, self.start, worker])
-        materials = tuple(TRAINING.values())
+        invented = relatives(rng, _RELATIVES * len(TRAINING))
         while True:
-            yield BATCHES[self.task](rng, self.batch_size, materials, self.computed)
+            crystals = [*TRAINING.values(), *invented]
+            yield BATCHES[self.task](rng, self.batch_size, crystals, self.computed)
+            invented = invented[_RENEWED:] + relatives(rng, _RENEWED)

@@ -1,7 +1,7 @@
 """From a finished training to shipped weights: calibrate the sigmas, measure, write the card.
 
-Sigmas are calibrated with fresh samples of the *training* materials (seeds that neither training
-nor validation used); the card's figures come from materials that training never saw.
+Sigmas are calibrated with fresh samples of invented crystals (seeds that neither training nor
+validation used); the card's figures come from materials that training never saw.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""Sigmas that mean what they say, fitted on fresh samples of the training materials.
+"""Sigmas that mean what they say, fitted on fresh samples of invented crystals.
 
-The seeds are neither those of training nor those of validation or evaluation.
+Training never saw these crystals, as it never saw most of a user's. The seeds are neither those of
+training nor those of validation or evaluation.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from prenet4d_engines.models import CenterNet, EllipseNet, RefineNet, center, ellipse, refine
 from prenet4d_engines.models.bins import Bins
-from prenet4d_engines.simulate import TRAINING
+from prenet4d_engines.simulate import relatives
 from prenet4d_engines.simulate.multislice import Multislice
 from prenet4d_engines.train.samples import BATCHES, VALIDATION_SEED, Sample, near_guesses
 from prenet4d_engines.weights import Name
@@ -52,7 +53,7 @@ def calibrate(
 def _one_sigma(task: Name, network: nn.Module, samples: int, computed: Multislice | None) -> float:
     """Return how many claimed sigmas hold 68.3 % of the errors."""
     rng = np.random.default_rng(_CALIBRATION_SEED)
-    materials = tuple(TRAINING.values())
+    materials = relatives(rng, samples)
     batches = (BATCHES[task](rng, _BATCH, materials, computed) for _ in range(samples // _BATCH))
     return float(torch.cat([_in_sigmas(network, each) for each in batches]).quantile(ONE_SIGMA))
 

@@ -97,7 +97,7 @@ def simulate(
     ] = None,
     frame: FrameOption = None,
     seed: Annotated[int, typer.Option(min=0, help="Of everything that is drawn.")] = 0,
-    patterns: Annotated[int, typer.Option(min=1, help="How many to compute.")] = 3200,
+    patterns: Annotated[int, typer.Option(min=1, help="How many to compute.")] = 6400,
     workers: Annotated[int, typer.Option(min=1, help="Processes that compute.")] = 2,
     held_out: Annotated[
         bool,
@@ -107,7 +107,9 @@ def simulate(
     ] = False,
 ) -> None:
     """Draw a page of simulated patterns, or compute patterns by multislice for training."""
-    from prenet4d_engines.simulate import HELD_OUT, TRAINING, draw_gallery
+    import numpy as np
+
+    from prenet4d_engines.simulate import HELD_OUT, TRAINING, draw_gallery, relatives
     from prenet4d_engines.simulate.multislice import PER_CASE, compute
     from prenet4d_server.cli.progress import bar
 
@@ -118,9 +120,14 @@ def simulate(
         draw_gallery(gallery, frame_shape=shape, seed=seed)
         print(f"The pictures are in {gallery}.")
     if multislice is not None:
+        if held_out:
+            materials = list(HELD_OUT.values())
+        else:  # a third of the crystals exists
+            invented = relatives(np.random.default_rng(seed), 2 * len(TRAINING))
+            materials = [*TRAINING.values(), *invented]
         with bar("multislice") as advance:
             computed = compute(
-                tuple((HELD_OUT if held_out else TRAINING).values()),
+                materials,
                 patterns=patterns,
                 seed=seed,
                 per_case=1 if held_out else PER_CASE,
@@ -128,8 +135,8 @@ def simulate(
                 on_progress=lambda share: advance(share, f"{patterns} patterns"),
             )
         computed.save(multislice)
-        materials = len(set(computed.materials))
-        print(f"{len(computed)} patterns of {materials} materials are in {multislice}.")
+        built_like = len(set(computed.materials))
+        print(f"{len(computed)} patterns, built like {built_like} materials, are in {multislice}.")
 
 
 def evaluate(
