@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
 
@@ -52,7 +53,7 @@ class JsonLines(logging.Formatter):
 
 
 def configure(settings: LogSettings, process: ProcessName) -> None:
-    """Send this package's log, and others' warnings, to standard error, once."""
+    """Send this package's log, others' warnings and what ends a thread to standard error, once."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         JsonLines(process)
@@ -65,6 +66,18 @@ def configure(settings: LogSettings, process: ProcessName) -> None:
     ours.setLevel(settings.level.upper())
     ours.propagate = False
     logging.captureWarnings(True)
+    threading.excepthook = _tell_of_a_thread
+
+
+def _tell_of_a_thread(end: threading.ExceptHookArgs) -> None:
+    if end.exc_value is None or end.exc_type is SystemExit:
+        return
+    logging.getLogger(__name__).error(
+        "A fault in the program ended the thread %r, and what it did is no longer done: start "
+        "again, and report what follows.",
+        end.thread.name if end.thread is not None else "unknown",
+        exc_info=(end.exc_type, end.exc_value, end.exc_traceback),
+    )
 
 
 def belongs_to(acquisition_id: Callable[[], str]) -> None:

@@ -124,7 +124,8 @@ class Service:
         started = pipeline.view.started
         counters, total = pipeline.counters(started), pipeline.total.snapshot()
         view = pipeline.view
-        healthy = self._publisher.alive and self._control.alive and not self._work.done()
+        threads = (self._publisher, self._control, self._alarms)
+        healthy = all(each.alive for each in threads) and not self._work.done()
         return Status(
             version=version("prenet4d"),
             publisher=self._publisher.id,

@@ -6,6 +6,7 @@ import json
 import logging
 import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +27,9 @@ def log() -> Iterator[logging.Logger]:
     """The package's logger; it and the root are as they were found again afterwards."""
     chosen = [logging.getLogger("prenet4d_server"), logging.getLogger()]
     before = [(one.handlers[:], one.level, one.propagate) for one in chosen]
+    hook = threading.excepthook
     yield chosen[0]
+    threading.excepthook = hook
     logging.captureWarnings(False)
     for one, (handlers, level, propagate) in zip(chosen, before, strict=True):
         one.handlers[:], one.propagate = handlers, propagate
@@ -62,6 +65,21 @@ def test_every_line_is_an_object_and_names_its_acquisition(
     assert (said[2]["code"], said[2]["details"]) == ("x", {"n": 1})
     assert "KeyError: 'broken'" in said[3]["traceback"]
     assert "DeprecationWarning: old" in said[4]["message"]
+
+
+def test_a_thread_that_a_fault_ended_is_told_of(
+    log: logging.Logger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logs.configure(LogSettings(format="json"), "service")
+    broken = threading.Thread(target=lambda: {}["broken"], name="alarms")
+    asked_to_end = threading.Thread(target=sys.exit)
+    for thread in (broken, asked_to_end):
+        thread.start()
+        thread.join()
+    (said,) = lines(capsys.readouterr().err)
+    assert said["level"] == "error"
+    assert "ended the thread 'alarms'" in said["message"]
+    assert "KeyError: 'broken'" in said["traceback"]
 
 
 def test_the_log_of_a_service(tmp_path: Path) -> None:

@@ -120,6 +120,11 @@ class Alarms:
         self._thread = threading.Thread(target=watch, name="alarms", daemon=True)
         self._thread.start()
 
+    @property
+    def alive(self) -> bool:
+        """Whether the thread looks, or is yet to start."""
+        return self._thread is None or self._thread.is_alive()
+
     def close(self) -> None:
         """Look no more."""
         self._stop.set()

@@ -268,3 +268,11 @@ def test_a_receiver_that_holds_the_service_back_is_told_of_while_it_does() -> No
 def test_thresholds_make_sense(name: str) -> None:
     with pytest.raises(ValueError, match="greater than or equal to 0"):
         AlarmSettings(**{name: -1.0})
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_service_whose_alarms_ended_by_a_fault_is_not_healthy() -> None:
+    with Service(settings()) as service:
+        assert service.status().healthy
+        service._alarms.look = lambda facts, now: {}["broken"]  # type: ignore[method-assign]
+        until(lambda: not service.status().healthy)
