@@ -82,8 +82,11 @@ class Slot:
 
     def look(self, frames: npt.NDArray[np.generic]) -> Fetched:
         """Send frames (n, h, w) and look at them; fetches (n, 7), see `placing.FOUND`."""
+        n = len(frames)
+        if n == 0:  # no network reads an empty batch
+            frames = np.zeros((1, *self.camera.frame_shape), self.dtype)
         self._frames = self._lanes.send(frames, self._frames)
-        return self._lanes.fetch(self._looking()[: len(frames)])
+        return self._lanes.fetch(self._looking()[:n])
 
     def place(
         self,
@@ -158,9 +161,10 @@ class Slot:
         self._both[part, 0] = self._denoise(electrons, dose <= 0)
         trusted, saturated = None, torch.zeros_like(dose)
         if saturation is not None:
-            saturated = (electrons.amax((1, 2)) * gain >= saturation).float()
+            full = raw >= saturation  # counts as they came: divided by the gain, they are rounded
+            saturated = (full & self._mask).flatten(1).any(1).float()
             # a pixel that says less than it saw breaks the symmetry
-            trusted = self._mask & (electrons < saturation / gain)
+            trusted = self._mask & ~full
         found = find_centers(electrons, self._mask, self._backend, trusted)
         few = torch.stack((found.usable, dose, saturated), 1)
         return torch.cat((found.center, found.sigma, few), 1)
