@@ -469,6 +469,12 @@ def test_the_readmes_example_runs() -> None:
     assert frames.shape == (1, 256, 256)
 
 
+def test_cameras_of_few_pixels_are_drawn_too() -> None:
+    for seed in range(40):
+        camera = draw_detector(np.random.default_rng(seed), (16, 16))
+        assert camera.valid.any()
+
+
 def test_the_gallery_is_a_picture(tmp_path: Path) -> None:
     simulate.draw_gallery(tmp_path / "page.png", frame_shape=(48, 64), seed=1)
     assert (tmp_path / "page.png").read_bytes().startswith(b"\x89PNG")
