@@ -90,7 +90,7 @@ class Corrector:
         calibration: one made earlier, to begin with.
 
     Raises:
-        FrameError: shape, mask or gain make no sense.
+        FrameError: shape, mask, gain or reference center make no sense.
         CalibrationError: ``calibration`` was made on frames of another shape.
         BackendError: the backend that was asked for does not run here.
     """
@@ -124,10 +124,13 @@ class Corrector:
         self._ahead = sum(station.lanes.keeps for station in self._stations)
         self._looked: deque[_Flight] = deque()
         self._straightened: deque[_Flight] = deque()
-        self.reference_center = self._own_center = (
+        if calibration:
+            self._check_shape(calibration)
+        self.reference_center = self._own_center = checked_center(
             self.config.reference_center
             or (calibration.reference_center if calibration else None)
-            or reference_center(self.frame_shape)
+            or reference_center(self.frame_shape),
+            self.frame_shape,
         )
         self._saturation, self._detector = saturation_value, detector
         self._camera = Camera(
@@ -247,7 +250,7 @@ class Corrector:
         flight = _Flight(indices, [], [], [])
         for start in range(0, max(len(frames), 1), size):
             some = frames[start : start + size]
-            slot = station.take(self._camera, frames.dtype.newbyteorder("="), len(some))
+            slot = station.take(self._camera, frames.dtype.newbyteorder("="), max(len(some), 1))
             flight.slots.append(slot)
             flight.sizes.append(len(some))
             flight.looks.append(slot.look(some))
@@ -360,11 +363,7 @@ class Corrector:
         Raises:
             CalibrationError: it was made on frames of another shape.
         """
-        if tuple(calibration.frame_shape) != self.frame_shape:
-            raise CalibrationError(
-                f"The calibration was made on frames of {calibration.frame_shape} pixels and does "
-                f"not fit frames of {self.frame_shape}; calibrate on this detector."
-            )
+        self._check_shape(calibration)
         sigma = (calibration.ratio_sigma or 0.0) / calibration.ratio
         self._calibrator.load(Reading(calibration.ellipticity, sigma))
 
@@ -395,6 +394,13 @@ class Corrector:
             threads=config.threads,
             engines=config.engines,
         )
+
+    def _check_shape(self, calibration: Calibration) -> None:
+        if tuple(calibration.frame_shape) != self.frame_shape:
+            raise CalibrationError(
+                f"The calibration was made on frames of {calibration.frame_shape} pixels and does "
+                f"not fit frames of {self.frame_shape}; calibrate on this detector."
+            )
 
     def _checked_mask(self, mask: npt.NDArray[np.bool_] | None) -> bytes | None:
         """Return the mask row by row, or ``None`` where it masks nothing."""

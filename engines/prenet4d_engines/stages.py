@@ -82,8 +82,11 @@ class Slot:
 
     def look(self, frames: npt.NDArray[np.generic]) -> Fetched:
         """Send frames (n, h, w) and look at them; fetches (n, 7), see `placing.FOUND`."""
+        n = len(frames)
+        if n == 0:  # no network reads an empty batch
+            frames = np.zeros((1, *self.camera.frame_shape), self.dtype)
         self._frames = self._lanes.send(frames, self._frames)
-        return self._lanes.fetch(self._looking()[: len(frames)])
+        return self._lanes.fetch(self._looking()[:n])
 
     def place(
         self,
@@ -151,16 +154,16 @@ class Slot:
         raw.copy_(self._frames[part])
         if self._frames.is_floating_point():
             raw.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0).clamp_(min=0.0)
-        electrons = raw / gain if gain != 1 else raw
-        if self._valid is not None:
-            electrons = torch.where(self._valid, electrons, 0.0)
+        counts = raw if self._valid is None else torch.where(self._valid, raw, 0.0)
+        electrons = counts / gain if gain != 1 else counts
         dose = electrons.sum((1, 2))
         self._both[part, 0] = self._denoise(electrons, dose <= 0)
         trusted, saturated = None, torch.zeros_like(dose)
         if saturation is not None:
-            saturated = (electrons.amax((1, 2)) * gain >= saturation).float()
+            # of counts as they came: divided by the gain, they are rounded
+            saturated = (counts.amax((1, 2)) >= saturation).float()
             # a pixel that says less than it saw breaks the symmetry
-            trusted = self._mask & (electrons < saturation / gain)
+            trusted = self._mask & (counts < saturation)
         found = find_centers(electrons, self._mask, self._backend, trusted)
         few = torch.stack((found.usable, dose, saturated), 1)
         return torch.cat((found.center, found.sigma, few), 1)

@@ -353,6 +353,23 @@ class TestWeirdFrames:
         assert np.nansum(batch.aligned[20]) == 0
         assert batch.patterns_averaged == 37
 
+    @pytest.mark.parametrize("gain", [0.3, 1.0, 1.1, 3.88, 7.0, 15.03])
+    def test_saturation_is_seen_whatever_the_gain(self, gain):
+        frames, _ = rings(2)
+        frames = frames.astype(np.uint16)
+        frames[1, 48, 56] = 65535
+        corrector = make(gain=gain, saturation_value=65535)
+        batch = corrector.process(frames, np.arange(2))
+        assert (batch.flags & FrameFlag.SATURATED).astype(bool).tolist() == [False, True]
+
+    def test_a_masked_pixel_saturates_nothing(self):
+        frames, _ = rings(1)
+        frames[0, 48, 56] = 65535
+        mask = np.ones(SHAPE, dtype=bool)
+        mask[48, 56] = False
+        batch = make(pixel_mask=mask, saturation_value=65535).process(frames, np.arange(1))
+        assert not batch.flags.any()
+
     def test_a_scan_that_begins_in_the_dark_stays_where_it_is(self):
         batch = make().process(np.zeros((3, *SHAPE), np.uint16), np.arange(3))
         np.testing.assert_array_equal(batch.shift, 0)
@@ -391,6 +408,7 @@ class TestWeirdFrames:
             {"pixel_mask": np.zeros(SHAPE, dtype=bool)},
             {"gain": 0.0},
             {"gain": math.nan},
+            {"config": CorrectorConfig(reference_center=(96.0, 5.0))},
         ],
     )
     def test_impossible_detectors_are_refused(self, wrong):
@@ -411,6 +429,16 @@ def test_shipped_networks_take_every_detectors_shape(shape):
     assert batch.aligned.shape == (3, *shape)
     assert np.isfinite(batch.corrected).mean() > 0.5
     assert np.isfinite(batch.tracked).all()
+
+
+def test_shipped_networks_take_no_frames_at_all():
+    corrector = Corrector((64, 48))
+    batch = corrector.process(np.zeros((0, 64, 48), np.uint16), np.arange(0))
+    assert batch.corrected.shape == batch.aligned.shape == (0, 64, 48)
+    assert batch.tracked.shape == (0, 2)
+    assert batch.virtual is not None
+    assert batch.virtual.shape == (0, 5)
+    assert corrector.mean()[1] == 0
 
 
 def test_shipped_networks_correct_a_scan():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -68,6 +69,26 @@ def test_patterns_are_kept_and_nonsense_is_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(SimulationError, match="no computed patterns"):
         Multislice.load(path)
+    with path.open("wb") as file:
+        np.save(file, np.zeros(3))
+    with pytest.raises(SimulationError, match="no computed patterns"):
+        Multislice.load(path)
+    np.savez(path, roots=np.zeros((1, SIDE, SIDE)), radii=1.0, materials=["Al"], thicknesses=[1.0])
+    with pytest.raises(SimulationError, match="no computed patterns"):
+        Multislice.load(path)
+
+
+def test_a_damaged_file_is_refused_wherever_the_damage_is(tmp_path: Path) -> None:
+    path = tmp_path / "computed.npz"
+    _computed().save(path)
+    whole = path.read_bytes()
+    random = np.random.default_rng(0)
+    for place in (*range(0, 160, 4), *random.integers(160, len(whole), 80).tolist()):
+        damaged = bytearray(whole)
+        damaged[place] ^= 0xFF
+        path.write_bytes(damaged)
+        with suppress(SimulationError):  # not every byte is looked at
+            Multislice.load(path)
 
 
 @pytest.mark.parametrize("task", ["denoise", "center", "refine", "ellipse"])

@@ -442,6 +442,10 @@ def test_bad_pixels_of_a_scan_read_nothing() -> None:
         lambda: simulate_scan((0, 4), (64, 64)),
         lambda: simulate_scan((4, 4), (64, 64), dose=float("nan")),
         lambda: simulate_scan((4, 4), (64, 64), grains=0),
+        lambda: simulate_scan((4, 4), (64, 64), ellipticity=(0.9, 0.0)),
+        lambda: simulate_scan((4, 4), (64, 64), ellipticity=(1.1, float("inf"))),
+        lambda: simulate_scan((4, 4), (64, 64), center=(float("nan"), 5.0)),
+        lambda: draw_scan(np.ones((64, 64)), (4, 4), ellipticity=(0.0, 0.0)),
         lambda: simulate_scan((4, 4), (64, 64), valid=np.ones((3, 3), np.bool_)),
         lambda: draw_scan(np.zeros((64, 64)), (4, 4)),
         lambda: draw_scan(np.full((64, 64), np.nan), (4, 4)),
@@ -463,6 +467,12 @@ def test_the_readmes_example_runs() -> None:
     frames = names["frames"]
     assert isinstance(frames, torch.Tensor)
     assert frames.shape == (1, 256, 256)
+
+
+def test_cameras_of_few_pixels_are_drawn_too() -> None:
+    for seed in range(40):
+        camera = draw_detector(np.random.default_rng(seed), (16, 16))
+        assert camera.valid.any()
 
 
 def test_the_gallery_is_a_picture(tmp_path: Path) -> None:

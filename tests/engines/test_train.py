@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -162,6 +163,11 @@ def test_a_time_limit_ends_training(tmp_path: Path) -> None:
         ({"batch_size": 3}, "even"),
         ({"seed": 10_000_000}, "seed must lie"),
         ({"resume": True}, "no checkpoint"),
+        ({"threads": 0}, "threads must be"),
+        ({"workers": -1}, "workers 0 or more"),
+        ({"minutes": 0.0}, "positive numbers"),
+        ({"minutes": math.nan}, "positive numbers"),
+        ({"peak_rate": -1e-3}, "positive numbers"),
     ],
 )
 def test_nonsense_is_refused(change: dict[str, object], message: str, tmp_path: Path) -> None:
@@ -174,6 +180,30 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
     train("denoise", steps=1, batch_size=2, out_dir=tmp_path, threads=2, workers=0)
     with pytest.raises(TrainingError, match="is of 'denoise'"):
         train("center", steps=2, batch_size=2, out_dir=tmp_path, workers=0, resume=True)
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint.pt"
+    train("ellipse", steps=1, batch_size=2, out_dir=tmp_path, threads=1, workers=0)
+    whole = checkpoint.read_bytes()
+    for damaged in (b"", b"hello", whole[: len(whole) // 2]):
+        checkpoint.write_bytes(damaged)
+        with pytest.raises(TrainingError, match=r"checkpoint\.pt is damaged"):
+            train("ellipse", steps=2, batch_size=2, out_dir=tmp_path, workers=0, resume=True)
+    for incomplete in ({"task": "ellipse"}, [1]):
+        torch.save(incomplete, checkpoint)
+        with pytest.raises(TrainingError, match=r"checkpoint\.pt is damaged"):
+            train("ellipse", steps=2, batch_size=2, out_dir=tmp_path, workers=0, resume=True)
+
+
+def test_a_resumed_log_holds_each_step_once(tmp_path: Path) -> None:
+    train("ellipse", steps=1, batch_size=2, out_dir=tmp_path, threads=1, workers=0)
+    log = tmp_path / "log.jsonl"
+    # A training that was killed a few steps after its checkpoint, in the middle of a line.
+    row = json.loads(log.read_text())
+    log.write_text(log.read_text() + json.dumps(row | {"step": 2}) + "\n" + '{"step": 4')
+    train("ellipse", steps=2, batch_size=2, out_dir=tmp_path, threads=1, workers=0, resume=True)
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [1, 2]
 
 
 @pytest.mark.parametrize("flip_y", [False, True])

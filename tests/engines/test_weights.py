@@ -72,6 +72,9 @@ def test_missing_weights_and_cards_are_named(copied: Path) -> None:
         load("center", copied)
     with pytest.raises(WeightsError, match=r"ellipse\.json cannot be read"):
         load("ellipse", copied)
+    (copied / "ellipse.json").write_text("[1, 2]")
+    with pytest.raises(WeightsError, match=r"ellipse\.json cannot be read"):
+        load("ellipse", copied)
     with pytest.raises(WeightsError, match="no weights 'phase'"):
         load("phase", copied)  # type: ignore[arg-type]
 

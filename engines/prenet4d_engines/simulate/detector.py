@@ -71,7 +71,7 @@ def draw_detector(
             column = w // 2 if rng.random() < 0.6 else int(rng.integers(0, w))
             valid[:, max(0, column - width // 2) : column - width // 2 + width] = False
     if rng.random() < 0.35:
-        dead = int(rng.integers(1, 1 + h * w // 800))
+        dead = int(rng.integers(1, max(2, 1 + h * w // 800)))
         valid[rng.integers(0, h, dead), rng.integers(0, w, dead)] = False
     if center is not None and rng.random() < 0.12:
         valid &= ~_beam_stop(rng, frame_shape, center)

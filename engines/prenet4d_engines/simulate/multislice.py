@@ -9,12 +9,14 @@ takes minutes to make them and tens of megabytes to keep them, so they are made 
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, Final
 from zipfile import BadZipFile
 
@@ -44,6 +46,11 @@ _PLACES: Final = 2
 PER_CASE: Final = _DEPTHS * _APERTURES * _PLACES
 _RIM: Final = 0.97 * SIDE / 2
 """Radius in px beyond which nothing was computed."""
+_DAMAGE: Final = (
+    *(OSError, ValueError, TypeError, KeyError, EOFError, NotImplementedError),
+    *(BadZipFile, zlib.error, TokenError),
+)
+"""What numpy raises on a file that is no archive of arrays, or a damaged one."""
 
 
 @dataclass(frozen=True)
@@ -92,12 +99,12 @@ class Multislice:
                     tuple(str(name) for name in file["materials"]),
                     file["thicknesses"],
                 )
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+            n = len(found.radii)
+        except _DAMAGE as error:
             raise SimulationError(
                 f"{path} holds no computed patterns ({error}). "
                 "`prenet4d simulate --multislice FILE` makes them."
             ) from error
-        n = len(found.radii)
         if found.roots.shape != (n, SIDE, SIDE) or len(found.materials) != n or not n:
             raise SimulationError(
                 f"{path} holds patterns {found.roots.shape}; expected ({n}, {SIDE}, {SIDE})."

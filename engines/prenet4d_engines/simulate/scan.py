@@ -171,7 +171,9 @@ def simulate_scan(
     """
     if material not in MATERIALS:
         raise SimulationError(f"There is no material {material!r}. Known: {', '.join(MATERIALS)}.")
-    _check(scan_shape, frame_shape, dose, grains)
+    _check(scan_shape, frame_shape, dose, ellipticity, grains)
+    if center is not None and not np.isfinite(center).all():
+        raise SimulationError(f"The center is a pair of pixel coordinates, not {center}.")
     rng = np.random.default_rng(seed)
     path = (drift or Drift()).path(scan_shape, rng)
     margin = int(np.ceil(np.abs(path).max())) + 4
@@ -260,7 +262,7 @@ def draw_scan(
             "A measured pattern holds no positive counts; subtract its offset first."
         )
     k, h, w = measured.shape
-    _check(scan_shape, (h, w), dose, k)
+    _check(scan_shape, (h, w), dose, ellipticity, k)
     middle = ((h - 1) / 2, (w - 1) / 2)
     at = np.asarray(centers if centers is not None else [middle] * k, np.float64)
     if at.shape != (k, 2):
@@ -305,7 +307,11 @@ def draw_scan(
 
 
 def _check(
-    scan_shape: tuple[int, int], frame_shape: tuple[int, int], dose: float, grains: int
+    scan_shape: tuple[int, int],
+    frame_shape: tuple[int, int],
+    dose: float,
+    ellipticity: tuple[float, float],
+    grains: int,
 ) -> None:
     if min(scan_shape) < 1 or min(frame_shape) < 16:
         raise SimulationError(
@@ -314,6 +320,11 @@ def _check(
         )
     if not (np.isfinite(dose) and dose > 0):
         raise SimulationError(f"The dose must be a positive number of electrons, not {dose}.")
+    if not (np.isfinite(ellipticity).all() and ellipticity[0] >= 1):
+        raise SimulationError(
+            f"An ellipticity is a ratio a/b of at least 1 and an angle in radians, not "
+            f"{ellipticity}."
+        )
     if grains < 1:
         raise SimulationError("A scan needs at least one grain.")
 

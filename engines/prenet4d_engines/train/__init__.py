@@ -1,4 +1,4 @@
-"""Training of the three networks from simulated patterns."""
+"""Training of the networks from simulated patterns."""
 
 from prenet4d_engines.train.loop import Progress, train
 

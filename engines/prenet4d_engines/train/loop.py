@@ -1,8 +1,8 @@
-"""The training loop, the same for all three networks: reads top to bottom.
+"""The training loop, the same for all networks: reads top to bottom.
 
 Samples are simulated on the fly by worker processes. Weights are averaged (EMA); the averages are
 what is validated and shipped. Every few hundred steps a checkpoint holds all that is needed to go
-on: weights, averages, optimiser, step and the log so far.
+on: weights, averages, optimiser, step and time spent.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Final
 
 import numpy as np
@@ -105,8 +106,8 @@ def train(
         The path of the averaged weights as safetensors.
 
     Raises:
-        TrainingError: Unknown task, bad numbers, nothing to resume, weights that do not fit,
-            computed patterns of materials that are kept for evaluation, or a loss that is not
+        TrainingError: Unknown task, bad numbers, nothing that can be resumed, weights that do not
+            fit, computed patterns of materials that are kept for evaluation, or a loss that is not
             finite.
         SimulationError: `multislice` holds no computed patterns.
     """
@@ -114,6 +115,10 @@ def train(
         raise TrainingError(f"There is no network {task!r}. Choose one of {', '.join(NAMES)}.")
     if steps < 1 or batch_size < 2 or batch_size % 2:
         raise TrainingError("steps must be at least 1 and batch_size an even number.")
+    if threads < 1 or workers < 0:
+        raise TrainingError("threads must be at least 1, and workers 0 or more.")
+    if not all(limit is None or 0 < limit < math.inf for limit in (minutes, peak_rate)):
+        raise TrainingError("minutes and peak_rate must be positive numbers where they are given.")
     if not 0 <= seed < VALIDATION_SEED:
         raise TrainingError(f"The seed must lie in [0, {VALIDATION_SEED}): others are not ours.")
     computed = Multislice.load(multislice) if multislice is not None else None
@@ -137,15 +142,8 @@ def train(
     checkpoint = out_dir / "checkpoint.pt"
     log = out_dir / "log.jsonl"
     if resume:
-        if not checkpoint.exists():
-            raise TrainingError(f"There is no checkpoint to resume in {out_dir}.")
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
-        if state["task"] != task:
-            raise TrainingError(f"The checkpoint in {out_dir} is of {state['task']!r}.")
-        network.load_state_dict(state["network"])
-        average.load_state_dict(state["average"])
-        optimiser.load_state_dict(state["optimiser"])
-        step, spent = state["step"], state["seconds"]
+        step, spent = _restore(checkpoint, task, network, average, optimiser, device)
+        _cut(log, step)
     else:
         log.unlink(missing_ok=True)
 
@@ -312,6 +310,47 @@ def _save(
         fresh,
     )
     fresh.replace(path)
+
+
+def _restore(
+    path: Path,
+    task: Name,
+    network: nn.Module,
+    average: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    device: torch.device,
+) -> tuple[int, float]:
+    """Take over what `_save` wrote; return the steps done and the seconds spent."""
+    if not path.exists():
+        raise TrainingError(f"There is no checkpoint to resume in {path.parent}.")
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+        if state["task"] != task:
+            raise TrainingError(f"The checkpoint in {path.parent} is of {state['task']!r}.")
+        network.load_state_dict(state["network"])
+        average.load_state_dict(state["average"])
+        optimiser.load_state_dict(state["optimiser"])
+        return int(state["step"]), float(state["seconds"])
+    except (RuntimeError, UnpicklingError, EOFError, LookupError, TypeError, ValueError) as error:
+        raise TrainingError(
+            f"{path} is damaged, or a checkpoint of another version of the network "
+            f"({type(error).__name__}: {error}). Train anew, without resuming."
+        ) from error
+
+
+def _cut(log: Path, step: int) -> None:
+    """Leave out of a log what came after a step: it is done again; the last line may be torn."""
+    if not log.exists():
+        return
+    kept = []
+    for line in log.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] > step:
+                break
+        except ValueError:
+            break
+        kept.append(line + "\n")
+    log.write_text("".join(kept))
 
 
 def _plot(task: Name, log: Path, picture: Path) -> None:

@@ -31,7 +31,9 @@ def card(name: Name, folder: Path = FOLDER) -> dict[str, Any]:
         raise WeightsError(f"There are no weights {name!r}. Choose one of {', '.join(NAMES)}.")
     path = folder / f"{name}.json"
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it is no JSON object")  # noqa: TRY004, TRY301 - as for any damage
     except (OSError, ValueError) as error:
         raise WeightsError(f"The model card {path} cannot be read: {error}.") from error
     return found
