@@ -47,8 +47,15 @@ PER_CASE: Final = _DEPTHS * _APERTURES * _PLACES
 _RIM: Final = 0.97 * SIDE / 2
 """Radius in px beyond which nothing was computed."""
 _DAMAGE: Final = (
-    *(OSError, ValueError, TypeError, KeyError, EOFError, NotImplementedError),
-    *(BadZipFile, zlib.error, TokenError),
+    BadZipFile,
+    EOFError,
+    KeyError,
+    NotImplementedError,
+    OSError,
+    TokenError,
+    TypeError,
+    ValueError,
+    zlib.error,
 )
 """What numpy raises on a file that is no archive of arrays, or a damaged one."""
 
