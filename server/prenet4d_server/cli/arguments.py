@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
@@ -154,6 +155,20 @@ def at_service(flags: str, text: str) -> Any:
     return typer.Option(flags, parser=parse_service, metavar="ADDRESS", help=text)
 
 
+def result_file(*flags: str, text: str) -> Any:
+    """An option that takes the file for what a long run will give: it must be writable before."""
+    return typer.Option(*flags, dir_okay=False, writable=True, callback=_in_a_folder, help=text)
+
+
+def _in_a_folder(file: Path | None) -> Path | None:
+    if file is not None and not file.exists():
+        if not file.parent.is_dir():
+            raise typer.BadParameter(f"There is no folder {file.parent}. Make it first.")
+        if not os.access(file.parent, os.W_OK):
+            raise typer.BadParameter(f"You may not write into {file.parent}.")
+    return file
+
+
 def refuse_misfits(context: typer.Context, names: Iterable[str], why: str) -> None:
     """Refuse flags that were given and would do nothing.
 
@@ -224,4 +239,7 @@ ClientKeyOption: TypeAlias = Annotated[
 DataOption: TypeAlias = Annotated[
     Path | None,
     typer.Option(exists=True, help="Measured patterns (.npy, HDF5, Zarr, .mib, …)."),
+]
+JsonFileOption: TypeAlias = Annotated[
+    Path | None, result_file("--json", text="Write all figures there.")
 ]

@@ -15,6 +15,7 @@ from prenet4d_server.cli.arguments import (
     DistortionOption,
     FrameOption,
     Grid,
+    JsonFileOption,
     KindOption,
     ScanOption,
 )
@@ -151,9 +152,7 @@ def bench_stream(
         Path | None,
         typer.Option(exists=True, dir_okay=False, help="Python that has LiberTEM-live."),
     ] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", dir_okay=False, help="Write all figures there.")
-    ] = None,
+    json_file: JsonFileOption = None,
 ) -> None:
     """Measure how much of the machine's speed arrives: bare sockets against the service.
 
@@ -196,9 +195,7 @@ def bench_page(
         Literal["auto", "tensorrt", "torch", "identity"],
         typer.Option(help="What runs the networks."),
     ] = "auto",
-    json_file: Annotated[
-        Path | None, typer.Option("--json", dir_okay=False, help="Write all figures there.")
-    ] = None,
+    json_file: JsonFileOption = None,
 ) -> None:
     """Measure what open pages cost: the service's rate with and without, in turns."""
     from prenet4d_server.bench.page import GOAL, run

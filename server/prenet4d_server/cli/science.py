@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from prenet4d_server.cli.arguments import FrameOption
+from prenet4d_server.cli.arguments import FrameOption, JsonFileOption, result_file
 
 if TYPE_CHECKING:
     from prenet4d_engines.evaluate.report import Table
@@ -89,11 +89,11 @@ def train(
 def simulate(
     gallery: Annotated[
         Path | None,
-        typer.Option(dir_okay=False, help="Write a page of pictures there."),
+        result_file(text="Write a page of pictures there."),
     ] = None,
     multislice: Annotated[
         Path | None,
-        typer.Option(dir_okay=False, help="Compute patterns by multislice (abTEM) into that file."),
+        result_file(text="Compute patterns by multislice (abTEM) into that file."),
     ] = None,
     frame: FrameOption = None,
     seed: Annotated[int, typer.Option(min=0, help="Of everything that is drawn.")] = 0,
@@ -148,9 +148,7 @@ def evaluate(
         list[Path] | None,
         typer.Option(exists=True, help="Measured patterns to use as well; may be repeated."),
     ] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", dir_okay=False, help="Write all figures there.")
-    ] = None,
+    json_file: JsonFileOption = None,
     plots: Annotated[
         Path | None, typer.Option(file_okay=False, help="Write plots into this folder.")
     ] = None,

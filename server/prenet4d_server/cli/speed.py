@@ -7,15 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import typer
 
-from prenet4d_server.cli.arguments import FrameOption, Grid, parse_grid
+from prenet4d_server.cli.arguments import FrameOption, Grid, JsonFileOption, parse_grid, result_file
 from prenet4d_server.cli.engines import parse_batches
 
 if TYPE_CHECKING:
     from prenet4d_server.bench.engines import Cell, Report
 
-_JsonFile: TypeAlias = Annotated[
-    Path | None, typer.Option("--json", dir_okay=False, help="Write all figures there.")
-]
 _Backend: TypeAlias = Annotated[
     Literal["auto", "tensorrt", "torch"], typer.Option(help="What runs the networks.")
 ]
@@ -56,10 +53,8 @@ def engines(
         Literal["tensorrt", "torch-gpu", "torch-cpu"] | None,
         typer.Option("--backend", help="Measure this one alone; all that run here by default."),
     ] = None,
-    json_file: _JsonFile = None,
-    plot: Annotated[
-        Path | None, typer.Option(dir_okay=False, help="Draw the rates into this PNG.")
-    ] = None,
+    json_file: JsonFileOption = None,
+    plot: Annotated[Path | None, result_file(text="Draw the rates into this PNG.")] = None,
 ) -> None:
     """Measure every stage of the correction on every device here, beside what it allows."""
     from rich.console import Console
@@ -122,7 +117,7 @@ def _time(cell: Cell | None) -> str:
     )
 
 
-def traffic(shapes: _Shapes = "256x256", json_file: _JsonFile = None) -> None:
+def traffic(shapes: _Shapes = "256x256", json_file: JsonFileOption = None) -> None:
     """Count what the operations on a frame read and write on a GPU, each of its tensors once.
 
     Counted, not measured: no GPU is needed.
@@ -147,9 +142,9 @@ def traffic(shapes: _Shapes = "256x256", json_file: _JsonFile = None) -> None:
 
 
 def profile(
-    out: Annotated[
-        Path, typer.Option(dir_okay=False, help="Takes the trace; .json or .json.gz.")
-    ] = Path("trace.json.gz"),
+    out: Annotated[Path, result_file(text="Takes the trace; .json or .json.gz.")] = Path(
+        "trace.json.gz"
+    ),
     backend: _Backend = "auto",
     frame: FrameOption = None,
     batch: Annotated[int, typer.Option(min=1, help="Frames in a batch.")] = 32,
@@ -172,7 +167,7 @@ def latency(
         float, typer.Option(min=0, help="How long a batch may wait to be full.")
     ] = 5.0,
     seconds: Annotated[float, typer.Option(min=0.1, help="Length of each stream.")] = 10.0,
-    json_file: _JsonFile = None,
+    json_file: JsonFileOption = None,
 ) -> None:
     """Measure how long frames take through the service, at 50, 80 and 95 % of its full rate."""
     from prenet4d_server.bench.latency import run
