@@ -141,10 +141,14 @@ class Denoiser(nn.Module):
         return functional.pixel_shuffle(self.head(functional.relu(x)), 2)  # (n, 1, h, w)
 
 
-def _sum_around(counts: Tensor, valid: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum and mean of the valid pixels in a size x size window, and the share of them."""
-    number, total = box_sum(valid, size), box_sum(counts, size)
-    return total, total / number.clamp_min(1e-6), number / size**2
+def _mean_around(counts: Tensor, valid: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Mean of the valid pixels around each, and their share.
+
+    Weights fall linearly to the sides, over 2 size - 1 pixels: where counts are few, the edges of
+    an even window around each of them would be seen in the result.
+    """
+    total, number = (box_sum(box_sum(x, size), size) for x in (counts, valid))
+    return total / number.clamp_min(1e-6), number / size**4
 
 
 def _bounds(counts: Tensor, around: Tensor) -> tuple[Tensor, Tensor]:
@@ -184,8 +188,8 @@ def stabilise(frames: Tensor, mask: Tensor) -> tuple[Tensor, Stabilised]:
     # (n, 1, h, w), or (1, 1, h, w) where one mask serves all frames
     valid = mask.to(frames.dtype).reshape(-1, 1, h, w)
     counts = frames[:, None] * valid
-    around, near, near_share = _sum_around(counts, valid, WINDOW)
-    _, wide, wide_share = _sum_around(counts, valid, 11)
+    near, near_share = _mean_around(counts, valid, 3)
+    wide, wide_share = _mean_around(counts, valid, 7)
     electrons = counts.sum((2, 3), keepdim=True)
     overall = electrons / valid.sum((2, 3), keepdim=True).clamp_min(1.0)
     wide = torch.where(wide_share > 1e-6, wide, overall)
@@ -204,7 +208,7 @@ def stabilise(frames: Tensor, mask: Tensor) -> tuple[Tensor, Stabilised]:
     x = torch.cat(channels, 1)
     if w % MULTIPLE or h % MULTIPLE:
         x = functional.pad(x, (0, -w % MULTIPLE, 0, -h % MULTIPLE), mode="replicate")
-    least, most = _bounds(counts, around)
+    least, most = _bounds(counts, box_sum(counts, WINDOW))
     context = Stabilised(baseline[:, 0], valid[:, 0], electrons.flatten(), least[:, 0], most[:, 0])
     return x, context
 
