@@ -26,6 +26,10 @@ def write_whole(path: Path, data: bytes, *, private: bool = False) -> None:
             out.flush()
             os.fsync(handle)
         part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        # what the caller asked for, not the passing name
+        raise OSError(error.errno, error.strerror, str(path)) from error
     except BaseException:
         part.unlink(missing_ok=True)
         raise

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import resource
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -56,8 +59,18 @@ def test_a_batch_without_any_beam_can_be_learned_from() -> None:
     assert all(torch.isfinite(value) for value in figures.values())
 
 
+def test_a_batch_without_any_near_guess_can_be_learned_from() -> None:
+    batch = BATCHES["refine"](np.random.default_rng(0), 2, MATERIALS)
+    batch["usable"].zero_()
+    loss, figures = LOSSES["refine"](untrained("refine"), batch)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert torch.isfinite(loss)
+    assert all(torch.isfinite(value) for value in figures.values())
+
+
 def test_training_starts_from_given_weights(tmp_path: Path) -> None:
-    first = train("center", steps=1, batch_size=2, out_dir=tmp_path, threads=1, workers=0, seed=5)
+    out = tmp_path / "first"
+    first = train("center", steps=1, batch_size=2, out_dir=out, threads=1, workers=0, seed=5)
     kept = tmp_path / "first.safetensors"
     first.rename(kept)
     again = train(
@@ -76,11 +89,11 @@ def test_training_starts_from_given_weights(tmp_path: Path) -> None:
         if name.endswith("weight"):
             assert torch.allclose(before[name], after[name], atol=1e-5), name
     with pytest.raises(TrainingError, match="holds no weights of 'denoise'"):
-        train("denoise", steps=1, batch_size=2, out_dir=tmp_path, start_from=kept)
+        train("denoise", steps=1, batch_size=2, out_dir=tmp_path / "other", start_from=kept)
     narrow = Denoiser(DenoiserConfig(channels=(8, 16, 32, 48)))
     save_file(narrow.state_dict(), kept)
     with pytest.raises(TrainingError, match="attention cannot be widened"):
-        train("denoise", steps=1, batch_size=2, out_dir=tmp_path, start_from=kept)
+        train("denoise", steps=1, batch_size=2, out_dir=tmp_path / "other", start_from=kept)
 
 
 def test_weights_of_a_narrower_network_compute_the_same_in_a_wider_one(tmp_path: Path) -> None:
@@ -153,6 +166,9 @@ def test_a_time_limit_ends_training(tmp_path: Path) -> None:
     )
     assert (tmp_path / "denoise.safetensors").exists()
     assert all(progress.step < 100_000 for progress in done)
+    assert done[-1].share >= 1
+    assert done[-1].validation
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == done[-1].step
 
 
 @pytest.mark.parametrize(
@@ -180,6 +196,41 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
     train("denoise", steps=1, batch_size=2, out_dir=tmp_path, threads=2, workers=0)
     with pytest.raises(TrainingError, match="is of 'denoise'"):
         train("center", steps=2, batch_size=2, out_dir=tmp_path, workers=0, resume=True)
+
+
+def test_a_training_is_not_overwritten_by_another(tmp_path: Path) -> None:
+    train("ellipse", steps=1, batch_size=2, out_dir=tmp_path, threads=1, workers=0)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(TrainingError, match="holds a training already: go on with it"):
+        train("ellipse", steps=1, batch_size=2, out_dir=tmp_path, threads=1, workers=0)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_colleagues_may_read_what_a_training_leaves(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        path = train("ellipse", steps=1, batch_size=2, out_dir=tmp_path, threads=1, workers=0)
+    finally:
+        os.umask(before)
+    for each in (path, tmp_path / "checkpoint.pt"):
+        assert stat.S_IMODE(each.stat().st_mode) == 0o640
+
+
+def test_what_cannot_be_resumed_leaves_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="no checkpoint"):
+        train("ellipse", steps=1, out_dir=tmp_path / "new", resume=True)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_full_disk_is_told_and_leaves_no_half_checkpoint(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
+    try:
+        with pytest.raises(OSError, match=r"checkpoint\.pt"):
+            train("ellipse", steps=1, batch_size=2, out_dir=tmp_path, threads=1, workers=0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:

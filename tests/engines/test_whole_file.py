@@ -28,5 +28,6 @@ def test_where_it_cannot_be_written_nothing_is_left(tmp_path):
     with pytest.raises(IsADirectoryError):
         write_whole(path, b"data")
     assert list(tmp_path.iterdir()) == [path]
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError) as caught:
         write_whole(tmp_path / "nowhere" / "file", b"data")
+    assert caught.value.filename == str(tmp_path / "nowhere" / "file")

@@ -8,6 +8,7 @@ on: weights, averages, optimiser, step and time spent.
 from __future__ import annotations
 
 import copy
+import io
 import json
 import math
 import time
@@ -20,7 +21,8 @@ from typing import Final
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as as_safetensors
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -30,6 +32,7 @@ from prenet4d_engines.simulate.multislice import Multislice
 from prenet4d_engines.train.losses import LOSSES
 from prenet4d_engines.train.samples import BATCHES, VALIDATION_SEED, Sample, Samples
 from prenet4d_engines.weights import NAMES, Name, untrained
+from prenet4d_engines.whole_file import write_whole
 
 _PEAK_RATE: Final[dict[Name, float]] = {
     "denoise": 1e-3,
@@ -41,7 +44,10 @@ _WARM_UP_STEPS: Final = 200
 _EMA_DECAY: Final = 0.998
 _VALIDATION_BATCHES: Final = 6
 _LOG_EVERY: Final = 20
-_CHECKPOINT_EVERY: Final = 240
+CHECKPOINT_EVERY: Final = 240
+"""Steps between two checkpoints."""
+CHECKPOINT: Final = "checkpoint.pt"
+"""The file in a training's folder that it can be resumed from."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,7 @@ class Progress:
 
     Attributes:
         step: Steps done.
-        steps: Steps in all, as far as the time allows them.
+        share: Of the training, done: of its steps or of its time, whichever is further.
         loss: Training loss, averaged over the last steps.
         validation: Validation figures of the averaged weights, where this step made them.
         samples_per_second: Training speed.
@@ -58,7 +64,7 @@ class Progress:
     """
 
     step: int
-    steps: int
+    share: float
     loss: float
     validation: dict[str, float]
     samples_per_second: float
@@ -106,10 +112,11 @@ def train(
         The path of the averaged weights as safetensors.
 
     Raises:
-        TrainingError: Unknown task, bad numbers, nothing that can be resumed, weights that do not
-            fit, computed patterns of materials that are kept for evaluation, or a loss that is not
-            finite.
+        TrainingError: Unknown task, bad numbers, nothing that can be resumed, a training in
+            `out_dir` that would be lost, weights that do not fit, computed patterns of materials
+            that are kept for evaluation, or a loss that is not finite.
         SimulationError: `multislice` holds no computed patterns.
+        OSError: What is to be kept cannot be written.
     """
     if task not in NAMES:
         raise TrainingError(f"There is no network {task!r}. Choose one of {', '.join(NAMES)}.")
@@ -120,14 +127,21 @@ def train(
     if not all(limit is None or 0 < limit < math.inf for limit in (minutes, peak_rate)):
         raise TrainingError("minutes and peak_rate must be positive numbers where they are given.")
     if not 0 <= seed < VALIDATION_SEED:
-        raise TrainingError(f"The seed must lie in [0, {VALIDATION_SEED}): others are not ours.")
+        raise TrainingError(
+            f"The seed must lie in [0, {VALIDATION_SEED}): those above validate and evaluate."
+        )
+    checkpoint, log = out_dir / CHECKPOINT, out_dir / "log.jsonl"
+    if checkpoint.exists() and not resume:
+        raise TrainingError(
+            f"{out_dir} holds a training already: go on with it (--resume), or train into another "
+            "folder (--out)."
+        )
     computed = Multislice.load(multislice) if multislice is not None else None
     if computed is not None and not set(computed.materials) <= set(TRAINING):
         raise TrainingError(
             f"{multislice} holds patterns of {', '.join(set(computed.materials) - set(TRAINING))}, "
             "which training must not see: they belong to the evaluation."
         )
-    out_dir.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -139,12 +153,11 @@ def train(
     average = copy.deepcopy(network).eval()
     optimiser = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=1e-2)
     step, spent = 0, 0.0
-    checkpoint = out_dir / "checkpoint.pt"
-    log = out_dir / "log.jsonl"
     if resume:
         step, spent = _restore(checkpoint, task, network, average, optimiser, device)
         _cut(log, step)
     else:
+        out_dir.mkdir(parents=True, exist_ok=True)
         log.unlink(missing_ok=True)
 
     loader = DataLoader(
@@ -157,9 +170,8 @@ def train(
     started = time.monotonic() - spent
     smooth: float | None = None
     first, first_time = step, time.monotonic()
+    share = _share(step, steps, spent, minutes)
     for sample in loader:
-        seconds = time.monotonic() - started
-        share = step / steps if minutes is None else max(step / steps, seconds / (60 * minutes))
         if share >= 1.0:
             break
         for group in optimiser.param_groups:
@@ -171,24 +183,24 @@ def train(
         _follow(average, network, step)
         smooth = loss if smooth is None else 0.98 * smooth + 0.02 * loss
 
-        last = step >= steps
-        if step % _LOG_EVERY == 0 or last:
+        seconds = time.monotonic() - started
+        share = _share(step, steps, seconds, minutes)
+        if step % _LOG_EVERY == 0 or share >= 1.0:
             figures: dict[str, float] = {}
-            if step % _CHECKPOINT_EVERY == 0 or last:
+            if step % CHECKPOINT_EVERY == 0 or share >= 1.0:
                 figures = validate(task, average, validation, device)
                 _save(checkpoint, task, network, average, optimiser, step, seconds)
             speed = (step - first) / (time.monotonic() - first_time)
             left = max(0.0, (1 - share) * seconds / max(share, 1e-6))
-            progress = Progress(step, steps, smooth, figures, batch_size * speed, left)
+            progress = Progress(step, share, smooth, figures, batch_size * speed, left)
             with log.open("a") as lines:
                 lines.write(json.dumps(asdict(progress)) + "\n")
             if on_progress is not None:
                 on_progress(progress)
 
     weights = out_dir / f"{task}.safetensors"
-    save_file(
-        {name: value.contiguous().cpu() for name, value in average.state_dict().items()}, weights
-    )
+    values = {name: value.contiguous().cpu() for name, value in average.state_dict().items()}
+    write_whole(weights, as_safetensors(values))
     _plot(task, log, out_dir / "loss.png")
     return weights
 
@@ -215,6 +227,11 @@ def _wide(name: str, value: Tensor, own: Tensor) -> Tensor:
         own[:, value.shape[1] :] = 0
     own[tuple(slice(size) for size in value.shape)].copy_(value)
     return own
+
+
+def _share(step: int, steps: int, seconds: float, minutes: float | None) -> float:
+    """Say how much of a training is done."""
+    return step / steps if minutes is None else max(step / steps, seconds / (60 * minutes))
 
 
 def _scheduled(rate: float, step: int, share: float) -> float:
@@ -296,8 +313,7 @@ def _save(
     step: int,
     seconds: float,
 ) -> None:
-    """Write a checkpoint beside the old one, then replace it: a kill leaves one of them whole."""
-    fresh = path.with_suffix(".new")
+    buffer = io.BytesIO()
     torch.save(
         {
             "task": task,
@@ -307,9 +323,9 @@ def _save(
             "step": step,
             "seconds": seconds,
         },
-        fresh,
+        buffer,
     )
-    fresh.replace(path)
+    write_whole(path, buffer.getvalue())
 
 
 def _restore(
@@ -367,6 +383,8 @@ def _plot(task: Name, log: Path, picture: Path) -> None:
     axes.plot(
         [r["step"] for r in checked],
         [r["validation"]["loss"] for r in checked],
+        "o-",
+        markersize=3,
         label="validation, averaged weights",
     )
     axes.set(xlabel="step", ylabel="loss", title=task)

@@ -16,6 +16,7 @@ from prenet4d_engines.weights import Name
 
 Figures = dict[str, Tensor]
 _CENTER_FIGURES: Final = ("median_px", "p90_px", "within_sigma", "wrong_cell")
+_REFINE_FIGURES: Final = ("median_px", "p90_px", "guess_median_px", "within_sigma")
 _LINEAR_WEIGHT: Final = 0.5
 _HEAT_WEIGHT: Final = 2.0
 """Which beam it is weighs more than where in it: what comes after the network finds the latter."""
@@ -117,15 +118,17 @@ def refine_loss(network: nn.Module, sample: Sample) -> tuple[Tensor, Figures]:
     each = (2**0.5 * error / sigma + sigma.log() + 0.5 * error).sum(1)
     loss = torch.where(near, each, 0.0).sum() / near.sum().clamp_min(1)
     with torch.no_grad():
+        if not near.any():  # nothing to refine
+            return loss, dict.fromkeys(_REFINE_FIGURES, loss.new_zeros(()))
         distance = (found.center - sample["center"]).norm(dim=1)[near]
         before = (sample["guess"] - sample["center"]).norm(dim=1)[near]
-        figures = {
-            "median_px": distance.median(),
-            "p90_px": distance.quantile(0.9),
-            "guess_median_px": before.median(),
-            "within_sigma": (error < sigma)[near].float().mean(),
-        }
-    return loss, figures
+        figures = (
+            distance.median(),
+            distance.quantile(0.9),
+            before.median(),
+            (error < sigma)[near].float().mean(),
+        )
+    return loss, dict(zip(_REFINE_FIGURES, figures, strict=True))
 
 
 def ellipse_loss(network: nn.Module, sample: Sample) -> tuple[Tensor, Figures]:

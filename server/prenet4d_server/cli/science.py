@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -40,7 +43,9 @@ def train(
     batch_size: Annotated[int, typer.Option(min=2, help="Patterns a step, even.")] = 64,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of the optimiser.")] = 2,
     workers: Annotated[int, typer.Option(min=0, help="Processes that simulate patterns.")] = 1,
-    seed: Annotated[int, typer.Option(help="Of the simulated patterns and the weights.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Of the simulated patterns and the weights.")
+    ] = 0,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last checkpoint.")
     ] = False,
@@ -60,18 +65,20 @@ def train(
 ) -> None:
     """Train a network on simulated patterns."""
     from prenet4d_engines.train import train as run
+    from prenet4d_engines.train.loop import CHECKPOINT, CHECKPOINT_EVERY
     from prenet4d_server.cli.progress import bar
 
-    with bar(f"training {task}") as advance:
+    folder = out / task
+    with _stopping(folder / CHECKPOINT, CHECKPOINT_EVERY), bar(f"training {task}") as advance:
 
         def tell(progress: Progress) -> None:
             note = f"loss {progress.loss:.4f}, {progress.samples_per_second:,.0f} patterns/s"
-            advance(progress.step / progress.steps, note)
+            advance(progress.share, note)
 
         weights = run(
             task,
             steps=steps,
-            out_dir=out / task,
+            out_dir=folder,
             batch_size=batch_size,
             seed=seed,
             threads=threads,
@@ -84,6 +91,20 @@ def train(
             on_progress=tell,
         )
     print(f"The weights are in {weights}.")
+
+
+@contextmanager
+def _stopping(checkpoint: Path, every: int) -> Iterator[None]:
+    """Say on Ctrl-C what is kept of a training."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if checkpoint.exists():
+            kept = f"{checkpoint} is of at most {every} steps before: --resume goes on from there"
+        else:
+            kept = f"nothing is kept, for the first {every} steps were not done"
+        print(f"prenet4d: The training was stopped; {kept}.", file=sys.stderr)
+        raise
 
 
 def simulate(
