@@ -27,12 +27,14 @@ def test_scans_near_zone_axes_are_of_materials_that_training_never_saw() -> None
 
 
 def test_scans_near_zone_axes_repeat_by_their_seed() -> None:
-    one, radii = dynamical_scan((3, 8), (96, 96), dose=1e3, seed=0)
-    again, _ = dynamical_scan((3, 8), (96, 96), dose=1e3, seed=0)
-    more, of_more = dynamical_scan((3, 8), (96, 96), dose=1e5, seed=0)
-    other, _ = dynamical_scan((3, 8), (96, 96), dose=1e3, seed=1)
+    one, radii = dynamical_scan((3, 8), (96, 96), dose=1e3, seed=0, number=0)
+    again, _ = dynamical_scan((3, 8), (96, 96), dose=1e3, seed=0, number=0)
+    more, of_more = dynamical_scan((3, 8), (96, 96), dose=1e5, seed=0, number=0)
+    other, _ = dynamical_scan((3, 8), (96, 96), dose=1e3, seed=1, number=0)
+    next_one, _ = dynamical_scan((3, 8), (96, 96), dose=1e3, seed=0, number=1)
     assert np.array_equal(one.frames(), again.frames())
     assert not np.array_equal(one.frames(), other.frames())
+    assert not np.array_equal(one.frames(), next_one.frames())
     assert np.array_equal(one.centers, more.centers)
     assert np.array_equal(radii, of_more)
     assert radii.shape == (24,)
@@ -41,7 +43,7 @@ def test_scans_near_zone_axes_repeat_by_their_seed() -> None:
 
 def test_scans_near_zone_axes_mislead_and_lead_to_where_the_truth_is() -> None:
     still = Drift(plane=0.0, walk=0.0, jump=0.0)
-    scan, radii = dynamical_scan((16, 24), (96, 96), dose=1e6, seed=0, drift=still)
+    scan, radii = dynamical_scan((16, 24), (96, 96), dose=1e6, seed=0, number=0, drift=still)
     firsts = [int(np.flatnonzero(scan.grains == grain)[0]) for grain in np.unique(scan.grains)]
     found = np.array(
         [disk_correlation_center(scan.expectation(i).astype(np.float64), radii[i]) for i in firsts]

@@ -113,7 +113,7 @@ def calibration_table(claims: list[Claims]) -> Table:
 
 def usable_table(run: Run, claims: Mapping[str, list[Claims]]) -> Table:
     """How often a frame is said to show a beam, with one (by the sets' titles) and without."""
-    empty = patterns_without_beam((128, 128), max(12, run.patterns // 2), seed=run.seed)
+    empty = patterns_without_beam((128, 128), 2 * run.patterns, seed=run.seed)
     without = []
     for dose in run.doses:
         _, _, beam = run.networks.centers(empty.expose(dose).frames, empty.masks)

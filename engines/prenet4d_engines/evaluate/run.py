@@ -27,7 +27,7 @@ class Run:
 
     Attributes:
         networks: What is evaluated.
-        patterns: Patterns per set and dose at 128²; larger frames get a third.
+        patterns: Patterns per set and dose at 128² to denoise.
         doses: Electrons per pattern.
         seed: 0 is the standard evaluation.
         sizes: Sides of the square frames.

@@ -65,6 +65,7 @@ def dynamical_scan(
     *,
     dose: float,
     seed: int,
+    number: int,
     drift: Drift | None = None,
 ) -> tuple[Scan, Array]:
     """Draw a scan over grains near zone axes; return it and each frame's beam radius in px, (n,).
@@ -78,10 +79,11 @@ def dynamical_scan(
         frame_shape: (h, w).
         dose: Expected electrons per pattern.
         seed: Counts from `FIRST_SEED`; only the counts differ between doses.
+        number: Of the scan, each with grains of its own.
         drift: How the center moves; by default as `Drift()`.
     """
     computed = Multislice.load(COMPUTED)
-    rng = np.random.default_rng([FIRST_SEED + seed, *frame_shape, 8])
+    rng = np.random.default_rng([FIRST_SEED + seed, *frame_shape, 8, number])
     weak = _direct_shares(computed) < _WEAK
     grains = np.concatenate(
         [rng.choice(np.flatnonzero(of), _GRAINS // 2, replace=False) for of in (weak, ~weak)]
@@ -96,7 +98,8 @@ def dynamical_scan(
             for i in grains
         ]
     )
-    scan = draw_scan(patterns, scan_shape, dose=dose, drift=drift, seed=FIRST_SEED + seed)
+    own_seed = FIRST_SEED + seed_of(seed, number) % FIRST_SEED
+    scan = draw_scan(patterns, scan_shape, dose=dose, drift=drift, seed=own_seed)
     radii = zoom * computed.radii[grains].astype(np.float64)
     return scan, radii[scan.grains]
 

@@ -145,10 +145,18 @@ def _near_zone_axes(run: Run) -> Part:
     followed = []
     for column, dose in enumerate(run.scan_doses):
         run.on_progress(column / len(run.scan_doses), f"tracking, {title}, {dose:.0f} electrons")
-        scan, radii = dynamical_scan(
-            run.scan_shape, (run.sizes[0],) * 2, dose=dose, seed=run.seed, drift=drift
+        scans = (
+            dynamical_scan(
+                run.scan_shape,
+                (run.sizes[0],) * 2,
+                dose=dose,
+                seed=run.seed,
+                number=number,
+                drift=drift,
+            )
+            for number in range(max(1, run.scans // 2))
         )
-        followed.append([_follow(run, scan, radii)])
+        followed.append([_follow(run, scan, radii) for scan, radii in scans])
     wrong = _wrong_beam_table(run, "dynamical", title, followed)
     return Part((_mean_table(run, "dynamical", title, followed), wrong), tuple(wrong_checks(wrong)))
 
