@@ -51,8 +51,8 @@ def find_centers(
         return found
     guess = inversion(bins if trusted is None else Bins.of(frames, trusted), found.center)
     votes = networks.refine(refine.prepare(bins, guess, found.sigma))
-    refined = refine.decode(votes, guess)
+    refined = refine.settle(guess, refine.decode(votes, guess))
     # Where the network hesitates between beams, how well one of them is known says little.
     unsure = found.sigma > UNSURE * bins.factor
     sigma = torch.where(unsure, torch.maximum(found.sigma, refined.sigma), refined.sigma)
-    return CenterEstimate(refine.settle(guess, refined), sigma, found.usable)
+    return CenterEstimate(refined.center, sigma, found.usable)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -77,10 +79,33 @@ def test_a_correction_within_its_own_doubt_is_hardly_applied() -> None:
     guess = Inversion(1, torch.tensor([[40.0, 60.0]]).expand(3, 2), torch.ones(3, 2), torch.ones(3))
     corrections = torch.tensor([[0.1, 0.0], [0.0, -0.4], [3.0, 4.0]])
     refined = refine.Refined(guess.center + corrections, torch.full((3, 2), 0.2))
-    applied = (refine.settle(guess, refined) - guess.center).norm(dim=1) / corrections.norm(dim=1)
+    moved = refine.settle(guess, refined).center - guess.center
+    applied = moved.norm(dim=1) / corrections.norm(dim=1)
     assert applied[0] < 0.35
     assert applied[1] > 0.7
     assert applied[2] > 0.999
+
+
+def test_what_is_claimed_is_the_spread_of_both_cases() -> None:
+    """The pattern is symmetric, and the counts say how well it is known; or the votes are right."""
+    corrections = torch.tensor([[0.0, 0.0], [0.2, 0.2], [3.0, 4.0]])
+    guess = Inversion(
+        2, torch.tensor([[40.0, 60.0]]).expand(3, 2), torch.full((3, 2), 0.02), torch.ones(3)
+    )
+    refined = refine.Refined(guess.center + corrections, torch.full((3, 2), 0.2))
+    found = refine.settle(guess, refined)
+    p = ((found.center - guess.center) / corrections.clamp_min(1e-9))[:, :1]
+    p[0] = torch.sigmoid(torch.tensor(-1.0))  # as for any correction of no length
+    generator = torch.Generator().manual_seed(0)
+    n = 200_000
+    right = torch.rand(3, n, 1, generator=generator) < p[:, None]
+    noise = torch.randn(3, n, 2, generator=generator)
+    drawn = torch.where(right, corrections[:, None] + 0.2 * noise, 2 * 0.02 * noise)
+    torch.testing.assert_close(found.sigma, drawn.std(1), rtol=0.02, atol=0)
+    torch.testing.assert_close(found.center - guess.center, drawn.mean(1), rtol=0.02, atol=2e-3)
+
+    few = replace(guess, counting=torch.full((3, 2), 5.0))  # the votes know it better
+    torch.testing.assert_close(refine.settle(few, refined).sigma[0], torch.full((2,), 0.2))
 
 
 def test_a_window_holds_the_frame_around_the_guess_and_the_same_turned() -> None:

@@ -138,21 +138,27 @@ def prepare(bins: Bins, guess: Inversion, sigma: Tensor) -> Tensor:
     return torch.cat([shown, shown.flip((2, 3)), y, x, planes], 1)
 
 
-def settle(guess: Inversion, refined: Refined) -> Tensor:
+def settle(guess: Inversion, refined: Refined) -> Refined:
     """Move guesses as far as their corrections stand out from the corrections' own doubt.
 
     For a pattern whose symmetry holds, the guess is as good as the counts allow, and a correction
     is nothing but the votes' noise; where it fails, the correction is many sigma. With even odds
-    the probability of the latter grows with the squared length z^2 in sigmas as a logistic function
-    of z^2 / 2. What is lost thereby where patterns are like those of the training is little; on
-    measured patterns, which differ from them, the votes are noisier.
+    the probability p of the latter grows with the squared length z^2 in sigmas as a logistic
+    function of z^2 / 2. What is lost thereby where patterns are like those of the training is
+    little; on measured patterns, which differ from them, the votes are noisier.
 
     Returns:
-        (n, 2) float32 centers in frame pixels.
+        The means of both cases by their probabilities, and their sigmas: those of a mixture of
+        two normal distributions, the guess's as wide as the noise of the counts (or the votes,
+        where those know it better), the corrected one's as wide as the votes say.
     """
     correction = refined.center - guess.center
     length = (correction / refined.sigma).square().sum(1, keepdim=True)
-    return guess.center + correction * torch.sigmoid(0.5 * length - _DOUBT)
+    p = torch.sigmoid(0.5 * length - _DOUBT)  # (n, 1)
+    counted = torch.minimum(guess.factor * guess.counting, refined.sigma)
+    variance = torch.lerp(counted.square(), refined.sigma.square(), p)
+    variance = variance + p * (1 - p) * correction.square()
+    return Refined(center=guess.center + p * correction, sigma=variance.sqrt())
 
 
 def decode(votes: Tensor, guess: Inversion) -> Refined:

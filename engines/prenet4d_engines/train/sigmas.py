@@ -44,7 +44,7 @@ def calibrate(
     """
     if not isinstance(network, RefineNet):
         return _scale(network, _one_sigma(task, network, samples, computed))
-    # How far its corrections are applied depends on its sigmas.
+    # How far its corrections are applied depends on its sigmas, and what is claimed on the counts.
     return math.prod(
         _scale(network, _one_sigma(task, network, samples, computed)) for _ in range(_ROUNDS)
     )
@@ -83,9 +83,8 @@ def _in_sigmas(network: nn.Module, sample: Sample) -> Tensor:
     if isinstance(network, RefineNet):
         guess, near = near_guesses(sample)
         x = refine.prepare(Bins.of(sample["frame"], sample["mask"]), guess, sample["sigma"])
-        refined = refine.decode(network(x), guess)
-        error = refine.settle(guess, refined) - sample["center"]
-        return (error.abs() / refined.sigma)[near].flatten()
+        settled = refine.settle(guess, refine.decode(network(x), guess))
+        return ((settled.center - sample["center"]).abs() / settled.sigma)[near].flatten()
     bins = Bins.of(sample["frame"], sample["mask"])
     found = center.decode(network(center.prepare(bins)), bins)
     shown = sample["usable"] > 0.5
