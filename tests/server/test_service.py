@@ -385,6 +385,28 @@ def test_a_killed_ingest_process_is_replaced_and_its_scan_goes_on():
         assert balanced(settled(service))
 
 
+def test_an_ingest_process_that_dies_again_and_again_is_started_ever_more_slowly():
+    with Service(settings()) as service, listening(service) as listener:
+        killed = []
+
+        def kill_the_next():
+            pid = service._inlet.pid
+            if pid is None or pid in killed:
+                return False
+            os.kill(pid, signal.SIGKILL)
+            killed.append(pid)
+            return True
+
+        for _ in range(3):
+            until(kill_the_next)
+        until(lambda: listener.codes().count("ingest_died") == 3)
+        told = [event.message for event in listener.of("event") if event.code == "ingest_died"]
+        assert "started again." in told[0]
+        assert "started again in 2 s." in told[2]
+        until(lambda: service.status().source.restarts == 3 and service.status().source.ready)
+        scan(service, listener)
+
+
 def test_a_file_whose_ingest_process_was_killed_is_played_anew(tmp_path):
     np.save(tmp_path / "scan.npy", frames(30))
     source = {"kind": "replay", "path": tmp_path / "scan.npy", "rate": 100, "repeat": 1000}

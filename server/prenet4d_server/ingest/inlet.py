@@ -31,9 +31,11 @@ from prenet4d_server.ingest.notices import (
     unpack,
 )
 from prenet4d_server.ingest.ring import Layout, RingReader, wait_readable
+from prenet4d_server.restarts import Pauses
 
 START_TIMEOUT_S = 60.0
-RESTART_PAUSE_S = 2.0
+RESTART_PAUSE_S = 0.5
+"""A detector may be sending: frames wait in its own memory meanwhile."""
 
 
 class Inlet:
@@ -67,6 +69,9 @@ class Inlet:
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
         self._started_at = 0.0
+        self._restart_at = 0.0
+        """When the process that died is started again."""
+        self._pauses = Pauses(RESTART_PAUSE_S)
         self._running: Started | None = None
         """The acquisition that the process has last begun and not ended."""
         self._layout: Layout | None = None
@@ -106,7 +111,7 @@ class Inlet:
         """Look what came: the ring's counter first, so that every mark before it is known."""
         self.ring.update()
         self._read()
-        restart_due = time.monotonic() - self._started_at > RESTART_PAUSE_S
+        restart_due = time.monotonic() >= self._restart_at
         if self._process is None and not self.stopped and restart_due:
             self.restarts += 1
             self._start()
@@ -196,15 +201,19 @@ class Inlet:
         self.ready = False
         self.ring.update()
         died = self._opened and not self._stopping
+        now = time.monotonic()
+        pause_s = self._pauses.after(now - self._started_at)
+        self._restart_at = now + pause_s
+        soon = f" in {pause_s:.0f} s" if pause_s > 1 else ""
         if not died or not self._settings.ring.restart_ingest:
             what_now = "it is not started again"
             self._give_up(
                 "the service was stopped" if self._stopping else "the ingest process died"
             )
         elif self._running is None:
-            what_now = "it is started again"
+            what_now = f"it is started again{soon}"
         else:
-            what_now = "it is started again, and the acquisition goes on"
+            what_now = f"it is started again{soon}, and the acquisition goes on"
         if died:
             why = self._failure.message if self._failure else f"exit status {code}"
             message = f"The ingest process died ({why}). Frames in its hands are lost; {what_now}."

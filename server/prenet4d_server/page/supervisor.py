@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from prenet4d_server.errors import BindError
+from prenet4d_server.restarts import Pauses
 from prenet4d_server.sockets import refusal
 
 if TYPE_CHECKING:
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
 
 BACKLOG = 128
 RESTART_PAUSE_S = 1.0
-LONGEST_PAUSE_S = 30.0
-SOUND_S = 10.0
-"""Each time that the process dies younger than this, the pause before the next doubles."""
 END_TIMEOUT_S = 3.0
 
 
@@ -94,7 +92,7 @@ class PageProcess:
         self._listening.close()
 
     def _keep_running(self) -> None:
-        pause_s = RESTART_PAUSE_S / 2
+        pauses = Pauses(RESTART_PAUSE_S)
         while True:
             assert self._process is not None
             began = time.monotonic()
@@ -103,9 +101,7 @@ class PageProcess:
                 return
             _end(self._process)
             self._on_death(status)
-            sound = time.monotonic() - began > SOUND_S
-            pause_s = RESTART_PAUSE_S if sound else min(2 * pause_s, LONGEST_PAUSE_S)
-            if self._stop.wait(pause_s):
+            if self._stop.wait(pauses.after(time.monotonic() - began)):
                 return
             with self._lock:
                 if self._stop.is_set():
