@@ -104,11 +104,10 @@ class Intake:
                     "the second start was ignored."
                 )
             if old.complete:
-                closed = Closed(old.id, aborted=False)
+                closed = self._close(aborted=False)
                 why = f"Series {old.start.series} was complete, but its end never came."
             else:
-                closed = Closed(
-                    old.id,
+                closed = self._close(
                     aborted=True,
                     reason=f"series {start.series} began, from a detector that was restarted or "
                     "from a second one",
@@ -118,7 +117,6 @@ class Intake:
                     "which is given up."
                 )
             told.append(SequenceError(why))
-            self._over.append(old.start.series)
         if start.expected_frames and scan_shape and start.expected_frames != limit:
             told.append(
                 BadStart(
