@@ -41,6 +41,11 @@ def test_the_verdict_knows_how_much_the_rounds_scatter(
     json.loads(made.to_json())
 
 
+def test_one_round_tells_no_scatter() -> None:
+    assert "99.0% in the only round (goal: at least 95%)" in report(0.99).conclusion
+    assert "99.0% ± 0.0% (goal" in report(0.99, 0.99).conclusion
+
+
 def test_what_a_frame_costs_is_told_apart_from_the_rate() -> None:
     made = report(0.5, 0.5)
     assert made.cost_ratio == pytest.approx(2.0, rel=0.05)  # as much time, half of the frames

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
 
 from prenet4d_client import ControlClient, FrameSender
 from prenet4d_server.monitoring.metrics import exposition
@@ -26,6 +28,8 @@ RULES = DEPLOY / "prometheus" / "rules.yml"
 DASHBOARD = json.loads((DEPLOY / "grafana" / "dashboards" / "prenet4d.json").read_text())
 # Series of a histogram or of a counter that come from the metric of the name before them.
 METRIC = re.compile(r"\bprenet4d_\w+")
+SELECTOR = re.compile(r"\b(prenet4d_\w+)\{([^}]*)\}")
+MATCHER = re.compile(r'(\w+)(=~|!=|!~|=)"([^"]*)"')
 TIMEOUT_S = 60.0
 
 needs_promtool = pytest.mark.skipif(
@@ -70,8 +74,12 @@ def status_of(service: RunningService) -> Status:
         return Status.model_validate(client.status())
 
 
-def test_every_metric_that_is_used_exists(service: RunningService) -> None:
-    everything = status_of(service).model_copy(
+@pytest.fixture(scope="module")
+def series(service: RunningService) -> dict[str, dict[str, set[str]]]:
+    """Everything that a service can tell: metric → label → its values."""
+    now = status_of(service)
+    assert now.ellipticity is not None
+    everything = now.model_copy(
         update={
             "gpu": GpuStatus(name="GPU", memory_used_bytes=1, memory_bytes=2, load=0.5),
             "recording": RecordingStatus(
@@ -79,17 +87,42 @@ def test_every_metric_that_is_used_exists(service: RunningService) -> None:
                 started=0.0, complete=True, reason="",
             ),
             "receivers_behind_s": {"recorder": 0.0},
+            "ellipticity": now.ellipticity.model_copy(update={"ratio_sigma": 0.001}),
         }
     )  # fmt: skip
-    ellipse = everything.ellipticity
-    assert ellipse is not None
-    known = ellipse.model_copy(update={"ratio_sigma": 0.001})
-    text = exposition(lambda: everything.model_copy(update={"ellipticity": known}))().decode()
-    there = {re.split(r"[{ ]", line)[0] for line in text.splitlines() if line[0] != "#"}
+    found: dict[str, dict[str, set[str]]] = {}
+    for family in text_string_to_metric_families(exposition(lambda: everything)().decode()):
+        for sample in family.samples:
+            labels = found.setdefault(sample.name, {"instance": set()})  # Prometheus adds it
+            for label, value in sample.labels.items():
+                labels.setdefault(label, set()).add(value)
+    return found
+
+
+def test_every_metric_that_is_used_exists(series: dict[str, dict[str, set[str]]]) -> None:
     used = set(METRIC.findall(" ".join(expressions())))
     used |= set(METRIC.findall(RULES.read_text()))
     assert len(used) > 20
-    assert used <= there
+    assert used <= series.keys()
+
+
+def test_every_label_that_is_used_exists(series: dict[str, dict[str, set[str]]]) -> None:
+    (group,) = yaml.safe_load(RULES.read_text())["groups"]
+    queries = [(rule["expr"], rule["annotations"]["summary"]) for rule in group["rules"]]
+    for panel in DASHBOARD["panels"]:
+        queries += [(each["expr"], each["legendFormat"]) for each in panel["targets"]]
+    for expr, said in queries:
+        for metric, matchers in SELECTOR.findall(expr):
+            for label, operator, value in MATCHER.findall(matchers):
+                assert label in series[metric], expr
+                assert operator != "=" or value in series[metric][label], expr
+        there = {"instance"}.union(*(series[metric] for metric in METRIC.findall(expr)))
+        told = set(re.findall(r"{{\s*(?:\$labels\.)?(\w+)\s*}}", said))
+        for kept in re.findall(r"\bby \(([^)]*)\)", expr):
+            by = set(kept.split(", "))
+            assert by <= there, expr
+            there = by  # others are summed over
+        assert told <= there, said
 
 
 def test_the_dashboard_names_no_data_source_of_somebody_s_own() -> None:

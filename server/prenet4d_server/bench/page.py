@@ -82,6 +82,15 @@ class Report:
             return "met"
         return "missed" if self.ratio + 2 * self.sigma < GOAL else "not decided by this run"
 
+    @property
+    def conclusion(self) -> str:
+        """What was found, in a sentence."""
+        scatter = f" ± {self.sigma:.1%}" if math.isfinite(self.sigma) else " in the only round"
+        return (
+            f"Left of the rate: {self.ratio:.1%}{scatter} (goal: at least {GOAL:.0%}): "
+            f"{self.verdict}."
+        )
+
     def cores(self, name: str, *, pages: bool) -> float:
         """The median of a process' processor time a second."""
         turns = self.with_pages if pages else self.without

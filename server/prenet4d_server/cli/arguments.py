@@ -10,6 +10,10 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 import typer
 
+SMALLEST_SIDE, LARGEST_SIDE = 8, 8192
+"""Pixels of a detector, as the protocol has them."""
+PICTURES = (".png", ".pdf", ".svg")
+
 
 class Grid(NamedTuple):
     """Rows × columns, of probe positions or of pixels."""
@@ -62,6 +66,21 @@ def parse_scan(text: str) -> Grid:
     grid = parse_grid(text)
     if fault := scan_fault(*grid):
         raise typer.BadParameter(f"{fault}.")
+    return grid
+
+
+def parse_frame(text: str) -> Grid:
+    """A detector's pixels.
+
+    Raises:
+        typer.BadParameter: it is no grid, or no detector's.
+    """
+    grid = parse_grid(text)
+    if not all(SMALLEST_SIDE <= side <= LARGEST_SIDE for side in grid):
+        raise typer.BadParameter(
+            f"{text!r} is no detector's: each side must have {SMALLEST_SIDE} to {LARGEST_SIDE} "
+            "pixels."
+        )
     return grid
 
 
@@ -169,6 +188,19 @@ def _in_a_folder(file: Path | None) -> Path | None:
     return file
 
 
+def picture_file(*flags: str, text: str) -> Any:
+    """An option that takes a picture's file: writable before a long run, and of a kind we draw."""
+    return typer.Option(*flags, dir_okay=False, writable=True, callback=_of_a_picture, help=text)
+
+
+def _of_a_picture(file: Path | None) -> Path | None:
+    if file is not None and file.suffix.lower() not in PICTURES:
+        raise typer.BadParameter(
+            f"{file.name!r} is no name for a picture: let it end in {', '.join(PICTURES)}."
+        )
+    return _in_a_folder(file)
+
+
 def refuse_misfits(context: typer.Context, names: Iterable[str], why: str) -> None:
     """Refuse flags that were given and would do nothing.
 
@@ -197,7 +229,7 @@ FrameOption: TypeAlias = Annotated[
     Grid | None,
     typer.Option(
         "--frame",
-        parser=parse_grid,
+        parser=parse_frame,
         metavar="128x128",
         help="Pixels of the simulated detector, rows x columns.",
     ),

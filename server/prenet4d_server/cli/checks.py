@@ -198,7 +198,7 @@ def bench_page(
     json_file: JsonFileOption = None,
 ) -> None:
     """Measure what open pages cost: the service's rate with and without, in turns."""
-    from prenet4d_server.bench.page import GOAL, run
+    from prenet4d_server.bench.page import run
     from prenet4d_server.cli.progress import bar
 
     with bar("measuring") as advance:
@@ -209,10 +209,7 @@ def bench_page(
     for name, rounds_of in (("no page", report.without), (f"{pages} pages", report.with_pages)):
         rates = (f"{a.frames_per_second:,.1f} {b.frames_per_second:,.1f}" for a, b in rounds_of)
         print(f"{name + ' open':<16} {', '.join(rates)} frames/s")
-    print(
-        f"Left of the rate: {report.ratio:.1%} ± {report.sigma:.1%} (goal: at least {GOAL:.0%}): "
-        f"{report.verdict}."
-    )
+    print(report.conclusion)
     print(f"The service's processor time for each frame: {report.cost_ratio:.1%} of that without.")
     for name in ("service", "ingest", "page", "visitors", "detector", "others"):
         without, loaded = (report.cores(name, pages=pages) for pages in (False, True))

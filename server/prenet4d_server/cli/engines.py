@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import typer
 
-from prenet4d_server.cli.arguments import Grid, parse_grid
+from prenet4d_server.cli.arguments import Grid, parse_frame
 
 if TYPE_CHECKING:
     from prenet4d_engines.backends.tensorrt.cache import EngineCache, Entry, Sidecar
@@ -40,7 +41,7 @@ _Shape: TypeAlias = Annotated[
     Grid,
     typer.Option(
         "--shape",
-        parser=parse_grid,
+        parser=parse_frame,
         metavar="256x256",
         help="The detector's pixels, rows x columns.",
     ),
@@ -49,6 +50,7 @@ _Cache: TypeAlias = Annotated[
     Path | None,
     typer.Option(file_okay=False, help="Folder of the engines, as in corrector.engines."),
 ]
+_LEGEND = "GFLOP, and MB at least moved: for each frame, or mean of frames (ellipse)."
 _Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
@@ -89,10 +91,10 @@ def build(
     from rich.console import Console
 
     console = Console()
-    rows = [
-        (each.sidecar, "kept" if each.kept else f"{each.sidecar.seconds:.0f} s") for each in made
-    ]
-    console.print(_table(rows, "built in"))
+    console.print(_table(f"for {_target(made[0].sidecar)}", [each.sidecar for each in made]))
+    console.print(_LEGEND, style="dim")
+    if kept := sum(each.kept for each in made):
+        console.print(f"Of these, {kept} were there already, and are kept.")
     console.print(f"The engines are in {folder.folder}.")
     if all(each.sidecar.parity is None for each in made):
         console.print(
@@ -144,13 +146,14 @@ def clean(
     from prenet4d_engines.backends.tensorrt.cache import EngineCache
 
     folder = EngineCache(cache)
-    if not folder.folder.is_dir():
+    if not folder.entries() and not (everything and folder.folder.is_dir()):
         print(f"There are no engines in {folder.folder}.")
         return
     with folder.building():
         gone = [each for each in folder.entries() if everything or _state(each) != "ready"]
         freed = folder.remove(gone) + (folder.remove_timings() if everything else 0)
-    print(f"Removed {len(gone)} engines from {folder.folder}: {freed / 1e6:,.1f} MB.")
+    what = "1 engine" if len(gone) == 1 else f"{len(gone)} engines"
+    print(f"Removed {what} from {folder.folder}: {freed / 1e6:,.1f} MB.")
 
 
 def _state(entry: Entry) -> str:
@@ -186,12 +189,25 @@ def _show(folder: EngineCache, states: list[tuple[Entry, str]], as_json: bool) -
     if not states:
         console.print(f"There are no engines in {folder.folder}: prenet4d engines build")
         return
-    rows = [(entry.sidecar, state) for entry, state in states if entry.sidecar is not None]
-    rows.sort(key=lambda row: _place(row[0]))
-    console.print(_table(rows, "state"))
+    groups: dict[str, list[Sidecar]] = {}
+    for entry, state in states:
+        if entry.sidecar is not None:
+            groups.setdefault(f"{_target(entry.sidecar)}: {state}", []).append(entry.sidecar)
+    for title, sidecars in sorted(groups.items()):
+        console.print(_table(title, sorted(sidecars, key=_place)))
     for entry, state in states:
         if entry.sidecar is None:
             console.print(f"{entry.path.name}: {state}", style="red")
+    console.print(_LEGEND, style="dim")
+
+
+def _target(sidecar: Sidecar) -> str:
+    """What an engine was made with, and for which GPU."""
+    from prenet4d_engines.backends.tensorrt.flavors import NO_GPU
+
+    recipe = sidecar.recipe
+    device = "no GPU" if recipe.gpu == NO_GPU.name else recipe.gpu
+    return f"{recipe.flavor} {recipe.version}, {device}"
 
 
 def _place(sidecar: Sidecar) -> tuple[str, tuple[int, ...], int]:
@@ -203,16 +219,14 @@ def _plain(sidecar: Sidecar) -> dict[str, Any]:
     return plain
 
 
-def _table(rows: list[tuple[Sidecar, str]], last: str) -> Any:
+def _table(title: str, sidecars: Iterable[Sidecar]) -> Any:
     from rich.table import Table
 
-    table = Table(box=None, padding=(0, 1))
-    for name in ("network", "input", "batch", "GFLOP", "MB moved", "MB", "off float32", "for"):
-        table.add_column(name, justify="left" if name in ("network", "for") else "right")
-    table.add_column(last)
-    table.caption = "GFLOP, and MB at least moved: for each frame, or mean of frames (ellipse)."
-    table.caption_justify = "left"
-    for sidecar, said in rows:
+    table = Table(box=None, padding=(0, 1), title=title, title_justify="left", title_style="bold")
+    table.add_column("network")
+    for name in ("input", "batch", "GFLOP", "MB moved", "MB", "off float32", "built in"):
+        table.add_column(name, justify="right")
+    for sidecar in sidecars:
         recipe = sidecar.recipe
         table.add_row(
             recipe.network,
@@ -222,8 +236,7 @@ def _table(rows: list[tuple[Sidecar, str]], last: str) -> Any:
             f"{sidecar.activation_bytes / 1e6:.1f}",
             f"{sidecar.plan_bytes / 1e6:.1f}",
             "–" if sidecar.parity is None else f"{sidecar.parity.physical:.2g}",
-            f"{recipe.flavor} {recipe.version}, {recipe.gpu}",
-            said,
+            f"{sidecar.seconds:.0f} s",
         )
     return table
 

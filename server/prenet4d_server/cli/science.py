@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from prenet4d_server.cli.arguments import FrameOption, JsonFileOption, result_file
+from prenet4d_server.cli.arguments import FrameOption, JsonFileOption, picture_file, result_file
 
 if TYPE_CHECKING:
     from prenet4d_engines.evaluate.report import Table
@@ -110,7 +110,7 @@ def _stopping(checkpoint: Path, every: int) -> Iterator[None]:
 def simulate(
     gallery: Annotated[
         Path | None,
-        result_file(text="Write a page of pictures there."),
+        picture_file(text="Write a page of pictures there."),
     ] = None,
     multislice: Annotated[
         Path | None,

@@ -7,11 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import typer
 
-from prenet4d_server.cli.arguments import FrameOption, Grid, JsonFileOption, parse_grid, result_file
+from prenet4d_server.cli.arguments import (
+    FrameOption,
+    Grid,
+    JsonFileOption,
+    parse_frame,
+    picture_file,
+    result_file,
+)
 from prenet4d_server.cli.engines import parse_batches
 
 if TYPE_CHECKING:
-    from prenet4d_server.bench.engines import Cell, Report
+    from prenet4d_server.bench.engines import Report
 
 _Backend: TypeAlias = Annotated[
     Literal["auto", "tensorrt", "torch"], typer.Option(help="What runs the networks.")
@@ -22,9 +29,9 @@ def parse_shapes(text: str) -> tuple[tuple[int, int], ...]:
     """``128x128,256x256`` → ((128, 128), (256, 256)).
 
     Raises:
-        typer.BadParameter: one of them does not read as two positive whole numbers.
+        typer.BadParameter: one of them does not read as a detector's pixels.
     """
-    return tuple(tuple(parse_grid(part)) for part in text.split(","))  # type: ignore[misc]
+    return tuple(tuple(parse_frame(part)) for part in text.split(","))  # type: ignore[misc]
 
 
 _Shapes: TypeAlias = Annotated[
@@ -54,7 +61,7 @@ def engines(
         typer.Option("--backend", help="Measure this one alone; all that run here by default."),
     ] = None,
     json_file: JsonFileOption = None,
-    plot: Annotated[Path | None, result_file(text="Draw the rates into this PNG.")] = None,
+    plot: Annotated[Path | None, picture_file(text="Draw the rates into this picture.")] = None,
 ) -> None:
     """Measure every stage of the correction on every device here, beside what it allows."""
     from rich.console import Console
@@ -72,10 +79,10 @@ def engines(
     for backend in report.devices:
         about, peaks = report.devices[backend], report.peaks[backend]
         console.print(f"\n[bold]{backend}[/bold]: {about['description']}")
+        from_host = f", {peaks.bus / 1e9:.1f} GB/s from the host" if "driver" in about else ""
         console.print(
             f"{about.get('driver', about['device'])}: {peaks.flops / 1e12:.2f} TFLOP/s in large "
-            f"products, {peaks.copied / 1e9:.1f} GB/s in large copies, "
-            f"{peaks.bus / 1e9:.1f} GB/s from the host",
+            f"products, {peaks.copied / 1e9:.1f} GB/s in large copies{from_host}",
             style="dim",
         )
         for shape in shapes:
@@ -101,20 +108,14 @@ def _table(report: Report, backend: str, shape: tuple[int, int]) -> Any:
     table.add_column("best, frames/s", justify="right")
     for stage, cells in rows.items():
         best = min(cells.values(), key=lambda cell: cell.us_per_frame)
-        floor = "" if best.floor_us is None else f"{best.floor_us:.3g}"
-        times = [_time(cells.get(size)) for size in sizes]
+        floor = "" if best.floor_us is None else _time(best.floor_us)
+        times = [_time(cells[size].us_per_frame) if size in cells else "–" for size in sizes]
         table.add_row(stage, *times, floor, f"{1e6 / best.us_per_frame:,.0f}")
     return table
 
 
-def _time(cell: Cell | None) -> str:
-    return (
-        "–"
-        if cell is None
-        else f"{cell.us_per_frame:.3g}"
-        if cell.us_per_frame < 1000
-        else (f"{cell.us_per_frame:,.0f}")
-    )
+def _time(us: float) -> str:
+    return f"{us:.3g}" if us < 999.5 else f"{us:,.0f}"
 
 
 def traffic(shapes: _Shapes = "256x256", json_file: JsonFileOption = None) -> None:
@@ -166,10 +167,19 @@ def latency(
     max_delay_ms: Annotated[
         float, typer.Option(min=0, help="How long a batch may wait to be full.")
     ] = 5.0,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Length of each stream.")] = 10.0,
+    seconds: Annotated[
+        float,
+        typer.Option(
+            min=0.1, help="Length of each stream, after the frames that the service looks back at."
+        ),
+    ] = 10.0,
     json_file: JsonFileOption = None,
 ) -> None:
-    """Measure how long frames take through the service, at 50, 80 and 95 % of its full rate."""
+    """Measure how long frames take through the service, at 50, 80 and 95 % of its full rate.
+
+    The service tells latencies of its last 2,048 frames, so that each stream
+    has as many more: at 50 frames/s, that is 40 s.
+    """
     from prenet4d_server.bench.latency import run
     from prenet4d_server.cli.progress import bar
 

@@ -1,5 +1,6 @@
 """A plan is executable code: only what was made here, for what is here, is ever loaded."""
 
+import errno
 import hashlib
 import json
 import os
@@ -182,7 +183,7 @@ def test_the_folder_is_the_users_own(cache):
 
 def test_removing_frees_plans_that_nothing_names(cache):
     kept, gone = stored(cache), stored(cache, batch=1)
-    (cache.folder / "left.plan").write_bytes(b"from a build that was cut short")
+    (cache.folder / f"{'0' * 32}-left.plan").write_bytes(b"from a build that was cut short")
     entries = [entry for entry in cache.entries() if entry.sidecar == gone]
     freed = cache.remove(entries)
     assert freed > len(PLAN)
@@ -207,7 +208,7 @@ def test_nothing_half_written_is_left(cache, monkeypatch):
     made = stored(cache)
 
     def crash(*_):
-        raise OSError("the power went")
+        raise OSError(errno.EIO, "the power went")
 
     monkeypatch.setattr(os, "fsync", crash)
     with pytest.raises(OSError, match="the power went"):

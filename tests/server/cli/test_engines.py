@@ -51,6 +51,9 @@ def test_engines_are_built_listed_verified_and_cleaned(prenet4d, tmp_path):
         ("ellipse", True),
     ]
 
+    status, said, _ = prenet4d("list", *where)
+    assert status == 0
+    assert said.count("no GPU: not used: never compared with float32") == 1  # of all four
     status, said, _ = prenet4d("list", *where, "--json")
     assert status == 0
     listed = json.loads(said)
@@ -82,6 +85,22 @@ def test_no_engines_are_no_error(prenet4d, tmp_path, command):
     status, said, _ = prenet4d(command, "--cache", tmp_path / "nowhere")
     assert status == 0
     assert "There are no engines in" in said
+
+
+@pytest.mark.parametrize("all_of_them", [False, True])
+def test_what_is_not_an_engine_is_never_removed(prenet4d, tmp_path, all_of_them):
+    theirs = {"package.json", "weekend.plan", "pip.cache"}
+    for name in theirs:
+        (tmp_path / name).write_text("{}")
+    (tmp_path / f"{'0' * 32}.json").write_text("{}")  # ours, and damaged
+    assert "package.json" not in prenet4d("list", "--cache", tmp_path)[1]
+    status, said, _ = prenet4d("clean", "--cache", tmp_path, *["--all"][:all_of_them])
+    assert (status, said.split(" from ")[0]) == (0, "Removed 1 engine")
+    assert theirs == {path.name for path in tmp_path.iterdir()} - {"lock"}
+    # and where there is nothing to remove, nothing is made
+    (tmp_path / "lock").unlink()
+    assert "There are no engines" in prenet4d("clean", "--cache", tmp_path)[1]
+    assert theirs == {path.name for path in tmp_path.iterdir()}
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,8 @@ from prenet4d_engines.whole_file import write_whole
 
 _SECRET: Final = "secret"
 _LOCK: Final = "lock"
+_KEY: Final = 32 * "[0-9a-f]"
+"""How our files' names begin: whoever names a folder of other things as the cache loses none."""
 
 
 class _Document(BaseModel):
@@ -130,7 +132,7 @@ class EngineCache:
         """Return all documents, each checked: what it says, its seal, its plan's SHA-256."""
         if not self.folder.is_dir():
             return []
-        return [self._checked(path) for path in sorted(self.folder.glob("*.json"))]
+        return [self._checked(path) for path in sorted(self.folder.glob(f"{_KEY}.json"))]
 
     def find(self, recipe: Recipe) -> Sidecar | None:
         """Return the document of a recipe's plan if both are whole, else ``None``."""
@@ -191,7 +193,7 @@ class EngineCache:
         """Remove documents and every plan that none names any more; return the bytes freed."""
         freed = sum(_remove(entry.path) for entry in entries)
         named = {entry.sidecar.plan for entry in self.entries() if entry.sidecar is not None}
-        unnamed = [path for path in self.folder.glob("*.plan") if path.name not in named]
+        unnamed = [path for path in self.folder.glob(f"{_KEY}*.plan") if path.name not in named]
         return freed + sum(_remove(path) for path in unnamed)
 
     def remove_timings(self) -> int:
