@@ -12,7 +12,9 @@ import zmq
 
 from prenet4d_client._gaps import GapCounter
 from prenet4d_client._sockets import (
+    check_usable,
     checked_queue,
+    checked_timeout,
     connect,
     deadline_after,
     disconnect,
@@ -49,14 +51,15 @@ class Subscriber:
         topics: one message type or several: ``telemetry``, ``corrected``, ``aligned``, ``mean``,
             ``preview``, ``maps``, ``event``, ``acquisition_start``, ``acquisition_end``.
         timeout: seconds to wait for the next message before :class:`NoAnswer` is raised; ``None``
-            waits for ever.
+            waits for ever, and 0 only takes what is there, as a timer in a program with windows
+            does.
         queue: how many messages may wait here before newer ones are missed. More wait on the way:
             ``stream.high_water`` of them in the service, and what the network's buffers hold.
         max_bytes: the largest message to accept.
         server_key: the service's public CURVE key (Z85), where it has one.
 
     Raises:
-        InvalidUse: there is no such topic, or the address, the key or the queue cannot be one.
+        InvalidUse: there is no such topic, or another argument cannot be as it is.
     """
 
     def __init__(
@@ -72,7 +75,7 @@ class Subscriber:
         self.address = address
         self.topics = stream_topics(topics)
         self.bad = 0
-        self._timeout = timeout
+        self._timeout = None if timeout is None else checked_timeout(timeout)
         self._max_bytes = max_bytes
         self._gaps = GapCounter()
         self._socket = connect(
@@ -148,8 +151,7 @@ class Subscriber:
         self.close()
 
     def _open(self) -> zmq.Socket[bytes]:
-        if self._socket.closed:
-            raise InvalidUse("This Subscriber is closed: make a new one.")
+        check_usable(self._socket, self)
         return self._socket
 
     def _take(self) -> Message | None:
