@@ -54,8 +54,8 @@ class FrameSender:
     service that was started again knows nothing of the acquisition and refuses the rest. That is
     logged, and counted in ``breaks``; to go on, :meth:`end` it and :meth:`start` another.
 
-    Scans that follow each other belong over one sender: of two senders, the second's start may
-    overtake the first's last frames, which are then refused. To be used from one thread at a time.
+    Of several senders, the service reads one to the end of its acquisition before the next one's
+    begins. To be used from one thread at a time.
 
     Args:
         address: the service's ingest address.
