@@ -9,7 +9,8 @@ The service listens on four sockets; where it has CURVE keys, all are encrypted:
   ``acquisition_end``. The service waits for nobody: a hole in ``sequence`` is what was missed.
 - lossless, ROUTER, port 5562: a DEALER socket sends ``register``. The service answers
   ``registered``, or ``goodbye`` where it refuses, and then sends messages of the stream's types,
-  each for one credit; ``credit`` grants more. ``heartbeat`` and ``goodbye`` go both ways, for none.
+  each for one credit, first the ``acquisition_start`` of what is running; ``credit`` grants more.
+  ``heartbeat`` and ``goodbye`` go both ways, for none.
 - control, ROUTER, port 5563: a DEALER socket sends ``control_request`` and gets ``control_reply``.
   Nothing goes before a message's first part: a REQ socket sends an empty one, and gets no answer.
 
