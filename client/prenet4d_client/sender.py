@@ -15,6 +15,7 @@ import zmq
 from pydantic import ValidationError
 
 from prenet4d_client._sockets import (
+    LEAST_ANSWER_S,
     check_usable,
     checked_queue,
     checked_timeout,
@@ -248,7 +249,7 @@ class FrameSender:
         """End what is running and hand over what still waits; may be called twice.
 
         Raises:
-            NoAnswer: the service did not take all of it within ``timeout`` seconds.
+            NoAnswer: the service did not take all of it within ``timeout`` seconds, 1 at least.
         """
         if self._socket.closed:
             return
@@ -284,7 +285,7 @@ class FrameSender:
     def _hand_over(self, within: float | None = None) -> None:
         if self._socket.closed:
             return
-        patience = self._timeout if within is None else within
+        patience = max(self._timeout, LEAST_ANSWER_S) if within is None else within
         began = time.monotonic()
         self._socket.disable_monitor()
         self._disconnections.close()

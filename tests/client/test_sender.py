@@ -297,6 +297,13 @@ def test_a_connection_that_breaks_in_an_acquisition_is_told_and_counted(bind, ca
         assert received(second).type == "frames"
 
 
+def test_a_sender_that_may_not_wait_still_hands_over_what_it_sent(pull):
+    with FrameSender(pull.address, timeout=20) as sender:
+        start(sender)
+        sender._timeout = 0
+    assert [received(pull).type for _ in range(2)] == ["acquisition_start", "acquisition_end"]
+
+
 def test_frames_that_cannot_be_handed_over_are_told_on_close(bind):
     pull = bind(zmq.PULL, rcvhwm=1, rcvbuf=4096)
     sender = FrameSender(pull.address, timeout=20, queue=64)
