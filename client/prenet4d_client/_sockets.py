@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
+from numbers import Real
 from typing import Any
 
 import zmq
@@ -12,8 +14,13 @@ from prenet4d_client.addresses import address_fault
 from prenet4d_client.errors import InvalidUse
 
 # Held until they are closed: a forgotten context that the garbage collector finds before it finds
-# the context's socket would wait for that socket for ever.
-_contexts: set[zmq.Context[zmq.Socket[bytes]]] = set()
+# the context's socket would wait for that socket for ever. With each, the process that opened it.
+_contexts: dict[zmq.Context[zmq.Socket[bytes]], int] = {}
+
+LEAST_ANSWER_S = 1.0
+"""The service gets so long for an answer, however short the wait for messages is to be."""
+
+_LONGEST_WAIT_S = 2e6  # ZeroMQ counts milliseconds in 31 bits
 
 
 def connect(
@@ -40,7 +47,7 @@ def connect(
     if fault := address_fault(address, usual_port):
         raise InvalidUse(fault)
     context = zmq.Context()
-    _contexts.add(context)
+    _contexts[context] = os.getpid()
     socket = context.socket(kind)
     try:
         socket.linger = 0
@@ -65,7 +72,24 @@ def disconnect(socket: zmq.Socket[bytes], *, linger: float = 0.0) -> None:
     """Close the socket, and wait up to ``linger`` seconds until what was sent is handed over."""
     socket.close(linger=milliseconds(linger))
     socket.context.term()
-    _contexts.discard(socket.context)
+    _contexts.pop(socket.context, None)
+
+
+def check_usable(socket: zmq.Socket[bytes], owner: object) -> None:
+    """Raise InvalidUse where ``owner`` was closed, or this process was forked since it was made."""
+    pid = _contexts.get(socket.context)
+    if pid is None:
+        raise InvalidUse(f"This {type(owner).__name__} is closed: make a new one.")
+    check_process(pid, owner)
+
+
+def check_process(pid: int, owner: object) -> None:
+    """Raise InvalidUse where this process is not ``pid``: no socket survives a fork."""
+    if pid != os.getpid():
+        raise InvalidUse(
+            f"This {type(owner).__name__} was made before this process was forked from another: "
+            "make one here."
+        )
 
 
 def _encrypt(
@@ -102,6 +126,13 @@ def checked_queue(queue: int) -> int:
     return queue
 
 
+def checked_timeout(timeout: float) -> float:
+    """The timeout; raises InvalidUse where it is no number of seconds from 0."""
+    if not isinstance(timeout, Real) or not timeout >= 0:  # NaN is not
+        raise InvalidUse(f"timeout is {timeout!r}; it must be a number of seconds from 0.")
+    return timeout
+
+
 def wait(socket: zmq.Socket[bytes], deadline: float | None) -> bool:
     """Whether something can be received before ``deadline``; ``None`` waits for ever."""
     while not socket.poll(milliseconds(next_slice(deadline))):
@@ -122,4 +153,4 @@ def deadline_after(timeout: float | None) -> float | None:
 
 def milliseconds(seconds: float) -> int:
     """Seconds as ZeroMQ wants them."""
-    return max(0, round(seconds * 1000))
+    return round(1000 * min(max(0.0, seconds), _LONGEST_WAIT_S))

@@ -9,7 +9,14 @@ from typing import Any, Self
 import zmq
 from pydantic import ValidationError
 
-from prenet4d_client._sockets import connect, deadline_after, disconnect, wait
+from prenet4d_client._sockets import (
+    check_usable,
+    checked_timeout,
+    connect,
+    deadline_after,
+    disconnect,
+    wait,
+)
 from prenet4d_client.errors import (
     CommandRefused,
     InvalidUse,
@@ -33,18 +40,20 @@ class ControlClient:
 
     Every method raises :class:`CommandRefused` where the service declines (its sentence says why),
     :class:`NoAnswer` where none comes within ``timeout`` (the command may have been carried out all
-    the same; the client can go on being used), and :class:`ProtocolError` where the answer breaks
-    the protocol. To be used from one thread at a time.
+    the same; the client can go on being used), :class:`ProtocolError` where the answer breaks the
+    protocol, and :class:`InvalidUse` where an argument cannot be sent. To be used from one thread
+    at a time.
 
     Args:
         address: the service's control address.
         timeout: seconds to wait for each answer.
+        max_bytes: the largest answer to accept.
         server_key: the service's public CURVE key (Z85), where it has one.
         keys: CURVE keys ``(public, secret)`` that the service knows an operator by, where its
             configuration names operators; others may only ask.
 
     Raises:
-        InvalidUse: the address or a key cannot be one.
+        InvalidUse: the address, the timeout or a key cannot be one.
     """
 
     def __init__(
@@ -57,7 +66,7 @@ class ControlClient:
         keys: tuple[str | bytes, str | bytes] | None = None,
     ) -> None:
         self.address = address
-        self._timeout = timeout
+        self._timeout = checked_timeout(timeout)
         self._max_bytes = max_bytes
         self._server_key = server_key
         self._keys = keys
@@ -94,7 +103,16 @@ class ControlClient:
         return self._result("save_calibration", **({"descan": True} if descan else {}))
 
     def load_calibration(self, calibration: Mapping[str, Any]) -> None:
-        """Use a calibration that :meth:`save_calibration` returned."""
+        """Use a calibration that :meth:`save_calibration` returned.
+
+        Raises:
+            InvalidUse: it is no map; a file of one has to be read first.
+        """
+        if not isinstance(calibration, Mapping):
+            raise InvalidUse(
+                f"A calibration is a map as save_calibration() returns it, and no "
+                f"{type(calibration).__name__}: read the file first that it was kept in."
+            )
         self._result("load_calibration", calibration=dict(calibration))
 
     def set_reference_center(self, cy: float, cx: float) -> None:
@@ -196,17 +214,20 @@ class ControlClient:
         return result
 
     def _ask(self, command: str, **arguments: object) -> Message:
-        if self._socket.closed:
-            raise InvalidUse("This ControlClient is closed: make a new one.")
+        check_usable(self._socket, self)
         request = ControlRequest(
             publisher=self._publisher,
             sequence=self._sequence,
             command=command,
             arguments=arguments,
         )
+        try:
+            parts = encode(request)
+        except MalformedMessage as error:
+            raise InvalidUse(str(error)) from None
         self._sequence += 1
         try:
-            reply = self._exchange(request)
+            reply = self._exchange(parts, request.sequence)
         except ProtocolError:
             self._reconnect()
             raise
@@ -221,16 +242,16 @@ class ControlClient:
             raise CommandRefused(reply.error or f"The service refuses to {command}.")
         return reply
 
-    def _exchange(self, request: ControlRequest) -> Message | None:
+    def _exchange(self, request: list[Any], sequence: int) -> Message | None:
         """Send the request and return its reply, or ``None`` where none comes in time."""
-        self._socket.send_multipart(encode(request))
+        self._socket.send_multipart(request)
         deadline = deadline_after(self._timeout)
         while wait(self._socket, deadline):
             answer = self._socket.recv_multipart(copy=False)
             reply = decode([part.buffer for part in answer], max_bytes=self._max_bytes)
             if not isinstance(reply.header, ControlReply):
                 raise ProtocolError(f"The service answered with a {reply.header.type} message.")
-            if reply.header.sequence == request.sequence:
+            if reply.header.sequence == sequence:
                 return reply
         return None
 

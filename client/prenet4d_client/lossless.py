@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 import uuid
@@ -12,9 +13,13 @@ from dataclasses import replace
 from typing import Self
 
 import zmq
+from pydantic import ValidationError
 
 from prenet4d_client._gaps import GapCounter
 from prenet4d_client._sockets import (
+    LEAST_ANSWER_S,
+    check_process,
+    checked_timeout,
     connect,
     deadline_after,
     disconnect,
@@ -37,7 +42,7 @@ from prenet4d_client.messages import (
     Registered,
 )
 from prenet4d_client.subscriber import stream_topics
-from prenet4d_client.wire import MAX_MESSAGE_BYTES, Message, decode, encode
+from prenet4d_client.wire import MAX_MESSAGE_BYTES, Message, decode, encode, explain
 
 _TOPICS = ("telemetry", "corrected", "event", "acquisition_start", "acquisition_end")
 _CONVERSATION = ("registered", "heartbeat", "goodbye")  # they cost no credit
@@ -67,9 +72,9 @@ class LosslessReceiver:
         name: who this is; the service shows it to the operator.
         topics: the message types wanted, as for :class:`Subscriber`.
         credit: how many messages may wait here.
-        timeout: seconds to wait for the service to answer, and then for each next message, before
-            :class:`NoAnswer` is raised. ``None`` waits for messages for ever, and 10 s for the
-            service.
+        timeout: seconds to wait for the service to answer, 1 at least, and then for each next
+            message, before :class:`NoAnswer` is raised. ``None`` waits for messages for ever, and
+            10 s for the service; 0 only takes what is there.
         max_bytes: the largest message to accept.
         server_key: the service's public CURVE key (Z85), where it has one.
 
@@ -90,16 +95,19 @@ class LosslessReceiver:
         max_bytes: int = MAX_MESSAGE_BYTES,
         server_key: str | bytes | None = None,
     ) -> None:
-        if credit < 1:
-            raise InvalidUse(f"credit is {credit}; at least 1 message must be able to wait.")
         self.address = address
         self.name = name
         self.topics = stream_topics(topics)
+        try:
+            self._register = Register(name=name, topics=self.topics, credit=credit)
+        except ValidationError as error:
+            raise InvalidUse(f"This receiver cannot be: {explain(error)}.") from None
         self._credit = credit
-        self._timeout = timeout
+        self._timeout = None if timeout is None else checked_timeout(timeout)
         self._max_bytes = max_bytes
         self._gaps = GapCounter()
 
+        self._pid = os.getpid()
         self._publisher = uuid.uuid4().hex
         self._sequences: dict[str, int] = {}
 
@@ -113,7 +121,7 @@ class LosslessReceiver:
 
         # Used by our thread alone.
         self._granted = credit
-        self._silence_allowed = 10.0 if timeout is None else timeout
+        self._silence_allowed = 10.0 if timeout is None else max(timeout, LEAST_ANSWER_S)
         self._beat_every: float | None = None
         self._heard = self._spoke = time.monotonic()
 
@@ -149,6 +157,7 @@ class LosslessReceiver:
             ConnectionRefused: the service dropped this receiver; the message says why.
             ProtocolError: the next message breaks the protocol.
         """
+        check_process(self._pid, self)
         with self._state:
             came = self._wait_until(
                 lambda: bool(self._waiting) or self._failure is not None or self._closing,
@@ -175,6 +184,8 @@ class LosslessReceiver:
 
     def close(self) -> None:
         """Say goodbye to the service; may be called twice."""
+        if self._pid != os.getpid():  # the thread and the connection are the other process's
+            return
         with self._state:
             self._closing = True
             self._state.notify_all()
@@ -215,7 +226,7 @@ class LosslessReceiver:
 
     def _run(self) -> None:
         try:
-            self._say(Register(name=self.name, topics=self.topics, credit=self._credit))
+            self._say(self._register)
             self._converse()
         except Prenet4dError as error:
             self._fail(error)

@@ -10,7 +10,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from prenet4d_client._sockets import deadline_after
+from prenet4d_client._sockets import LEAST_ANSWER_S, checked_timeout, deadline_after
 from prenet4d_client.control import ControlClient
 from prenet4d_client.errors import CommandRefused, NoAnswer, OversizeMessage, ProtocolError
 from prenet4d_client.messages import Maps
@@ -46,12 +46,12 @@ class ScanMaps:
         stream: the service's stream address.
         control: the service's control address.
         timeout: seconds without anything new before :class:`NoAnswer` is raised; ``None`` waits for
-            ever.
+            ever, and 0 only takes what is there. The control socket gets 1 s at least to answer.
         max_bytes: the largest maps to accept; larger ones raise :class:`OversizeMessage`.
         server_key: the service's public CURVE key (Z85), where it has one.
 
     Raises:
-        InvalidUse: an address or the key cannot be one.
+        InvalidUse: an address, the timeout or the key cannot be one.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class ScanMaps:
         """The description of the latest update; ``None`` before the first."""
         self._values: Array = np.empty((0, 0, 0), np.float32)
         self._complete = False
-        self._timeout = timeout
+        self._timeout = None if timeout is None else checked_timeout(timeout)
         self._max_bytes = max_bytes
         patience = _ANSWER_S if timeout is None else min(timeout, _ANSWER_S)
         # The stream first: what is published after the whole maps were asked for will come.
@@ -80,7 +80,10 @@ class ScanMaps:
         )
         try:
             self._control = ControlClient(
-                control, timeout=patience, max_bytes=max_bytes, server_key=server_key
+                control,
+                timeout=max(patience, LEAST_ANSWER_S),
+                max_bytes=max_bytes,
+                server_key=server_key,
             )
         except BaseException:
             self._stream.close()

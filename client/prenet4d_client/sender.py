@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
 from collections.abc import Mapping
@@ -13,10 +14,20 @@ import numpy.typing as npt
 import zmq
 from pydantic import ValidationError
 
-from prenet4d_client._sockets import checked_queue, connect, disconnect, milliseconds
-from prenet4d_client.errors import InvalidUse, NoAnswer, Prenet4dError
+from prenet4d_client._sockets import (
+    LEAST_ANSWER_S,
+    check_usable,
+    checked_queue,
+    checked_timeout,
+    connect,
+    disconnect,
+    milliseconds,
+)
+from prenet4d_client.errors import InvalidUse, MalformedMessage, NoAnswer, Prenet4dError
 from prenet4d_client.messages import AcquisitionEnd, AcquisitionStart, FrameDType, Frames, Header
 from prenet4d_client.wire import encode, explain, lz4_block
+
+_log = logging.getLogger(__name__)
 
 Metadata: TypeAlias = Mapping[str, str | int | float | bool | None]
 
@@ -40,6 +51,13 @@ class FrameSender:
     :meth:`start` the next. When the service cannot keep up, :meth:`send` waits: nothing is lost and
     at most ``queue`` messages wait here.
 
+    Where the connection breaks in the middle of an acquisition, what was on its way is lost, and a
+    service that was started again knows nothing of the acquisition and refuses the rest. That is
+    logged, and counted in ``breaks``; to go on, :meth:`end` it and :meth:`start` another.
+
+    Of several senders, the service reads one to the end of its acquisition before the next one's
+    begins. To be used from one thread at a time.
+
     Args:
         address: the service's ingest address.
         timeout: seconds to wait for a service that is absent or does not take more, before
@@ -50,7 +68,7 @@ class FrameSender:
 
     Raises:
         MissingCodec: ``lz4`` was asked for and is not installed.
-        InvalidUse: the address, the key or the queue cannot be one.
+        InvalidUse: the address, the timeout, the key or the queue cannot be one.
     """
 
     def __init__(
@@ -68,7 +86,9 @@ class FrameSender:
         # one, until it has seen a larger block come and go: a third of a sender's time.
         bytearray(_LARGE_BLOCK)
         self.address = address
-        self._timeout = timeout
+        self.breaks = 0
+        """How often the connection broke in the running, or the last, acquisition."""
+        self._timeout = checked_timeout(timeout)
         self._lz4 = lz4
         self._publisher = uuid.uuid4().hex
         self._sequences: dict[str, int] = {}
@@ -87,6 +107,7 @@ class FrameSender:
                 zmq.IMMEDIATE: 1,
             },
         )
+        self._disconnections = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
 
     def start(
         self,
@@ -154,6 +175,8 @@ class FrameSender:
                     f"the frames have {header.frame_shape}."
                 )
         self._send(header, arrays)
+        self._count_breaks()  # those before it are none of this acquisition's
+        self.breaks = 0
         self._start, self._next_index, self._sent = header, 0, 0
         return header.acquisition_id
 
@@ -172,9 +195,7 @@ class FrameSender:
             NoAnswer: the service took nothing for ``timeout`` seconds; none of these frames was
                 sent, and the call may be repeated.
         """
-        start = self._start
-        if start is None:
-            raise InvalidUse("No acquisition is running: call start() before send().")
+        start = self._running("send")
         block = np.asarray(frames)
         if block.ndim == 2:
             block = block[np.newaxis]
@@ -197,6 +218,7 @@ class FrameSender:
             return
         header = Frames(**self._identity("frames", start.acquisition_id))
         self._send(header, {"indices": numbers, "frames": block})
+        self._watch()
         self._next_index = int(numbers[-1]) + 1
         self._sent += len(block)
 
@@ -210,24 +232,24 @@ class FrameSender:
             InvalidUse: no acquisition is running.
             NoAnswer: the service took nothing for ``timeout`` seconds; the call may be repeated.
         """
-        if self._start is None:
-            raise InvalidUse("No acquisition is running: call start() before end().")
+        start = self._running("end")
         self._send(
             AcquisitionEnd(
-                **self._identity("acquisition_end", self._start.acquisition_id),
+                **self._identity("acquisition_end", start.acquisition_id),
                 aborted=bool(aborted),
                 reason=aborted,
                 frames=self._sent,
             ),
             {},
         )
+        self._watch()
         self._start = None
 
     def close(self) -> None:
         """End what is running and hand over what still waits; may be called twice.
 
         Raises:
-            NoAnswer: the service did not take all of it within ``timeout`` seconds.
+            NoAnswer: the service did not take all of it within ``timeout`` seconds, 1 at least.
         """
         if self._socket.closed:
             return
@@ -263,14 +285,43 @@ class FrameSender:
     def _hand_over(self, within: float | None = None) -> None:
         if self._socket.closed:
             return
-        patience = self._timeout if within is None else within
+        patience = max(self._timeout, LEAST_ANSWER_S) if within is None else within
         began = time.monotonic()
+        self._socket.disable_monitor()
+        self._disconnections.close()
         disconnect(self._socket, linger=patience)
         if within is None and time.monotonic() - began >= patience:
             raise NoAnswer(
                 f"The service at {self.address} did not take the last frames within "
                 f"{patience:g} s, and they are lost."
             )
+
+    def _running(self, call: str) -> AcquisitionStart:
+        check_usable(self._socket, self)
+        if self._start is None:
+            raise InvalidUse(f"No acquisition is running: call start() before {call}().")
+        return self._start
+
+    def _watch(self) -> None:
+        """Tell where the connection broke, which ZeroMQ mends without a word."""
+        breaks = self._count_breaks()
+        if breaks and self._start is not None:
+            self.breaks += breaks
+            _log.warning(
+                "The connection to the service at %s broke in the middle of acquisition %s: frames "
+                "on their way are lost, and a service that was started again refuses the rest. "
+                "To go on, end() this acquisition and start() another.",
+                self.address,
+                self._start.acquisition_id,
+            )
+
+    def _count_breaks(self) -> int:
+        """Take the disconnections that ZeroMQ has noticed since they were taken last."""
+        breaks = 0
+        while int(self._disconnections.get(zmq.EVENTS)) & zmq.POLLIN:
+            self._disconnections.recv_multipart()
+            breaks += 1
+        return breaks
 
     def _identity(self, kind: str, acquisition_id: str) -> dict[str, Any]:
         return {
@@ -280,9 +331,11 @@ class FrameSender:
         }
 
     def _send(self, header: Header, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-        if self._socket.closed:
-            raise InvalidUse("This FrameSender is closed: make a new one.")
-        parts = encode(header, arrays, lz4=self._lz4)
+        check_usable(self._socket, self)
+        try:
+            parts = encode(header, arrays, lz4=self._lz4)
+        except MalformedMessage as error:
+            raise InvalidUse(str(error)) from None
         try:
             # Copied, because a camera's buffer is often filled again as soon as this returns.
             self._socket.send_multipart(parts, copy=True)

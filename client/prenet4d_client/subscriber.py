@@ -12,7 +12,9 @@ import zmq
 
 from prenet4d_client._gaps import GapCounter
 from prenet4d_client._sockets import (
+    check_usable,
     checked_queue,
+    checked_timeout,
     connect,
     deadline_after,
     disconnect,
@@ -41,22 +43,23 @@ class Subscriber:
     Fields and arrays of a message are its attributes. The service waits for no subscriber: one that
     is too slow misses messages, and is told so by ``message.gap`` (missed just before this one) and
     ``missed`` (in all). Use :class:`LosslessReceiver` where nothing may be missed. It reconnects by
-    itself when the service is started again. A message that breaks the protocol is skipped, logged
-    and counted in ``bad``.
+    itself when the service is started again. A message that breaks the protocol is skipped and
+    counted in ``bad``; what is wrong with it is logged, once for those that come alike.
 
     Args:
         address: the service's stream address.
         topics: one message type or several: ``telemetry``, ``corrected``, ``aligned``, ``mean``,
             ``preview``, ``maps``, ``event``, ``acquisition_start``, ``acquisition_end``.
         timeout: seconds to wait for the next message before :class:`NoAnswer` is raised; ``None``
-            waits for ever.
+            waits for ever, and 0 only takes what is there, as a timer in a program with windows
+            does.
         queue: how many messages may wait here before newer ones are missed. More wait on the way:
             ``stream.high_water`` of them in the service, and what the network's buffers hold.
         max_bytes: the largest message to accept.
         server_key: the service's public CURVE key (Z85), where it has one.
 
     Raises:
-        InvalidUse: there is no such topic, or the address, the key or the queue cannot be one.
+        InvalidUse: there is no such topic, or another argument cannot be as it is.
     """
 
     def __init__(
@@ -72,7 +75,8 @@ class Subscriber:
         self.address = address
         self.topics = stream_topics(topics)
         self.bad = 0
-        self._timeout = timeout
+        self._fault = ""
+        self._timeout = None if timeout is None else checked_timeout(timeout)
         self._max_bytes = max_bytes
         self._gaps = GapCounter()
         self._socket = connect(
@@ -95,27 +99,28 @@ class Subscriber:
         """Wait for the next message.
 
         Raises:
-            NoAnswer: nothing came within ``timeout`` seconds.
+            NoAnswer: nothing that can be used came within ``timeout`` seconds.
         """
-        deadline = deadline_after(self._timeout)
+        deadline, bad = deadline_after(self._timeout), self.bad
         while wait(self._open(), deadline):
             if (message := self._take()) is not None:
                 return message
-        raise self._silence()
+        raise self._silence(self.bad - bad)
 
     async def receive_async(self) -> Message:
         """The same as :meth:`receive`, for asyncio."""
         import zmq.asyncio  # here, because loading asyncio takes time that few need to spend
 
+        socket = self._open()
         if self._async_socket is None:
-            self._async_socket = zmq.asyncio.Socket(shadow=self._open())
-        deadline = deadline_after(self._timeout)
+            self._async_socket = zmq.asyncio.Socket(shadow=socket)
+        deadline, bad = deadline_after(self._timeout), self.bad
         left = None if deadline is None else milliseconds(deadline - time.monotonic())
         while await self._async_socket.poll(left):
             if (message := self._take()) is not None:
                 return message
             left = None if deadline is None else milliseconds(deadline - time.monotonic())
-        raise self._silence()
+        raise self._silence(self.bad - bad)
 
     def close(self) -> None:
         """Leave the stream; may be called twice."""
@@ -148,8 +153,7 @@ class Subscriber:
         self.close()
 
     def _open(self) -> zmq.Socket[bytes]:
-        if self._socket.closed:
-            raise InvalidUse("This Subscriber is closed: make a new one.")
+        check_usable(self._socket, self)
         return self._socket
 
     def _take(self) -> Message | None:
@@ -159,12 +163,19 @@ class Subscriber:
             message = decode([frame.buffer for frame in frames], max_bytes=self._max_bytes)
         except ProtocolError as error:
             self.bad += 1
-            _log.warning("Skipped a message from %s: %s", self.address, error)
+            if str(error) != self._fault:
+                self._fault = str(error)
+                _log.warning("Skipped a message from %s: %s", self.address, error)
             return None
         gap = self._gaps.gap_before(message.header)
         return replace(message, gap=gap) if gap else message
 
-    def _silence(self) -> NoAnswer:
+    def _silence(self, bad: int) -> NoAnswer:
+        if bad:
+            return NoAnswer(
+                f"Nothing that can be used came from {self.address} within {self._timeout:g} s. "
+                f"Skipped: {bad}; of the last one: {self._fault}"
+            )
         return NoAnswer(
             f"Nothing came from {self.address} within {self._timeout:g} s on "
             f"{', '.join(self.topics)}: is the service running, is this its stream address, "

@@ -213,9 +213,18 @@ def test_an_answer_that_breaks_the_protocol_is_told_and_the_client_goes_on(serve
 def test_an_argument_that_cannot_be_sent_is_refused(serve):
     service = serve(lambda r: [reply(r)])
     with ControlClient(service.address, timeout=20) as control:
-        with pytest.raises(ProtocolError, match="cannot be sent"):
+        with pytest.raises(InvalidUse, match="cannot be sent"):
             control.load_calibration({"date": object()})
         assert control.status() == {}
+
+
+@pytest.mark.parametrize("calibration", ["lens.toml", None, [("ratio", 1.03)]])
+def test_a_calibration_that_is_no_map_is_refused(nobody, calibration):
+    with (
+        ControlClient(nobody) as control,
+        pytest.raises(InvalidUse, match=r"is a map as save_calibration\(\) returns it, and no "),
+    ):
+        control.load_calibration(calibration)
 
 
 def test_numbers_may_be_numpys_own(serve):

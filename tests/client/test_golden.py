@@ -17,6 +17,24 @@ def test_every_message_type_has_golden_bytes():
     assert {path.stem for path in V1.glob("*.json")} == set(MESSAGE_TYPES)
 
 
+@pytest.mark.parametrize("name", MESSAGE_TYPES)
+def test_who_has_the_text_alone_can_read_it(name):
+    """As PROTOCOL.md tells it, with msgpack and numpy and nothing of ours."""
+    kind, packed, *parts = msgpack.unpackb((V1 / f"{name}.bin").read_bytes())
+    header = msgpack.unpackb(packed)
+    meaning = json.loads((V1 / f"{name}.json").read_text(encoding="utf-8"))
+    assert kind == name.encode()
+    assert (header["protocol"], header["version"], header["type"]) == ("prenet4d", 1, name)
+    assert {field: header[field] for field in meaning["header"]} == meaning["header"]
+    assert [spec["name"] for spec in header["arrays"]] == list(meaning["arrays"])
+    for spec, part in zip(header["arrays"], parts, strict=True):
+        assert spec.get("encoding", "raw") == "raw"
+        dtype = np.dtype(spec["dtype"]).newbyteorder("<")
+        array = np.frombuffer(part, dtype).reshape(spec["shape"])
+        golden = meaning["arrays"][spec["name"]]["values"]
+        np.testing.assert_array_equal(array, np.array(golden, dtype))
+
+
 @pytest.mark.parametrize("path", sorted(V1.glob("*.bin")), ids=lambda path: path.stem)
 def test_golden_bytes_keep_their_meaning(path):
     if path.stem.endswith("-lz4"):

@@ -249,8 +249,29 @@ def test_a_service_that_oversteps_its_credit_is_found_out(router, registered):
 
 @pytest.mark.parametrize(
     ("options", "what"),
-    [({"credit": 0}, "credit is 0"), ({"topics": "frames"}, "no topic 'frames'")],
+    [
+        ({"credit": 0}, "cannot be: credit: "),
+        ({"credit": 1.5}, "cannot be: credit: "),
+        ({"name": None}, "cannot be: name: "),
+        ({"topics": "frames"}, "no topic 'frames'"),
+    ],
 )
 def test_arguments_that_cannot_be_are_refused(nobody, options, what):
     with pytest.raises(InvalidUse, match=what):
-        LosslessReceiver(nobody, name="recorder", **options)
+        LosslessReceiver(nobody, **({"name": "recorder"} | options))
+
+
+def test_it_can_be_asked_without_waiting(router, registered):
+    receiver = registered(timeout=0)
+    with pytest.raises(NoAnswer, match="within 0 s"):
+        next(receiver)
+    router.send("corrected")
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            message = next(receiver)
+            break
+        except NoAnswer:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    assert message.type == "corrected"

@@ -196,6 +196,14 @@ def test_no_maps_yet_is_waited_for_and_silence_is_told(service):
         agrees(maps, service)
 
 
+def test_they_can_be_asked_for_without_waiting(service):
+    service.fill((0, 0, 2, 6), 1.0)
+    with following(service, timeout=0) as maps:
+        assert next(maps).frames == 12
+        with pytest.raises(NoAnswer, match="within 0 s"):
+            next(maps)
+
+
 def test_a_control_socket_that_does_not_answer_is_asked_again(service):
     service.silent = True
     service.fill((0, 0, 1, 6), 1)

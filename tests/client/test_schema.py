@@ -1,6 +1,7 @@
 """The protocol's reference says what the models say."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,11 @@ def test_every_field_and_array_is_in_the_table(name):
     model = MESSAGE_TYPES[name]
     for field in model.model_fields.keys() | model.LAYOUT.keys():
         assert f"| `{field}`" in section + common or field == "type"
+
+
+def test_every_type_is_said_to_go_over_a_socket():
+    sockets = schema.markdown().split("four sockets", 1)[1].split("\n\n")[1]
+    assert set(re.findall(r"`(\w+)`", sockets)) - {"sequence"} == set(MESSAGE_TYPES)
 
 
 def test_the_schema_describes_every_message_and_field():

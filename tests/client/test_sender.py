@@ -1,6 +1,8 @@
 """``FrameSender`` against a real PULL socket."""
 
+import logging
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -186,6 +188,20 @@ def test_calls_out_of_order_are_refused(pull):
         start(sender)
 
 
+@pytest.mark.parametrize("call", ["start", "send", "end"])
+def test_a_closed_sender_says_so(nobody, call):
+    sender = FrameSender(nobody)
+    sender.close()
+    arguments = {"start": {"frame_shape": (8, 9), "dtype": "uint8"}, "send": {"frames": frames(1)}}
+    with pytest.raises(InvalidUse, match="This FrameSender is closed"):
+        getattr(sender, call)(**arguments.get(call, {}))
+
+
+def test_metadata_that_cannot_be_sent_are_refused(nobody):
+    with FrameSender(nobody) as sender, pytest.raises(InvalidUse, match="cannot be sent"):
+        start(sender, metadata={"electrons": 2**70})
+
+
 def test_no_frames_are_no_message(pull):
     with FrameSender(pull.address) as sender:
         start(sender)
@@ -255,6 +271,37 @@ def test_a_service_that_takes_nothing_holds_the_sender_and_the_frame_can_be_sent
     indices = [m.indices[0] for m in messages if m.type == "frames"]
     assert indices == list(range(sent + 1))
     assert messages[-1].header.frames == sent + 1
+
+
+def test_a_connection_that_breaks_in_an_acquisition_is_told_and_counted(bind, caplog):
+    first = bind(zmq.PULL)
+    with FrameSender(first.address, timeout=20) as sender:
+        name = start(sender)
+        sender.send(frames(1))
+        assert [received(first).type for _ in range(2)] == ["acquisition_start", "frames"]
+        assert sender.breaks == 0
+        first.close()
+        second = bind(zmq.PULL, first.address)
+        with caplog.at_level(logging.WARNING):
+            deadline = time.monotonic() + 20
+            while not sender.breaks and time.monotonic() < deadline:
+                sender.send(frames(1))
+        assert sender.breaks == 1
+        assert f"broke in the middle of acquisition {name}" in caplog.text
+        sender.end(aborted="the service was started again")
+        start(sender)
+        sender.send(frames(1))
+        assert sender.breaks == 0
+        while received(second).type != "acquisition_start":
+            pass
+        assert received(second).type == "frames"
+
+
+def test_a_sender_that_may_not_wait_still_hands_over_what_it_sent(pull):
+    with FrameSender(pull.address, timeout=20) as sender:
+        start(sender)
+        sender._timeout = 0
+    assert [received(pull).type for _ in range(2)] == ["acquisition_start", "acquisition_end"]
 
 
 def test_frames_that_cannot_be_handed_over_are_told_on_close(bind):

@@ -7,6 +7,7 @@ import logging
 import signal
 import threading
 
+import msgpack
 import numpy as np
 import pytest
 import zmq
@@ -169,9 +170,25 @@ def test_bad_messages_do_not_count_as_an_answer(publisher):
     with Subscriber(publisher.address, "event", timeout=0.3) as stream:
         publisher.await_subscriptions("event")
         publisher.bound.socket.send_multipart([b"event", b"?"])
-        with pytest.raises(NoAnswer):
+        assert stream._socket.poll(10_000)
+        with pytest.raises(NoAnswer, match=r"Skipped: 1; of the last one: This is not a prenet4d"):
+            next(stream)
+        with pytest.raises(NoAnswer, match="is the service running"):
             next(stream)
     assert stream.bad == 1
+
+
+def test_a_service_of_another_version_is_named_once(publisher, caplog):
+    caplog.set_level(logging.WARNING)
+    of_tomorrow = msgpack.packb({"protocol": "prenet4d", "version": 2, "type": "event"})
+    with subscribed(publisher, "event") as stream:
+        for _ in range(5):
+            publisher.bound.socket.send_multipart([b"event", of_tomorrow])
+        publisher.publish("event")
+        assert next(stream).type == "event"
+    assert stream.bad == 5
+    assert len(caplog.records) == 1
+    assert "protocol version 2; this package speaks 1" in caplog.text
 
 
 def test_a_closed_subscriber_says_so(nobody):
@@ -180,6 +197,17 @@ def test_a_closed_subscriber_says_so(nobody):
     stream.close()
     with pytest.raises(InvalidUse, match="is closed"):
         next(stream)
+
+
+def test_a_subscriber_that_was_closed_after_it_waited_in_asyncio_says_so(nobody):
+    async def wait_and_close():
+        async with Subscriber(nobody, timeout=0.01) as stream:
+            with pytest.raises(NoAnswer):
+                await stream.receive_async()
+        with pytest.raises(InvalidUse, match="is closed"):
+            await stream.receive_async()
+
+    asyncio.run(wait_and_close())
 
 
 @pytest.mark.filterwarnings("ignore:Unclosed socket:ResourceWarning")

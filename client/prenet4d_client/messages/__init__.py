@@ -1,7 +1,21 @@
 """The messages of the wire protocol: one pydantic model for each type, and nothing else.
 
-Its ``LAYOUT`` says which arrays a message carries; where two of them have a side of the same name
-(``n`` frames of ``h`` × ``w`` pixels), it has the same length.
+The service listens on four sockets; where it has CURVE keys, all are encrypted:
+
+- ingest, PULL, port 5560: a PUSH socket sends ``acquisition_start``, ``frames`` and
+  ``acquisition_end``.
+- stream, PUB, port 5561: a SUB socket subscribes to the types it wants of ``telemetry``,
+  ``corrected``, ``aligned``, ``mean``, ``preview``, ``maps``, ``event``, ``acquisition_start`` and
+  ``acquisition_end``. The service waits for nobody: a hole in ``sequence`` is what was missed.
+- lossless, ROUTER, port 5562: a DEALER socket sends ``register``. The service answers
+  ``registered``, or ``goodbye`` where it refuses, and then sends messages of the stream's types,
+  each for one credit, first the ``acquisition_start`` of what is running; ``credit`` grants more.
+  ``heartbeat`` and ``goodbye`` go both ways, for none.
+- control, ROUTER, port 5563: a DEALER socket sends ``control_request`` and gets ``control_reply``.
+  Nothing goes before a message's first part: a REQ socket sends an empty one, and gets no answer.
+
+The tables of arrays (a model's ``LAYOUT``) say which of them a message carries; where two have a
+side of the same name (``n`` frames of ``h`` × ``w`` pixels), it has the same length.
 
 Units and coordinates: pixels, ``[y, x]``, pixel centers at integers, ``(0, 0)`` the first pixel's;
 angles in radians from +x (columns) toward +y (rows); times in seconds since the epoch; latencies in

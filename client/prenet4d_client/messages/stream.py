@@ -29,7 +29,12 @@ class FrameFlag(IntFlag):
 
 
 class Ellipticity(Part):
-    """The distortion in use: ``ratio`` = a/b ≥ 1, ``theta`` in [0, π) of the major axis."""
+    """The distortion in use: ``ratio`` = a/b ≥ 1, ``theta`` in [0, π) of the major axis.
+
+    A corrected pattern shows at ``p`` what the frame had at ``c + D (p − c_ref)``, where ``c_ref``
+    is the reference center, ``c = c_ref − shift`` the frame's center in use, and
+    ``D = R(theta) diag(√ratio, 1/√ratio) R(−theta)``, which acts on (x, y).
+    """
 
     ratio: float = 1.0
     theta: float = 0.0

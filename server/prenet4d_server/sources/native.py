@@ -1,10 +1,11 @@
 """prenet4d's own protocol: what ``prenet4d_client.FrameSender`` sends.
 
-Several senders may be connected; an acquisition's id tells them apart.
+Several senders may be connected; an acquisition's id tells them apart, and one waits for the other.
 """
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
@@ -31,6 +32,7 @@ from prenet4d_server.sources.base import (
 )
 from prenet4d_server.sources.compression import Buffer
 from prenet4d_server.sources.encoded import EventList
+from prenet4d_server.sources.turns import Turns
 from prenet4d_server.sources.zmq_source import MAX_BYTES, ZmqSource
 
 _HIGH_WATER = 64
@@ -64,6 +66,7 @@ class NativeSource(ZmqSource):
         curve: KeyPair | None = None,
     ) -> None:
         self._curve = curve
+        self._turns = Turns(most_bytes=max_bytes)
         super().__init__(address, context=context, max_bytes=max_bytes, high_water=_HIGH_WATER)
 
     def _attach(self) -> None:
@@ -72,7 +75,9 @@ class NativeSource(ZmqSource):
 
     def poll(self, timeout_s: float, busy: Busy = idle) -> Sequence[SourceEvent]:
         """Return what came, in order, with neighbouring small messages joined into one block."""
-        return _join_blocks(super().poll(timeout_s, busy))
+        began = time.monotonic()
+        events = list(super().poll(timeout_s, busy))
+        return _join_blocks(events + self._turns.pass_time(time.monotonic() - began))
 
     def _read(self, parts: Sequence[Buffer], events: EventList) -> None:
         try:
@@ -82,19 +87,9 @@ class NativeSource(ZmqSource):
             refusal = CorruptFrame(str(error)) if frames else BadMessage(str(error))
             events.add(Fault(refusal, frames))
             return
-        header = message.header
-        if isinstance(header, messages.Frames):
-            events.add(
-                NativeBlock(
-                    header.acquisition_id, message.arrays["indices"], [message.arrays["frames"]]
-                )
-            )
-        elif isinstance(header, messages.AcquisitionStart):
-            events.add(_start(header, message.arrays.get("pixel_mask")))
-        elif isinstance(header, messages.AcquisitionEnd):
-            events.add(AcquisitionEnd(header.acquisition_id, header.aborted, header.reason))
-        else:
-            raise BadMessage(f"A {header.type} message is not for the service to receive.")
+        size = sum(map(len, parts))
+        for event in self._turns.take(message.header.publisher, _event(message), size):
+            events.add(event)
 
 
 class NativeBlock:
@@ -128,6 +123,19 @@ class NativeBlock:
                 failed.extend((index, wrong) for index in range(start, end))
             start, number = end, number + 1
         return failed
+
+
+def _event(message: wire.Message) -> SourceEvent:
+    header = message.header
+    if isinstance(header, messages.Frames):
+        return NativeBlock(
+            header.acquisition_id, message.arrays["indices"], [message.arrays["frames"]]
+        )
+    if isinstance(header, messages.AcquisitionStart):
+        return _start(header, message.arrays.get("pixel_mask"))
+    if isinstance(header, messages.AcquisitionEnd):
+        return AcquisitionEnd(header.acquisition_id, header.aborted, header.reason)
+    raise BadMessage(f"A {header.type} message is not for the service to receive.")
 
 
 def _join_blocks(events: Sequence[SourceEvent]) -> list[SourceEvent]:

@@ -34,14 +34,16 @@ def start(name: str = "scan-1", mask: np.ndarray | None = None, **fields) -> lis
     return wire.encode(header, None if mask is None else {"pixel_mask": mask})
 
 
-def some(first: int, pixels: np.ndarray, name: str = "scan-1", lz4: bool = False) -> list:
+def some(
+    first: int, pixels: np.ndarray, name: str = "scan-1", lz4: bool = False, publisher: str = ""
+) -> list:
     indices = np.arange(first, first + len(pixels), dtype=np.int64)
-    header = messages.Frames(acquisition_id=name)
+    header = messages.Frames(acquisition_id=name, publisher=publisher)
     return wire.encode(header, {"indices": indices, "frames": pixels}, lz4=lz4)
 
 
-def end(name: str = "scan-1") -> list:
-    return wire.encode(messages.AcquisitionEnd(acquisition_id=name))
+def end(name: str = "scan-1", publisher: str = "") -> list:
+    return wire.encode(messages.AcquisitionEnd(acquisition_id=name, publisher=publisher))
 
 
 @pytest.fixture
@@ -147,6 +149,76 @@ def test_two_senders_are_told_apart(connect, source):
             index for block in blocks_of(events) if block.series == name for index in block.indices
         ]
         assert indices == list(range(5))
+
+
+def told(events) -> list[tuple[str, str]]:
+    """What was said of which series, neighbouring blocks taken together."""
+    said = [(type(event).__name__, event.series) for event in events]
+    return [each for each, before in zip(said, [None, *said], strict=False) if each != before]
+
+
+def counted(events, series: str) -> list[int]:
+    return [
+        index for block in blocks_of(events) if block.series == series for index in block.indices
+    ]
+
+
+def test_a_sender_that_begins_waits_until_the_one_before_it_is_read_to_its_end(send, source):
+    three = frames(0, 3)
+    for parts in (
+        start("one", publisher="a"),
+        some(0, three, "one", publisher="a"),
+        start("two", publisher="b"),
+        some(3, three, "one", publisher="a"),
+        some(0, three, "two", publisher="b"),
+        start("three", publisher="c"),
+        end("one", publisher="a"),
+        some(0, three, "three", publisher="c"),
+        end("two", publisher="b"),
+        end("three", publisher="c"),
+    ):
+        send(parts)
+    events = poll_to_end(source, ends=3)
+    assert told(events) == [
+        (kind, series)
+        for series in ("one", "two", "three")
+        for kind in ("AcquisitionStart", "NativeBlock", "AcquisitionEnd")
+    ]
+    assert counted(events, "one") == list(range(6))
+    assert counted(events, "two") == counted(events, "three") == list(range(3))
+
+
+def test_a_sender_that_is_gone_is_not_waited_for(send, source):
+    for parts in (
+        start("one", publisher="a"),
+        start("two", publisher="b"),
+        end("two", publisher="b"),
+    ):
+        send(parts)
+    events = poll_to_end(source)
+    assert told(events) == [
+        ("AcquisitionStart", "one"), ("AcquisitionStart", "two"), ("AcquisitionEnd", "two"),
+    ]  # fmt: skip
+
+
+def test_no_more_is_held_back_for_a_sender_than_one_message_may_have():
+    eight = frames(0, 8)
+    with (
+        NativeSource("tcp://127.0.0.1:*", max_bytes=2 * eight.nbytes) as source,
+        zmq.Context() as context,
+        context.socket(zmq.PUSH) as socket,
+    ):
+        socket.connect(source.address)
+        socket.send_multipart(start("one", publisher="a"))
+        socket.send_multipart(start("two", publisher="b"))
+        for turn in range(4):
+            socket.send_multipart(some(8 * turn, eight, "one", publisher="a"))
+            socket.send_multipart(some(8 * turn, eight, "two", publisher="b"))
+        socket.send_multipart(end("two", publisher="b"))
+        events = poll_to_end(source)
+    assert counted(events, "one") == counted(events, "two") == list(range(32))
+    second = told(events).index(("AcquisitionStart", "two"))
+    assert ("NativeBlock", "one") in told(events)[second:]  # it had not ended
 
 
 def test_frames_of_another_shape_or_type_are_refused_and_their_neighbours_are_not(send, source):

@@ -1,0 +1,61 @@
+"""Several senders on one socket: one's acquisition ends before the next one's begins.
+
+ZeroMQ reads its connections in turn. So the first messages of a sender that has just connected come
+between the last ones of the sender before it, which is done and gone, but not yet read: without
+this, its last frames would be refused, as those of an acquisition that another has ended.
+"""
+
+from __future__ import annotations
+
+from prenet4d_server.sources.base import AcquisitionEnd, AcquisitionStart, SourceEvent
+
+PATIENCE_S = 1.0
+"""A sender of which nothing was read for so long, while others were, is gone."""
+
+
+class Turns:
+    """Holds a sender's events back while the acquisition of another is still being read.
+
+    Args:
+        most_bytes: where so much is held back, the other goes on beside it and is not waited for.
+    """
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes = most_bytes
+        self._running: str | None = None
+        self._silence = 0.0
+        self._held: list[tuple[str, SourceEvent, int]] = []
+        self._held_bytes = 0
+
+    def take(self, sender: str, event: SourceEvent, size: int) -> list[SourceEvent]:
+        """Return the events whose turn it is now that this one has come.
+
+        Args:
+            sender: who sent it.
+            event: what was sent.
+            size: bytes of memory that it holds.
+        """
+        if sender == self._running:
+            self._silence = 0.0
+            if not isinstance(event, AcquisitionEnd):
+                return [event]
+            return [event, *self._release()]
+        if self._running is not None and (self._held or isinstance(event, AcquisitionStart)):
+            self._held.append((sender, event, size))
+            self._held_bytes += size
+            return self._release() if self._held_bytes > self._most_bytes else []
+        if isinstance(event, AcquisitionStart):
+            self._running, self._silence = sender, 0.0
+        return [event]
+
+    def pass_time(self, seconds: float) -> list[SourceEvent]:
+        """Return the events whose turn it is after the socket was looked at for so long."""
+        if not self._held:
+            return []
+        self._silence += seconds
+        return self._release() if self._silence >= PATIENCE_S else []
+
+    def _release(self) -> list[SourceEvent]:
+        held, self._held, self._held_bytes = self._held, [], 0
+        self._running = None
+        return [event for each in held for event in self.take(*each)]
