@@ -55,7 +55,7 @@ def test_what_a_frame_costs_is_told_apart_from_the_rate() -> None:
 def test_it_runs() -> None:
     told: list[float] = []
     made = run(
-        pages=2, seconds=0.5, rounds=1, frame_shape=(64, 64), backend="identity",
+        pages=2, seconds=1.5, rounds=1, frame_shape=(64, 64), backend="identity",
         say=lambda share, _: told.append(share),
     )  # fmt: skip
     assert told[-1] == 1
@@ -63,4 +63,5 @@ def test_it_runs() -> None:
     assert first.frames_per_second > 0
     assert set(second.cores) == {"service", "ingest", "page", "detector", "visitors", "others"}
     assert second.cores["service"] > 0
+    assert made.without[0][0].frames_per_second > 0  # however long the detector took to begin
     assert made.without[0][0].cores["visitors"] == 0

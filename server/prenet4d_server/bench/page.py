@@ -140,7 +140,7 @@ def run(
         say: told how far it is, from 0 to 1, and what is going on.
 
     Raises:
-        ChildFailed: a process did not do its work.
+        ChildFailed: a process did not do its work, or no frame came in one of the measurements.
     """
     report = Report(pages, machine.describe())
     with TemporaryDirectory(prefix="prenet4d-bench-") as name:
@@ -158,6 +158,7 @@ def run(
             ) as detector,
         ):
             meter, settle_s = _Meter(service, detector, seconds), min(_SETTLE_S, seconds)
+            meter.wait_for_frames()
             time.sleep(settle_s)
             for number in range(rounds):
                 say(number / rounds, "no page open")
@@ -180,10 +181,22 @@ class _Meter:
     def __init__(self, service: RunningService, detector: Child, seconds: float) -> None:
         self._service, self._detector, self._seconds = service, detector, seconds
 
+    def wait_for_frames(self) -> None:
+        deadline = time.monotonic() + _OPEN_TIMEOUT_S
+        while not self._service.status()["counters"]["corrected"]:
+            self._detector.check()
+            if time.monotonic() > deadline:
+                raise ChildFailed(f"No frame was corrected within {_OPEN_TIMEOUT_S:g} s.")
+            time.sleep(0.1)
+
     def turn(self, visitors: Child | None = None) -> Turn:
         frames, times, began = self._look(visitors)
         time.sleep(self._seconds)
         frames_then, times_then, ended = self._look(visitors)
+        if frames_then == frames:
+            raise ChildFailed(
+                f"No frame was corrected in {self._seconds:g} s: measure for longer (--seconds)."
+            )
         over = ended - began
         cores = {name: (times_then[name] - times[name]) / over for name in times}
         cores["others"] = max(0.0, 2 * cores["others"] - sum(cores.values()))

@@ -12,6 +12,8 @@ import typer
 
 SMALLEST_SIDE, LARGEST_SIDE = 8, 8192
 """Pixels of a detector, as the protocol has them."""
+DAY_S = 86_400.0
+"""The longest that anything is measured for: infinity is none."""
 PICTURES = (".png", ".pdf", ".svg")
 
 

@@ -10,6 +10,7 @@ import typer
 
 from prenet4d_server.cli import speed
 from prenet4d_server.cli.arguments import (
+    DAY_S,
     DataOption,
     Distortion,
     DistortionOption,
@@ -137,7 +138,7 @@ def bench_stream(
         int, typer.Option(min=64, help="Frames in each run with an identity corrector.")
     ] = 32_768,
     seconds: Annotated[
-        float, typer.Option(min=0.1, help="Length of each run with the networks.")
+        float, typer.Option(min=0.1, max=DAY_S, help="Length of each run with the networks.")
     ] = 10.0,
     rounds: Annotated[int, typer.Option(min=1, help="Turns; medians are quoted.")] = 3,
     soak: Annotated[
@@ -186,7 +187,9 @@ def bench_stream(
 
 def bench_page(
     pages: Annotated[int, typer.Option(min=1, help="How many pages are open.")] = 10,
-    seconds: Annotated[float, typer.Option(min=1, help="Length of each measurement.")] = 6.0,
+    seconds: Annotated[
+        float, typer.Option(min=1, max=DAY_S, help="Length of each measurement.")
+    ] = 6.0,
     rounds: Annotated[
         int, typer.Option(min=1, help="Of four measurements each; medians are quoted.")
     ] = 7,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 import typer
 
 from prenet4d_server.cli.arguments import (
+    DAY_S,
     FrameOption,
     Grid,
     JsonFileOption,
@@ -44,7 +45,7 @@ _Shapes: TypeAlias = Annotated[
 
 def engines(
     seconds: Annotated[
-        float, typer.Option(min=0.1, help="About how long to measure in all.")
+        float, typer.Option(min=0.1, max=DAY_S, help="About how long to measure in all.")
     ] = 60.0,
     shapes: _Shapes = "128x128,192x192,256x256,512x512",
     batches: Annotated[
@@ -165,12 +166,14 @@ def latency(
     frame: FrameOption = None,
     batch: Annotated[int, typer.Option(min=1, help="Frames in a full batch.")] = 32,
     max_delay_ms: Annotated[
-        float, typer.Option(min=0, help="How long a batch may wait to be full.")
+        float, typer.Option(min=0, max=60_000, help="How long a batch may wait to be full.")
     ] = 5.0,
     seconds: Annotated[
         float,
         typer.Option(
-            min=0.1, help="Length of each stream, after the frames that the service looks back at."
+            min=0.1,
+            max=DAY_S,
+            help="Length of each stream, after the frames that the service looks back at.",
         ),
     ] = 10.0,
     json_file: JsonFileOption = None,
