@@ -52,7 +52,7 @@ _DIRECT: Final = 0.5
 """Disks within so many px of the direct beam belong to it."""
 COMPUTED: Final = Path(__file__).with_name("multislice.npz")
 """Multislice patterns of held-out materials, computed once, by ``prenet4d simulate --multislice
-multislice.npz --held-out --patterns 48 --seed 10000000``."""
+multislice.npz --held-out --patterns 144 --seed 10000000``."""
 
 Array = NDArray[np.float64]
 
