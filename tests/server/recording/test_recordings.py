@@ -257,7 +257,7 @@ def test_a_service_that_is_killed_leaves_a_closed_recording(tmp_path: Path) -> N
         with h5py.File(tmp_path / "orphan.h5") as file:  # closed: it opens without more ado
             assert file["prenet4d/received"][:].sum() == 3
             assert b"connection was lost" in file["prenet4d"].attrs["reason"]
-        source._socket.close(0)  # nobody will take the scan's end
+        source._hand_over(within=0.0)  # nobody will take the scan's end
 
 
 def test_settings_are_checked() -> None:
