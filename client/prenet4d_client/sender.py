@@ -32,6 +32,8 @@ _log = logging.getLogger(__name__)
 Metadata: TypeAlias = Mapping[str, str | int | float | bool | None]
 
 _DTYPES = " or ".join(get_args(FrameDType))
+_LOOK_EVERY_S = 0.1
+"""How often it is looked whether the connection broke; at the end always."""
 _LARGE_BLOCK = 16 << 20
 """Bytes; up to 32 MB the C library learns from."""
 
@@ -95,6 +97,7 @@ class FrameSender:
         self._start: AcquisitionStart | None = None
         self._next_index = 0
         self._sent = 0
+        self._look_at = 0.0
         self._socket = connect(
             zmq.PUSH,
             address,
@@ -218,7 +221,8 @@ class FrameSender:
             return
         header = Frames(**self._identity("frames", start.acquisition_id))
         self._send(header, {"indices": numbers, "frames": block})
-        self._watch()
+        if time.monotonic() >= self._look_at:  # a look takes a tenth of a small frame's time
+            self._watch()
         self._next_index = int(numbers[-1]) + 1
         self._sent += len(block)
 
@@ -304,6 +308,7 @@ class FrameSender:
 
     def _watch(self) -> None:
         """Tell where the connection broke, which ZeroMQ mends without a word."""
+        self._look_at = time.monotonic() + _LOOK_EVERY_S
         breaks = self._count_breaks()
         if breaks and self._start is not None:
             self.breaks += breaks
