@@ -55,4 +55,4 @@ def find_centers(
     # Where the network hesitates between beams, how well one of them is known says little.
     unsure = found.sigma > UNSURE * bins.factor
     sigma = torch.where(unsure, torch.maximum(found.sigma, refined.sigma), refined.sigma)
-    return CenterEstimate(refined.center, sigma, found.usable)
+    return CenterEstimate(refined.center, sigma, found.usable, found.others)

@@ -1,4 +1,4 @@
-"""The two estimators inside the center track: where one axis is, and how noisy centers are."""
+"""Inside the center track: where one axis is, how noisy centers are, whom most frames speak for."""
 
 from __future__ import annotations
 
@@ -151,3 +151,45 @@ class Noise:
             highest = (self._evidence + slack) / self._count
             self.scale = min(max(1.0, lowest), 9.0)
             self.common = min(max(1.0 - highest, 0.0), 1.0)
+
+
+class Majority:
+    """Whether more frames speak for the track, or for one and the same place elsewhere.
+
+    ``offset`` is that place's distance to the track.
+    """
+
+    __slots__ = ("_against", "_credit", "_lead", "_most", "offset")
+
+    def __init__(self, most: float, lead: float) -> None:
+        """Count at most so many frames for the track; so many more must speak against it."""
+        self._most, self._lead = most, lead
+        self._credit = self._against = 0.0
+        self.offset = (0.0, 0.0)
+
+    def agree(self) -> None:
+        """One frame's center is where the track is."""
+        self._credit = min(self._credit + 1, self._most)
+        self._against = max(self._against - 1, 0.0)
+
+    def contradict(
+        self, offset: tuple[float, float], reach: tuple[float, float], by: float
+    ) -> bool:
+        """One frame's center is elsewhere.
+
+        Args:
+            offset: its distance to the track, along both axes.
+            reach: squares of the distances within which it is in the same place as those before.
+            by: how much the frame counts, at most 1.
+
+        Returns:
+            Whether the track is outvoted; that place then has its credit.
+        """
+        apart = zip(offset, self.offset, reach, strict=True)
+        if not self._against or sum((one - two) ** 2 / r for one, two, r in apart) > 1:
+            self.offset, self._against = offset, 0.0
+        self._against += by
+        if self._against <= self._credit + self._lead:
+            return False
+        self._credit, self._against = self._against, 0.0
+        return True

@@ -14,7 +14,8 @@ from prenet4d_engines.tracking import CenterTracker
 
 FOUND = ("cy", "cx", "sigma_y", "sigma_x", "usable", "dose", "saturated")
 """What is found in each frame: center and sigma in pixels, the probability of a usable beam,
-electrons in the valid pixels, and whether one of these is saturated."""
+electrons in the valid pixels, and whether one of these is saturated. Then come three other beams
+that may be the direct one, as `models.center.CenterEstimate.others`."""
 
 
 @dataclass(frozen=True)
@@ -59,14 +60,16 @@ class Placing:
 
         Args:
             indices: (n,) each frame's number in the scan.
-            found: (n, 7), see ``FOUND``.
+            found: (n, 19), see ``FOUND``.
             reference: ``(cy, cx)`` where centers are moved to, pixels.
         """
         single, sigma = found[:, :2].astype(np.float64), found[:, 2:4].astype(np.float64)
         usable, dose, saturated = (found[:, FOUND.index(name)] for name in FOUND[4:])
+        others = found[:, len(FOUND) :].astype(np.float64)
+        others = others.reshape(len(found), others.shape[1] // 4, 4)
         beam = (dose > 0) & (usable >= self._config.min_beam_probability)
         beam &= np.isfinite(found[:, :4]).all(axis=1)
-        tracked, tracked_sigma, outlier = self._tracker.update(indices, single, sigma, beam)
+        tracked, tracked_sigma, outlier = self._tracker.update(indices, single, sigma, beam, others)
         # Before the first beam nothing is known: the frame stays where it is.
         tracked[np.isnan(tracked[:, 0])] = reference
         applied, applied_sigma = tracked, tracked_sigma

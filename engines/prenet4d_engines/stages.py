@@ -81,7 +81,7 @@ class Slot:
         self._weights_sent: object = None
 
     def look(self, frames: npt.NDArray[np.generic]) -> Fetched:
-        """Send frames (n, h, w) and look at them; fetches (n, 7), see `placing.FOUND`."""
+        """Send frames (n, h, w) and look at them; fetches (n, 19), see `placing.FOUND`."""
         n = len(frames)
         if n == 0:  # no network reads an empty batch
             frames = np.zeros((1, *self.camera.frame_shape), self.dtype)
@@ -166,7 +166,7 @@ class Slot:
             trusted = self._mask & (counts < saturation)
         found = find_centers(electrons, self._mask, self._backend, trusted)
         few = torch.stack((found.usable, dose, saturated), 1)
-        return torch.cat((found.center, found.sigma, few), 1)
+        return torch.cat((found.center, found.sigma, few, found.others.flatten(1)), 1)
 
     def _denoise(self, electrons: Tensor, blank: Tensor) -> Tensor:
         x, context = denoiser.stabilise(electrons, self._mask)

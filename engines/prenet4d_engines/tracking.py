@@ -12,6 +12,10 @@ What descan drift looks like, and what is done about it:
   centers are sometimes plainly wrong. A center far off its prediction is therefore an *outlier*
   unless the next ones agree with it; where that turned out to be a jump more often than not, it is
   followed at once.
+* Dynamical diffraction empties the direct beam in whole grains, and the network then takes another
+  for it in every frame. It also names other beams that the direct one may be. Where one of them is
+  where the track expects it, that one is followed, until the frames that prefer another place
+  outvote those that agreed with the track, each by how sure the network is.
 * Successive differences tell the true noise, Cov(d_t, d_{t-1}) = −σ². Where it exceeds the sigmas
   of the single-frame centers, these are scaled up; where it stays below, the rest of the sigmas is
   an error that neighbouring frames share, and remains in the sigma of the track.
@@ -31,16 +35,17 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from prenet4d_engines.filtering import Noise, Walk
+from prenet4d_engines.filtering import Majority, Noise, Walk
+from prenet4d_engines.lines import LineProfile
 
 Array: TypeAlias = "npt.NDArray[np.floating]"
 Estimate: TypeAlias = tuple[float, float, float, float]
 """cy, cx and their variances."""
+Beam: TypeAlias = Sequence[float]
+"""cy, cx, sigma, and how likely it is in units of the likeliest beam."""
 
 _LEAST_OWN = 0.01
 """Share of a center's claimed variance that is its own noise, at least."""
-_SLOPE_POINTS = 64
-"""Places along the first line that its slope is taken from, at most."""
 _LATE = 256
 """Frames up to this far behind the newest one are late; farther, the scan has started over."""
 
@@ -68,12 +73,14 @@ class TrackerConfig:
     """As many outliers in a row that agree with each other are a jump."""
     most_outliers: int = 6
     """After as many outliers in a row, agreeing or not, it is the track that is wrong."""
-    fly_back_prior: float = 1.0
-    """Variance in px^2 of the jump at a line's start that is expected before any was seen, ..."""
-    fly_back_fading: float = 1.5
-    """... and the power of the number of jumps seen that it fades with."""
-    learning: float = 0.1
-    """How fast the profile of steps follows from one line to the next."""
+    other_gate: float = 9.0
+    """As ``gate``: up to there another beam than the likeliest is the one that was expected."""
+    least_odds: float = 1e-5
+    """Beams that are less likely than this, in units of the likeliest, are none."""
+    most_credit: float = 64.0
+    """So many frames that agreed with the track count, at most, against those that do not, ..."""
+    lead: float = 8.0
+    """... which must be so many more to outvote it."""
     min_sigma: float = 0.003
     """No single-frame center is trusted more than this."""
 
@@ -91,17 +98,13 @@ class CenterTracker:
         self, scan_shape: tuple[int, int] | None = None, config: TrackerConfig | None = None
     ):
         self._config = config or TrackerConfig()
-        self._nx = scan_shape[1] if scan_shape and scan_shape[1] > 2 else 0
+        columns = scan_shape[1] if scan_shape and scan_shape[1] > 2 else 0
         self._axes: tuple[Walk, Walk] | None = None
         self._index = 0
         self._noise = Noise()
         self._shared = (0.0, 0.0)
-        # The profile: (y, x) step into each column, and the first line until it is known.
-        self._steps = [(0.0, 0.0)] * self._nx
-        self._first_line: list[tuple[int, float, float, int]] | None = []
-        # Jumps at line starts: variance of each axis, and how many were seen.
-        self._fly_back = (self._config.fly_back_prior, self._config.fly_back_prior)
-        self._fly_backs = 0
+        self._lines = LineProfile(columns)
+        self._majority = Majority(self._config.most_credit, self._config.lead)
         # Outliers in a row: their mean distance to the prediction, and how many.
         self._suspect = (0.0, 0.0)
         self._suspects = 0
@@ -111,7 +114,7 @@ class CenterTracker:
         self._restarts = 0
         # What big deviations turned out to be, the recent ones counting most.
         # Where fly-back is not known, jumps must be expected.
-        self._jumps, self._outliers = (0.0 if self._nx else 0.75), 0.5
+        self._jumps, self._outliers = (0.0 if columns else 0.75), 0.5
         # The track as it was before a jump that was followed at once, in case it was none.
         self._before_jump: tuple[Walk, Walk] | None = None
         self._since_jump = 0
@@ -122,6 +125,7 @@ class CenterTracker:
         centers: Array,
         sigmas: Array,
         usable: npt.NDArray[np.bool_] | None = None,
+        others: Array | None = None,
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
         """Track frames in the order of their indices.
 
@@ -133,6 +137,8 @@ class CenterTracker:
             centers: (n, 2) ``[cy, cx]`` single-frame centers, pixels.
             sigmas: (n, 2) one sigma of each, pixels.
             usable: (n,) ``False`` where a frame has no center; its track is the prediction.
+            others: (n, k, 4) ``[cy, cx, sigma, odds]`` of beams that may be the direct one instead,
+                pixels, and how likely each is in units of the one in ``centers``.
 
         Returns:
             tracked (n, 2), sigma (n, 2), outlier (n,) bool: the center was not trusted. NaN and
@@ -147,8 +153,11 @@ class CenterTracker:
             good &= usable
         numbers, flags = indices.tolist(), good.tolist()
         measured, noise = places.tolist(), variances.tolist()
+        beams = [[]] * len(numbers) if others is None else others.tolist()
         for i in np.argsort(indices, kind="stable").tolist():
-            tracked[i], outlier[i] = self._frame(numbers[i], measured[i], noise[i], flags[i])
+            tracked[i], outlier[i] = self._frame(
+                numbers[i], measured[i], noise[i], flags[i], beams[i]
+            )
         return tracked[:, :2], np.sqrt(tracked[:, 2:]), outlier
 
     def copy(self) -> CenterTracker:
@@ -157,13 +166,17 @@ class CenterTracker:
         twin._axes, twin._before_jump = (
             axes and (axes[0].copy(), axes[1].copy()) for axes in (self._axes, self._before_jump)
         )
-        twin._noise = copy.copy(self._noise)
-        twin._steps = self._steps.copy()
-        twin._first_line = None if self._first_line is None else self._first_line.copy()
+        twin._noise, twin._majority = copy.copy(self._noise), copy.copy(self._majority)
+        twin._lines = self._lines.copy()
         return twin
 
     def _frame(
-        self, index: int, measured: Sequence[float], noise: Sequence[float], usable: bool
+        self,
+        index: int,
+        measured: Sequence[float],
+        noise: Sequence[float],
+        usable: bool,
+        others: Sequence[Beam],
     ) -> tuple[Estimate, bool]:
         y, x = measured
         # What neighbouring frames have in common moves with the track; only the rest is its noise.
@@ -174,11 +187,11 @@ class CenterTracker:
                 return (math.nan, math.nan, math.inf, math.inf), False
             self._axes = (self._walk(y, ry), self._walk(x, rx))
             self._index = index
-            self._remember_first_line(index)
+            self._lines.remember(index, (y, x), self._restarts)
             return (y, x, ry, rx), False
         vertical, horizontal = self._axes
         if index <= self._index:
-            if self._index - index <= max(self._nx, _LATE):
+            if self._index - index <= max(self._lines.columns, _LATE):
                 return self._late(index, measured, (ry, rx), usable)
             # The scan started over.
             self._index = index - 1
@@ -189,14 +202,19 @@ class CenterTracker:
         outlier = False
         if usable:
             dy, dx = y - vertical.mean, x - horizontal.mean
+            other = self._expected(dy, dx, ry, rx, others)
+            if other is not None:
+                # "It may be another beam", which the center's own sigma says, does not hold for it.
+                noise = (other[2] ** 2,) * 2
             if fly_back and adjacent:
-                self._learn_fly_back(dy, dx, ry, rx)
-            slack = self._config.slack**2
-            far = dy * dy / (vertical.variance + ry + slack)
-            far += dx * dx / (horizontal.variance + rx + slack)
-            if far > self._config.gate:
+                self._learn_fly_back((y, x, ry, rx) if other is None else (*other[:2], *noise))
+            if other is not None:
+                outlier = True
+                self._follow(other, dy, dx, ry, rx)
+            elif self._far(dy, dx, ry, rx) > self._config.gate:
                 outlier = self._deviation(y, x, ry, rx)
             else:
+                self._majority.agree()
                 vertical.update(y, ry)
                 horizontal.update(x, rx)
                 if self._suspects:
@@ -205,17 +223,71 @@ class CenterTracker:
             if outlier or not adjacent or fly_back:
                 self._noise.interrupt()
             else:
-                self._noise.see(y, x, noise, self._path(index - 1, index))
+                self._noise.see(y, x, noise, self._lines.path(index - 1, index))
         vertical, horizontal = self._axes
+        place = (vertical.mean, horizontal.mean)
         # A jump inside a line, or back from a wrong beam, is no step that the next line repeats.
         jumped = self._restarts > restarts and not fly_back
         if adjacent and not outlier and not jumped:
-            self._learn_step(index, vertical.mean - before[0], horizontal.mean - before[1])
-        self._remember_first_line(index)
+            self._lines.learn_step(index, place[0] - before[0], place[1] - before[1])
+        self._lines.remember(index, place, self._restarts)
         if usable:
             self._shared = (self._noise.common * noise[0], self._noise.common * noise[1])
         vy, vx = vertical.variance + self._shared[0], horizontal.variance + self._shared[1]
-        return (vertical.mean, horizontal.mean, vy, vx), outlier
+        return (*place, vy, vx), outlier
+
+    def _learn_fly_back(self, found: Sequence[float]) -> None:
+        """Learn from where a line begins: cy, cx and their variances."""
+        assert self._axes is not None
+        vertical, horizontal = self._axes
+        y, x, ry, rx = found
+        self._lines.learn_fly_back(
+            (y - vertical.mean, x - horizontal.mean),
+            (vertical.variance + ry, horizontal.variance + rx),
+        )
+
+    def _far(self, dy: float, dx: float, ry: float, rx: float) -> float:
+        """Return the squared deviation from the prediction in sigmas."""
+        assert self._axes is not None
+        vertical, horizontal = self._axes
+        slack = self._config.slack**2
+        far = dy * dy / (vertical.variance + ry + slack)
+        return far + dx * dx / (horizontal.variance + rx + slack)
+
+    def _expected(
+        self, dy: float, dx: float, ry: float, rx: float, others: Sequence[Beam]
+    ) -> Beam | None:
+        """Return the likeliest other beam that is where the track expects the direct one.
+
+        There is none where the likeliest beam of all is there itself.
+        """
+        assert self._axes is not None
+        vertical, horizontal = self._axes
+        found, odds = None, self._config.least_odds
+        for other in others:
+            cy, cx, sigma, likely = other
+            r = sigma * sigma
+            # The center's own sigma may say "it may be another beam": how far is this one off?
+            elsewhere = self._far(dy, dx, min(ry, r), min(rx, r)) > self._config.gate
+            off = self._far(cy - vertical.mean, cx - horizontal.mean, r, r)
+            if elsewhere and off <= self._config.other_gate and likely > odds:
+                found, odds = other, likely
+        return found
+
+    def _follow(self, other: Beam, dy: float, dx: float, ry: float, rx: float) -> None:
+        """Follow another beam than the likeliest, unless too many frames speak against it."""
+        assert self._axes is not None
+        vertical, horizontal = self._axes
+        cy, cx, sigma, likely = other
+        r, gate = sigma * sigma, self._config.gate
+        reach = (gate * (vertical.variance + ry + r), gate * (horizontal.variance + rx + r))
+        if self._majority.contradict((dy, dx), reach, 1 - likely):
+            self._restarts += 1
+            vertical.restart(vertical.mean + dy, ry)
+            horizontal.restart(horizontal.mean + dx, rx)
+        else:
+            vertical.update(cy, r)
+            horizontal.update(cx, r)
 
     def _walk(self, level: float, variance: float) -> Walk:
         return Walk(self._config.filters, self._config.memory, level, variance)
@@ -270,7 +342,7 @@ class CenterTracker:
     ) -> tuple[Estimate, bool]:
         """Fuse a frame that lies behind with the track as it stands."""
         assert self._axes is not None
-        steps = self._path(index, self._index)
+        steps = self._lines.path(index, self._index)
         frames = self._index - index
         places, variances, far = [], [], 0.0
         for axis, step, z, r in zip(self._axes, steps, measured, noise, strict=True):
@@ -291,12 +363,12 @@ class CenterTracker:
         """Predict the center of frame ``index``; return whether a new line has begun since."""
         assert self._axes is not None
         frames = index - self._index
-        lines = index // self._nx - self._index // self._nx if self._nx else 0
-        if lines and self._first_line is not None:
-            self._finish_first_line()
-        steps = self._path(self._index, index)
+        lines = self._lines.lines_between(self._index, index)
+        if lines:
+            self._lines.finish_first_line()
+        steps = self._lines.path(self._index, index)
         jumps = min(lines, 4)
-        for axis, step, jump in zip(self._axes, steps, self._fly_back, strict=True):
+        for axis, step, jump in zip(self._axes, steps, self._lines.fly_back, strict=True):
             axis.predict(step, frames, jumps * jump)
         if self._before_jump:
             self._since_jump += frames
@@ -307,60 +379,3 @@ class CenterTracker:
                     axis.predict(step, frames, 0.0)
         self._index = index
         return lines > 0
-
-    def _path(self, first: int, last: int) -> tuple[float, float]:
-        """Sum up the profile's steps from frame ``first`` to frame ``last`` ≥ ``first``."""
-        nx = self._nx
-        if not nx or first == last:
-            return 0.0, 0.0
-        if last == first + 1:
-            return self._steps[last % nx]
-        whole, rest = divmod(last - first, nx)
-        columns = [(first + i) % nx for i in range(1, rest + 1)]
-        y = whole * sum(s[0] for s in self._steps) + sum(self._steps[c][0] for c in columns)
-        x = whole * sum(s[1] for s in self._steps) + sum(self._steps[c][1] for c in columns)
-        return y, x
-
-    def _learn_step(self, index: int, dy: float, dx: float) -> None:
-        if self._nx and self._first_line is None:
-            column = index % self._nx
-            sy, sx = self._steps[column]
-            g = max(self._config.learning, 1 / (2 + self._fly_backs))
-            self._steps[column] = (sy + g * (dy - sy), sx + g * (dx - sx))
-
-    def _learn_fly_back(self, dy: float, dx: float, ry: float, rx: float) -> None:
-        assert self._axes is not None
-        self._fly_backs += 1
-        gain = max(self._config.learning, 1 / (self._fly_backs + 0.1))
-        # One small jump says little about the next one: the expectation fades, it does not vanish.
-        least = self._config.fly_back_prior * self._fly_backs**-self._config.fly_back_fading
-        jumps = []
-        for d, r, axis, jump in zip((dy, dx), (ry, rx), self._axes, self._fly_back, strict=True):
-            expected = axis.variance - jump + r
-            jumps.append(max(jump + gain * (d * d - expected - jump), least))
-        self._fly_back = (jumps[0], jumps[1])
-
-    def _remember_first_line(self, index: int) -> None:
-        if self._nx and self._first_line is not None and self._axes:
-            vertical, horizontal = self._axes
-            place = (vertical.mean, horizontal.mean)
-            self._first_line.append((index % self._nx, *place, self._restarts))
-
-    def _finish_first_line(self) -> None:
-        """One line is known: take its slope for the profile, and its end for the fly-back.
-
-        The slope is the median of those between any two frames (Theil and Sen) without a jump
-        between them: a wrong beam in a part of the line does not turn it.
-        """
-        line, self._first_line = np.array(self._first_line), None
-        if len(line) >= 8:
-            line = line[:: math.ceil(len(line) / _SLOPE_POINTS)]
-            first, last = np.triu_indices(len(line), 1)
-            rise = line[last] - line[first]
-            rise = rise[(rise[:, 0] > 0) & (rise[:, 3] == 0)]
-            if len(rise) == 0:
-                return
-            slope = np.median(rise[:, 1:3] / rise[:, :1], axis=0)
-            step = (float(slope[0]), float(slope[1]))
-            back = (-step[0] * (self._nx - 1), -step[1] * (self._nx - 1))
-            self._steps = [back] + [step] * (self._nx - 1)

@@ -150,6 +150,22 @@ def test_decoding_knows_where_a_binned_pixel_lies(side: int, factor: int) -> Non
     torch.testing.assert_close(found.sigma, torch.full((1, 2), float(factor)))
 
 
+def test_other_beams_are_named_by_how_likely_they_are() -> None:
+    bins = Bins.of(torch.ones(1, 256, 256), torch.ones(256, 256, dtype=torch.bool))
+    maps = torch.zeros(1, 6, 32, 32)
+    maps[:, center.HEAT] = torch.linspace(-40, -39, 32)[:, None]
+    heat = {(10, 20): 5.0, (10, 21): 4.9, (25, 4): 3.0, (3, 29): 4.0}  # (10, 21): the same beam
+    for (row, column), value in heat.items():
+        maps[0, center.HEAT, row, column] = value
+    found = center.decode(maps, bins)
+    places, sigmas, odds = found.others.split([2, 1, 1], dim=2)
+    expected = torch.tensor([[[3, 29], [25, 4]]]) * 4 + 1.5
+    torch.testing.assert_close(places[:, :2], bins.pixels(expected), atol=1e-3, rtol=0)
+    assert (sigmas == center.OTHER_SIGMA * bins.factor).all()
+    torch.testing.assert_close(odds[0, :2, 0], torch.tensor([-1.0, -2.0]).exp())
+    assert odds[0, 2, 0] < 1e-15  # there is no fourth beam
+
+
 def test_binning_loses_no_electron() -> None:
     frames = _frames((256, 256), peak=3.0)
     bins = Bins.of(frames, torch.ones(256, 256, dtype=torch.bool))

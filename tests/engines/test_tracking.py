@@ -160,6 +160,109 @@ def test_a_track_that_nothing_agrees_with_is_given_up():
     assert np.median(np.abs(tracked - truth)[420:]) < 0.1
 
 
+def with_grains(shown: dict[tuple[int, int], tuple[float, float]], seed: int = 3):
+    """A drifting scan whose columns show another beam, so far away; the direct one is named too."""
+    truth = drift("plane walk fly-back", seed)
+    random = np.random.default_rng(seed)
+    centers = truth + random.normal(0, 0.05, truth.shape)
+    others = np.zeros((len(truth), 3, 4))
+    others[:, 0] = [3.0, 3.0, 1.0, 0.01]  # a beam that is no candidate for anything
+    others[:, 1, :2] = truth + random.normal(0, 0.3, truth.shape)
+    others[:, 1, 2:] = 1.0, 0.1
+    others[:, 1, 3] = 0.0
+    column = np.arange(len(truth)) % SCAN[1]
+    for (first, end), offset in shown.items():
+        wrong = (column >= first) & (column < end)
+        centers[wrong] += offset
+        others[wrong, 1, 3] = 0.1
+    return truth, centers, others
+
+
+def follow(truth, centers, others, first=0):
+    indices, sigmas = first + np.arange(len(truth)), np.full_like(truth, 0.05)
+    return CenterTracker(SCAN).update(indices, centers, sigmas, others=others)
+
+
+def test_a_grain_that_shows_another_beam_does_not_lead_the_track_away():
+    grains = {(8, 18): (14.0, -9.0), (30, 36): (-3.0, 12.0)}
+    truth, centers, others = with_grains(grains)
+    tracked, _, outlier = follow(truth, centers, others)
+    wrong = np.abs(centers - truth).max(1) > 1
+    assert np.abs(tracked - truth).max() < 1.0
+    assert outlier[wrong].all()
+    assert not outlier[~wrong].any()
+    alone, _, _ = follow(truth, centers, None)
+    assert (np.abs(alone - truth).max(1)[wrong] > 3).mean() > 0.5  # where nothing else is named
+
+
+def test_another_beam_at_a_lines_start_is_no_fly_back():
+    truth, centers, others = with_grains({(0, 6): (14.0, -9.0)})
+    # The very first frames have nothing before them that knew better.
+    tracked, _, _ = follow(*(values[20:] for values in (truth, centers, others)), first=20)
+    # Each line jumps, and where to is known to a pixel only until the direct beam shows itself.
+    assert np.abs(tracked - truth[20:]).max() < 2.5
+
+
+def test_a_beam_that_the_network_hesitates_to_take_gives_way_to_the_expected_one():
+    """Its sigma says that it may be another beam, and covers the place of the right one."""
+    truth, centers, others = with_grains({(8, 18): (14.0, -9.0)})
+    sigmas = np.where(np.abs(centers - truth).max(1) > 1, 12.0, 0.05)[:, None].repeat(2, 1)
+    tracked, sigma, _ = CenterTracker(SCAN).update(
+        np.arange(len(truth)), centers, sigmas, others=others
+    )
+    assert np.abs(tracked - truth).max() < 1.0
+    assert sigma.max() < 3.0
+
+
+@pytest.mark.parametrize("size", [4.0, 20.0])
+def test_a_jump_is_followed_at_once_though_other_beams_are_named(size: float):
+    """They jump with the direct one."""
+    truth, centers, others = with_grains({})
+    others[:, 2, :2] = truth + np.array((15.0, 2.0))
+    others[:, 2, 2:] = 1.0, 0.5
+    for places in (truth, centers):
+        places[500:] += size
+    others[500:, :, :2] += size
+    tracked, _, outlier = follow(truth, centers, others)
+    assert np.abs(tracked[504:540] - truth[504:540]).max() < 0.5
+    assert outlier[500:504].sum() <= 2
+
+
+def test_a_track_that_began_on_another_beam_is_outvoted():
+    """Though that beam is named in every frame."""
+    truth, centers, others = with_grains({})
+    centers[:20] += [14.0, -9.0]
+    others[:, 1, :2] = truth + np.array((14.0, -9.0))
+    others[20:, 1, 3] = 0.1
+    tracked, _, _ = follow(truth, centers, others)
+    off = np.abs(tracked - truth).max(1) > 1
+    assert off[20:35].all()
+    assert not off[50:].any()
+
+
+def test_what_most_frames_say_outlasts_a_grain_as_long_as_a_line():
+    truth, centers, others = with_grains({})
+    wrong = slice(400, 400 + SCAN[1])
+    centers[wrong] += [14.0, -9.0]
+    others[wrong, 1, 3] = 0.1
+    tracked, _, _ = follow(truth, centers, others)
+    assert np.abs(tracked - truth).max() < 1.0
+
+
+def test_a_twin_goes_its_own_way():
+    truth, centers, others = with_grains({(8, 18): (14.0, -9.0)})
+    sigmas, indices = np.full_like(truth, 0.05), np.arange(len(truth))
+    for stop in (12, 300):  # within the first line, and where much was learned
+        tracker = CenterTracker(SCAN)
+        before, after = slice(0, stop), slice(stop, 2 * stop)
+        tracker.update(indices[before], centers[before], sigmas[before], others=others[before])
+        twin = tracker.copy()
+        twin.update(indices[after], centers[after] + 5, sigmas[after], others=others[after])
+        found = tracker.update(indices[after], centers[after], sigmas[after], others=others[after])
+        whole = follow(*(values[: 2 * stop] for values in (truth, centers, others)))
+        np.testing.assert_array_equal(found[0], whole[0][after])
+
+
 def test_sigmas_are_honest():
     truth = np.concatenate([drift("plane walk fly-back", seed) for seed in range(1)])
     tracked, sigma, _, _ = track(truth, 0.2)
@@ -269,17 +372,19 @@ def test_nothing_is_claimed_before_the_first_beam():
             st.floats(allow_nan=True, allow_infinity=True, width=32),
             st.floats(min_value=0, width=32) | st.just(math.nan),
             st.booleans(),
+            st.lists(st.floats(width=32), min_size=8, max_size=8),
         ),
         max_size=40,
     )
 )
-def test_wild_input_never_breaks_it(rows: list[tuple[int, float, float, bool]]):
+def test_wild_input_never_breaks_it(rows: list[tuple[int, float, float, bool, list[float]]]):
     tracker = CenterTracker((50, 100))
     indices = np.array([row[0] for row in rows], dtype=np.int64)
     centers = np.array([[row[1], -row[1]] for row in rows]).reshape(-1, 2)
     sigmas = np.array([[row[2]] * 2 for row in rows]).reshape(-1, 2)
     usable = np.array([row[3] for row in rows], dtype=bool)
-    tracked, sigma, outlier = tracker.update(indices, centers, sigmas, usable)
+    others = np.array([row[4] for row in rows]).reshape(-1, 2, 4)
+    tracked, sigma, outlier = tracker.update(indices, centers, sigmas, usable, others)
     assert tracked.shape == sigma.shape == (len(rows), 2)
     assert (np.isfinite(tracked) | np.isinf(sigma)).all()
     assert not outlier[~usable].any()

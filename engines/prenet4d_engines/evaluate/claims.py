@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from prenet4d_engines.evaluate.datasets import PatternSet, patterns_without_beam
 from prenet4d_engines.evaluate.metrics import lengths, within_sigma, wrong_beams
+from prenet4d_engines.evaluate.networks import USABLE
 from prenet4d_engines.evaluate.report import Table
-from prenet4d_engines.evaluate.run import USABLE, Run, dose_label
+from prenet4d_engines.evaluate.run import Run, dose_label
 
 Array = NDArray[np.float64]
 

@@ -12,11 +12,10 @@ from prenet4d_engines.evaluate.classical import ELLIPSE_METHODS
 from prenet4d_engines.evaluate.metrics import angle_error, ratio_error, ring_nonuniformity
 from prenet4d_engines.evaluate.networks import recentered_mean
 from prenet4d_engines.evaluate.report import OURS, Check, Part, Table
-from prenet4d_engines.evaluate.run import USABLE, Run, Stopwatch, dose_label
+from prenet4d_engines.evaluate.run import Run, Stopwatch, dose_label
 from prenet4d_engines.evaluate.scans import held_out_scan
 from prenet4d_engines.geometry import Ellipticity, reference_center
 from prenet4d_engines.simulate import Kind
-from prenet4d_engines.tracking import CenterTracker
 
 Array = NDArray[np.float64]
 
@@ -95,14 +94,10 @@ def _classical(mean: NDArray[np.float32], radius: float, watch: Stopwatch) -> di
 
 def _with_own_centers(run: Run, frames: NDArray[np.float32]) -> tuple[NDArray[np.float32], Array]:
     """Return the frames that the corrector would average, and the centers it tracks."""
-    centers, sigmas, usable = run.networks.centers(frames, np.ones(frames.shape, np.bool_))
-    tracked, _, outlier = CenterTracker(SCAN_SHAPE).update(
-        np.arange(len(frames)), centers, sigmas, usable >= USABLE
-    )
-    good = (usable >= USABLE) & ~outlier & np.isfinite(tracked).all(1)
-    if not good.any():
+    track = run.networks.track(frames, SCAN_SHAPE)
+    if not track.good.any():
         return frames, np.tile(reference_center(frames.shape[1:]), (len(frames), 1))
-    return frames[good], tracked[good]
+    return frames[track.good], track.tracked[track.good]
 
 
 def _part(

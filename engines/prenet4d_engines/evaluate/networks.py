@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import torch
@@ -12,15 +14,36 @@ from torch import Tensor
 from prenet4d_engines.backends import Backend
 from prenet4d_engines.calibrator import PatternSum
 from prenet4d_engines.centers import find_centers
+from prenet4d_engines.config import CorrectorConfig
 from prenet4d_engines.geometry import reference_center
 from prenet4d_engines.models import center, denoiser
 from prenet4d_engines.models.bins import Bins
 from prenet4d_engines.reading import read_ellipticity
 from prenet4d_engines.resample import recentered_sum
+from prenet4d_engines.tracking import CenterTracker
 
 Array = NDArray[np.float64]
 
 BATCH = 16
+USABLE: Final = CorrectorConfig().min_beam_probability
+"""Frames with at least this probability of a beam count as showing one, as in the corrector."""
+
+
+@dataclass(frozen=True)
+class Track:
+    """Centers over a scan of n frames, pixels.
+
+    Attributes:
+        single: (n, 2) of each frame on its own.
+        tracked: (n, 2) with the scan so far taken into account; NaN before the first beam.
+        sigma: (n, 2) of the tracked ones.
+        good: (n,) bool, the frames that the corrector would average.
+    """
+
+    single: Array
+    tracked: Array
+    sigma: Array
+    good: NDArray[np.bool_]
 
 
 class Networks:
@@ -46,17 +69,30 @@ class Networks:
 
         Without ``refined`` they are the center network's own, before they are refined.
         """
+        found = self._find(frames, masks, refined)
+        return found[0], found[1], found[2]
 
+    def track(self, frames: NDArray[np.float32], scan_shape: tuple[int, int]) -> Track:
+        """Find and track the centers of a scan's frames (n, h, w)."""
+        single, sigmas, usable, others = self._find(frames, np.ones(frames.shape, np.bool_), True)
+        beam = usable >= USABLE
+        tracked, sigma, outlier = CenterTracker(scan_shape).update(
+            np.arange(len(frames)), single, sigmas, beam, others
+        )
+        return Track(single, tracked, sigma, beam & ~outlier & np.isfinite(tracked).all(1))
+
+    def _find(
+        self, frames: NDArray[np.float32], masks: NDArray[np.bool_], refined: bool
+    ) -> list[Array]:
         def step(counts: Tensor, valid: Tensor) -> tuple[Tensor, ...]:
             if refined:
                 found = find_centers(counts, valid, self.backend)
             else:
                 bins = Bins.of(counts, valid)
                 found = center.decode(self.backend.center(center.prepare(bins)), bins)
-            return found.center, found.sigma, found.usable
+            return found.center, found.sigma, found.usable, found.others
 
-        centers, sigmas, usable = self._batched(step, frames, masks)
-        return centers.astype(np.float64), sigmas.astype(np.float64), usable.astype(np.float64)
+        return [column.astype(np.float64) for column in self._batched(step, frames, masks)]
 
     @torch.inference_mode()
     def ellipse(self, mean: NDArray[np.float32]) -> tuple[Array, float]:

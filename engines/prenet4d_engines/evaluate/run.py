@@ -6,17 +6,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Final
 
 import numpy as np
 
-from prenet4d_engines.config import CorrectorConfig
 from prenet4d_engines.evaluate.datasets import PatternSet
 from prenet4d_engines.evaluate.networks import Networks
 from prenet4d_engines.evaluate.report import Table
 
-USABLE: Final = CorrectorConfig().min_beam_probability
-"""Frames with at least this probability of a beam count as showing one, as in the corrector."""
 Progress = Callable[[float, str], None]
 """Told the share done (0 to 1) and what is being done."""
 

@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 from prenet4d_engines.evaluate.classical.center import blurred_maximum_center
 from prenet4d_engines.evaluate.metrics import beam_limits, lengths, within_sigma, wrong_beams
 from prenet4d_engines.evaluate.report import OURS, Check, Part, Table
-from prenet4d_engines.evaluate.run import USABLE, Run, dose_label, within
+from prenet4d_engines.evaluate.run import Run, dose_label, within
 from prenet4d_engines.evaluate.scans import dynamical_scan, held_out_scan
 from prenet4d_engines.geometry import reference_center
 from prenet4d_engines.simulate import Drift, Kind, Scan
-from prenet4d_engines.tracking import CenterTracker
 
 Array = NDArray[np.float64]
 
@@ -164,12 +163,11 @@ def _near_zone_axes(run: Run) -> Part:
 def _follow(run: Run, scan: Scan, radii: Array) -> _Followed:
     """Find the center of every frame, track it, and let the classical method do its own."""
     frames = scan.frames().astype(np.float32)
-    single, sigma, usable = run.networks.centers(frames, np.ones(frames.shape, np.bool_))
-    tracked, tracked_sigma, _ = CenterTracker(scan.scan_shape).update(
-        np.arange(len(frames)), single, sigma, usable >= USABLE
-    )
+    track = run.networks.track(frames, scan.scan_shape)
     # As the corrector does before it has seen a beam.
-    tracked = np.where(np.isfinite(tracked), tracked, reference_center(scan.frame_shape))
+    tracked = np.where(
+        np.isfinite(track.tracked), track.tracked, reference_center(scan.frame_shape)
+    )
     classical = np.array(
         [
             blurred_maximum_center(frame, radius, _BEAM_SCALE)
@@ -179,13 +177,13 @@ def _follow(run: Run, scan: Scan, radii: Array) -> _Followed:
     estimates = {
         CLASSICAL: classical,
         PLANE: plane_fit(classical, scan.scan_shape),
-        SINGLE: single,
+        SINGLE: track.single,
         TRACKED: tracked,
     }
     return _Followed(
         {name: lengths(centers - scan.centers) for name, centers in estimates.items()},
         beam_limits(radii, scan.frame_shape),
-        within_sigma(tracked - scan.centers, tracked_sigma),
+        within_sigma(tracked - scan.centers, track.sigma),
     )
 
 

@@ -21,6 +21,10 @@ STRIDE: Final = 4
 """Bins a side of a cell of the output grid."""
 HEAT, OFFSET_Y, OFFSET_X, LOG_SIGMA_Y, LOG_SIGMA_X, USABLE = range(6)
 LOG_SIGMA_RANGE: Final = (-6.0, 4.0)
+OTHERS: Final = 3
+"""Beams that are named beside the likeliest one."""
+OTHER_SIGMA: Final = 1.0
+"""One sigma in bins of where they lie, which only the first look tells; on training materials."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +44,15 @@ class CenterEstimate:
         center: (n, 2) float32, (cy, cx) in frame pixels.
         sigma: (n, 2) float32, one standard deviation of each in pixels.
         usable: (n,) float32, probability that the frame shows a usable beam.
+        others: (n, OTHERS, 4) float32, beams that may be the direct one instead, the likeliest
+            first: cy, cx and one sigma in frame pixels, and how likely each is in units of the
+            likeliest beam of all; 0 where there are no more.
     """
 
     center: Tensor
     sigma: Tensor
     usable: Tensor
+    others: Tensor
 
 
 class CenterNet(nn.Module):
@@ -152,4 +160,17 @@ def decode(maps: Tensor, bins: Bins) -> CenterEstimate:
         center=bins.pixels(place),
         sigma=bins.factor * log_sigma.exp(),
         usable=maps[:, USABLE].mean((1, 2)).sigmoid(),
+        others=_other_beams(maps, bins),
     )
+
+
+def _other_beams(maps: Tensor, bins: Bins) -> Tensor:
+    """Return what the heatmap's highest peaks but the first show, as `CenterEstimate.others`."""
+    heat = maps[:, HEAT : HEAT + 1]
+    lower = heat < functional.max_pool2d(heat, 3, stride=1, padding=1)  # (n, 1, H, W)
+    peaks = heat.masked_fill(lower, float("-inf")).flatten(1).topk(1 + OTHERS)
+    cells = torch.stack([peaks.indices // maps.shape[3], peaks.indices % maps.shape[3]], 2)
+    places = [bins.pixels(at_cell(maps, cells[:, k])[0]) for k in range(1, 1 + OTHERS)]
+    odds = (peaks.values[:, 1:] - peaks.values[:, :1]).exp()
+    sigmas = torch.full_like(odds, OTHER_SIGMA * bins.factor)
+    return torch.cat([torch.stack(places, 1), torch.stack([sigmas, odds], 2)], 2)
