@@ -7,9 +7,11 @@ import math
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from prenet4d_engines.models import CenterNet, Denoiser, EllipseNet, center, denoiser, ellipse
 from prenet4d_engines.models.bins import BINS, Bins
+from prenet4d_engines.models.layers import sum_by_pooling, sum_by_shifts, unshuffled
 
 SHAPES = [(128, 128), (192, 192), (256, 256), (515, 515), (512, 1028), (64, 50)]
 
@@ -232,3 +234,23 @@ def test_channels_fill_tensor_cores(network: type[nn.Module]) -> None:
             assert module.in_channels % 8 == 0
             heads_and_answers = {4, 5}
             assert module.out_channels % 8 == 0 or module.out_channels in heads_and_answers
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("shape", [(2, 3, 6, 10), (1, 15, 96, 96)])
+def test_unshuffling_is_torchs_own_with_channels_side_by_side(dtype, shape) -> None:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    found = unshuffled(x)
+    assert torch.equal(found, functional.pixel_unshuffle(x, 2))
+    assert dtype == torch.float32 or found.is_contiguous(memory_format=torch.channels_last)
+    turned = x.transpose(2, 3)
+    assert torch.equal(unshuffled(turned), functional.pixel_unshuffle(turned, 2))
+
+
+@pytest.mark.parametrize("size", [1, 3, 5, 7, 11])
+def test_box_sums_are_what_they_say_on_either_device(size: int) -> None:
+    x = torch.rand(2, 1, 21, 30, generator=torch.Generator().manual_seed(0))
+    window = torch.ones(1, 1, size, size)
+    expected = functional.conv2d(x, window, padding=size // 2)
+    for summed in (sum_by_shifts(x, size), sum_by_pooling(x, size)):
+        torch.testing.assert_close(summed, expected)

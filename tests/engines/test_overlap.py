@@ -11,7 +11,6 @@ from ringscan import BATCHES, CONFIG, SHAPE, assert_same, parts, rings
 
 from prenet4d_engines import Corrector, DetectorRadii
 from prenet4d_engines.models.inversion import blur_by_products, blur_by_shifts
-from prenet4d_engines.models.layers import sum_by_pooling, sum_by_shifts
 from prenet4d_engines.resample import sum_by_products, sum_one_by_one
 from prenet4d_engines.stages import Station
 
@@ -149,13 +148,6 @@ def test_both_ways_to_add_up_recentered_images_agree(data):
     which = (torch.rand(n, generator=random) > 0.3) if data.draw(st.booleans()) else None
     one, other = (way(images, shifts, valid, which) for way in (sum_one_by_one, sum_by_products))
     torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
-
-
-@settings(max_examples=20)
-@given(st.integers(1, 3), st.integers(1, 20), st.integers(1, 20), st.sampled_from([1, 5, 11]))
-def test_both_ways_to_add_up_windows_agree(n, h, w, size):
-    x = torch.rand(n, 1, h, w, generator=torch.Generator().manual_seed(h))
-    torch.testing.assert_close(sum_by_shifts(x, size), sum_by_pooling(x, size))
 
 
 def test_both_ways_to_smooth_agree():

@@ -146,8 +146,8 @@ class _Cast:
         self._network = network
 
     def __call__(self, x: Tensor) -> Tensor:
-        x = x.to(self.dtype, memory_format=torch.channels_last)
-        y: Tensor = self._network(x)
+        # The network itself brings channels to lie side by side, when it halves its input's sides.
+        y: Tensor = self._network(x.to(self.dtype))
         return y.float()
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from prenet4d_engines.models.bins import Bins
-from prenet4d_engines.models.layers import Attention, Conv, Down, Residual
+from prenet4d_engines.models.layers import Attention, Conv, Down, Residual, unshuffled
 
 IN_CHANNELS: Final = 6
 STRIDE: Final = 4
@@ -80,7 +80,7 @@ class CenterNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, 6, h, w) from `prepare` -> maps (n, 6, h / 4, w / 4) for `decode`."""
-        x = functional.pixel_unshuffle(x, 2)  # (n, 24, h/2, w/2)
+        x = unshuffled(x)  # (n, 24, h/2, w/2)
         x1 = self.stage1(self.stem(x))  # (n, c1, h/2, w/2)
         x2 = self.stage2(x1)  # (n, c2, h/4, w/4)
         x3 = self.stage3(x2)  # (n, c3, h/8, w/8)

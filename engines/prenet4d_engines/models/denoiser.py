@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from prenet4d_engines.models.layers import box_sum
+from prenet4d_engines.models.layers import box_sum, unshuffled
 
 IN_CHANNELS: Final = 4
 WINDOW: Final = 5
@@ -127,7 +127,7 @@ class Denoiser(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, 4, h, w) from `stabilise` -> residual in units of noise (n, 1, h, w)."""
-        x = self.stem(functional.pixel_unshuffle(x, 2))  # (n, c0, h/2, w/2)
+        x = self.stem(unshuffled(x))  # (n, c0, h/2, w/2)
         skips = []
         for encoder, down in zip(self.encoders, self.downs, strict=True):
             x = encoder(x)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from prenet4d_engines.models.layers import Conv, Down, Residual
+from prenet4d_engines.models.layers import Conv, Down, Residual, unshuffled
 
 IN_CHANNELS: Final = 4
 RADII: Final = 256
@@ -75,7 +75,7 @@ class EllipseNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, 4, 256, 128) from `prepare` -> votes (n, 4, 32, 16) for `decode`."""
-        x = self.stage1(functional.pixel_unshuffle(x, 2))  # (n, c1, 128, 64)
+        x = self.stage1(unshuffled(x))  # (n, c1, 128, 64)
         x = self.down(self.stage2(x)) + self.radius  # (n, c3, 32, 16)
         votes: Tensor = self.head(self.stage3(x))
         return votes

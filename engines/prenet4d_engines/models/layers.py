@@ -1,4 +1,4 @@
-"""What the networks share: residual convolutions and attention, all FP16-safe, and a box sum."""
+"""What the networks share: residual convolutions, attention, halving, all FP16-safe; a box sum."""
 
 from __future__ import annotations
 
@@ -73,6 +73,20 @@ class Attention(nn.Module):
         return x + change
 
 
+def unshuffled(x: Tensor) -> Tensor:
+    """`pixel_unshuffle` by 2: (n, c, h, w) -> (n, 4 c, h / 2, w / 2).
+
+    In bfloat16 on a CPU two neighbours in a row are moved as one number of 32 bits, straight to
+    where the channels of a pixel lie side by side: in a third of the time.
+    """
+    n, c, h, w = x.shape
+    if x.device.type != "cpu" or x.dtype != torch.bfloat16 or not x.is_contiguous():
+        return functional.pixel_unshuffle(x, 2)
+    pairs = x.view(torch.int32).view(n, c, h // 2, 2, w // 2)
+    beside = pairs.permute(0, 2, 4, 1, 3).reshape(n, h // 2, w // 2, 2 * c)
+    return beside.view(torch.bfloat16).permute(0, 3, 1, 2)
+
+
 def box_sum(x: Tensor, size: int) -> Tensor:
     """Sum over a size x size window around each pixel of (n, 1, h, w), zeros beyond the border."""
     return sum_by_shifts(x, size) if x.device.type == "cpu" else sum_by_pooling(x, size)
@@ -80,17 +94,20 @@ def box_sum(x: Tensor, size: int) -> Tensor:
 
 def sum_by_shifts(x: Tensor, size: int) -> Tensor:
     """`box_sum` as a CPU does it: adding shifted views is 20 times as fast there as pooling."""
-    h, w = x.shape[2:]
     half = size // 2
-    padded = functional.pad(x, (half, half))
-    rows = padded[..., :w].clone()
-    for i in range(1, size):
-        rows += padded[..., i : i + w]
-    padded = functional.pad(rows, (0, 0, half, half))
-    out = padded[..., :h, :].clone()
-    for i in range(1, size):
-        out += padded[..., i : i + h, :]
-    return out
+    rows = _sum_of_next(functional.pad(x, (half, half)), size, 3)
+    return _sum_of_next(functional.pad(rows, (0, 0, half, half)), size, 2)
+
+
+def _sum_of_next(x: Tensor, size: int, dim: int) -> Tensor:
+    """Sum each value along a dimension and the ``size`` - 1 after it, from sums of half as many."""
+    if size == 1:
+        return x
+    half, odd = divmod(size, 2)
+    length = x.shape[dim] - size + 1
+    halves = _sum_of_next(x, half, dim)
+    total = halves.narrow(dim, 0, length) + halves.narrow(dim, half, length)
+    return total.add_(x.narrow(dim, size - 1, length)) if odd else total
 
 
 def sum_by_pooling(x: Tensor, size: int) -> Tensor:

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from prenet4d_engines.models.bins import Bins
 from prenet4d_engines.models.inversion import Inversion
-from prenet4d_engines.models.layers import Attention, Conv, Down, Residual
+from prenet4d_engines.models.layers import Attention, Conv, Down, Residual, unshuffled
 
 IN_CHANNELS: Final = 15
 SIDE: Final = 96
@@ -77,7 +77,7 @@ class RefineNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, 15, 96, 96) from `prepare` -> votes (n, 8, 24, 24) for `decode`."""
-        x1 = self.stage1(functional.pixel_unshuffle(x, 2))  # (n, c1, 48, 48)
+        x1 = self.stage1(unshuffled(x))  # (n, c1, 48, 48)
         x2 = self.stage2(x1)  # (n, c2, 24, 24)
         x3 = self.stage3(x2)  # (n, c3, 12, 12)
         x2 = self.pyramid(x2 + functional.interpolate(self.lateral(x3), scale_factor=2.0))
