@@ -247,9 +247,10 @@ def test_unshuffling_is_torchs_own_with_channels_side_by_side(dtype, shape) -> N
     assert torch.equal(unshuffled(turned), functional.pixel_unshuffle(turned, 2))
 
 
+@pytest.mark.parametrize("shape", [(21, 30), (1, 2)])
 @pytest.mark.parametrize("size", [1, 3, 5, 7, 11])
-def test_box_sums_are_what_they_say_on_either_device(size: int) -> None:
-    x = torch.rand(2, 1, 21, 30, generator=torch.Generator().manual_seed(0))
+def test_box_sums_are_what_they_say_on_either_device(size: int, shape: tuple[int, int]) -> None:
+    x = torch.rand(2, 1, *shape, generator=torch.Generator().manual_seed(0))
     window = torch.ones(1, 1, size, size)
     expected = functional.conv2d(x, window, padding=size // 2)
     for summed in (sum_by_shifts(x, size), sum_by_pooling(x, size)):
