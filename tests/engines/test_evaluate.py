@@ -39,7 +39,14 @@ from prenet4d_engines.evaluate.datasets import (
 from prenet4d_engines.evaluate.ellipse import evaluate_ellipses
 from prenet4d_engines.evaluate.hallucination import invented_peaks
 from prenet4d_engines.evaluate.networks import Networks
-from prenet4d_engines.evaluate.report import Check, Part, Report, Table, most_of_the_best
+from prenet4d_engines.evaluate.report import (
+    Check,
+    Part,
+    Report,
+    Table,
+    largest,
+    most_of_the_best,
+)
 from prenet4d_engines.evaluate.run import Run
 from prenet4d_engines.evaluate.scan_denoise import PCA, principal_components
 from prenet4d_engines.evaluate.tracking import evaluate_tracking, paired_difference, plane_fit
@@ -300,6 +307,21 @@ def test_a_report_says_what_passed_and_writes_json(tmp_path) -> None:
 
 def test_a_figure_that_is_not_a_number_meets_no_goal() -> None:
     assert not Check("anything", float("nan"), 1.0).passed
+    # One that is not a number stays in sight, in whichever column it stands.
+    for figures in ((0.5, np.nan), (np.nan, 0.5)):
+        assert np.isnan(largest(figures))
+        table = Table("t", "title", "method", ("x", "y"), (("ours", figures), ("a", (4.0, 4.0))))
+        assert np.isnan(most_of_the_best(table, "ours", ["a"]))
+    assert largest((0.5, None, 0.2)) == 0.5
+    assert np.isnan(largest((None,)))
+
+
+def test_a_rival_whose_figure_is_not_a_number_is_not_the_best() -> None:
+    rows = (("ours", (1.0, 1.0)), ("a", (np.nan, 2.0)), ("b", (4.0, np.nan)))
+    table = Table("t", "title", "method", ("x", "y"), rows)
+    assert most_of_the_best(table, "ours", ["a", "b"]) == 0.5
+    assert most_of_the_best(table, "ours", ["b", "a"]) == 0.5
+    assert np.isnan(most_of_the_best(replace(table, columns=("x",), rows=rows[:1]), "ours", []))
 
 
 def test_tables_over_something_else_than_dose_are_not_plotted(tmp_path) -> None:

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+
 from prenet4d_engines.evaluate.pictures import Denoised, draw_denoised
 
 OURS: Final = "prenet4d"
@@ -71,18 +73,28 @@ class Check:
         return self.value < self.limit
 
 
+def largest(figures: Iterable[float | None]) -> float:
+    """Return the largest of figures that are known; NaN where one of them is, or none is known.
+
+    `max` keeps or drops a NaN by its place, so that what is no figure could meet a goal.
+    """
+    known = [each for each in figures if each is not None]
+    return float(np.max(known)) if known else math.nan
+
+
 def most_of_the_best(table: Table, ours: str, rivals: Iterable[str]) -> float:
     """Return the largest share, over the columns, of our figure in the lowest of the rivals'.
 
-    NaN where there is nothing to compare.
+    NaN where there is nothing to compare, or where ours is no number; a rival's that is none is
+    not the lowest.
     """
     rows = [table.row(name) for name in rivals]
-    shares = [
-        value / min(known)
-        for value, *others in zip(table.row(ours), *rows, strict=True)
-        if value is not None and (known := [each for each in others if each is not None])
-    ]
-    return max(shares, default=float("nan"))
+    shares = []
+    for value, *others in zip(table.row(ours), *rows, strict=True):
+        known = [each for each in others if each is not None and not math.isnan(each)]
+        if value is not None and known:
+            shares.append(value / min(known))
+    return largest(shares)
 
 
 @dataclass(frozen=True)
