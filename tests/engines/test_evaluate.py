@@ -14,11 +14,17 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
+from scipy.stats import poisson
 
 from prenet4d_engines.backends import TorchBackend
 from prenet4d_engines.errors import EvaluationError, SimulationError
 from prenet4d_engines.evaluate import Subject, evaluate, metrics, strain
-from prenet4d_engines.evaluate.bound import BOUND, center_covariance
+from prenet4d_engines.evaluate.bound import (
+    BOUND,
+    bounding_errors,
+    center_covariance,
+    pixel_information,
+)
 from prenet4d_engines.evaluate.classical import (
     CENTER_METHODS,
     DENOISE_METHODS,
@@ -52,6 +58,7 @@ from prenet4d_engines.evaluate.scan_denoise import PCA, principal_components
 from prenet4d_engines.evaluate.tracking import evaluate_tracking, paired_difference, plane_fit
 from prenet4d_engines.geometry import Ellipticity
 from prenet4d_engines.simulate.content import direct_disk
+from prenet4d_engines.simulate.detector import Detector, ideal_detector
 from prenet4d_engines.simulate.materials import HELD_OUT, TRAINING
 from prenet4d_engines.simulate.pattern import Optics, Pattern
 from prenet4d_engines.simulate.render import render
@@ -480,6 +487,45 @@ def test_no_estimate_beats_the_bound_and_a_good_one_comes_near() -> None:
         assert 0.8 < ratio < 1.25
     with pytest.raises(ValueError, match="how its patterns move"):
         center_covariance(replace(patterns, moved=None), dose)
+
+
+def test_single_electrons_that_stand_out_of_readout_noise_tell_as_much_as_without_it() -> None:
+    patterns = held_out_patterns("v", "v", (64, 64), ("vacuum", "cbed"), seed=0)
+    whole = np.ones((64, 64), np.bool_)
+    noises = (0.0, 0.1, 0.4)
+    silent, quiet, loud = (
+        center_covariance(replace(patterns, detectors=(Detector(whole, readout=r),) * 2), 200.0)
+        for r in noises
+    )
+    assert quiet == pytest.approx(silent, rel=0.01)
+    assert (np.trace(loud, axis1=1, axis2=2) > 1.05 * np.trace(silent, axis1=1, axis2=2)).all()
+    # Where electrons are many, what counts is the variance.
+    many = np.array([30.0, 3000.0])
+    assert pixel_information(many, 0.4, np.inf) == pytest.approx(1 / (many + 0.16), rel=1e-3)
+
+
+@pytest.mark.parametrize("saturation", [1.0, 4.0, 64.0])
+def test_a_reading_that_is_cut_off_tells_less_than_the_electrons_and_no_less_than_its_mean(
+    saturation: float,
+) -> None:
+    for mean in (0.1, 3.0, 50.0, 64.0, 70.0):
+        chance = poisson.pmf(np.arange(400), mean)
+        reading = np.minimum(np.arange(400), saturation)
+        slope = chance @ (reading * (np.arange(400) / mean - 1))
+        spread = chance @ (reading - chance @ reading) ** 2
+        least = slope**2 / max(spread, 1e-15)  # what an estimate by the mean reading makes of it
+        (told,) = pixel_information(np.array([mean]), 0.0, saturation)
+        assert least * (1 - 1e-6) - 1e-9 <= told <= 1 / mean * (1 + 1e-9)
+
+
+def test_where_every_pixel_is_saturated_nobody_knows_the_center() -> None:
+    patterns = held_out_patterns("v", "v", (64, 64), ("vacuum", "vacuum"), seed=0)
+    cameras = (Detector(np.ones((64, 64), np.bool_), saturation=1.0), ideal_detector((64, 64)))
+    blinded = replace(patterns, detectors=cameras)
+    assert not np.isfinite(center_covariance(blinded, 1e9)[0]).any()
+    errors = bounding_errors(blinded, 1e9).reshape(2, -1)
+    assert np.isposinf(errors[0]).all()
+    assert errors[1].max() < 0.01
 
 
 def test_a_paired_difference_knows_its_own_uncertainty() -> None:
