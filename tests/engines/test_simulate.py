@@ -406,6 +406,16 @@ def test_counts_beyond_uint16_get_a_wider_type() -> None:
     assert _scan(dose=1e8).dtype == np.uint32
 
 
+def test_counts_that_the_interpolation_lifts_beyond_uint16_do_not_wrap_around() -> None:
+    # between sharp edges, cubic convolution swings beyond the brightest pixel
+    measured = np.full((64, 64), 1e-4)
+    measured[20:40, 20:40] = 1.0
+    scan = draw_scan(measured, (3, 3), dose=62_500 * float(measured.sum()), drift=Drift(3, 1, 0.3))
+    for i, frame in enumerate(scan.frames().astype(np.float64)):
+        expected = scan.expectation(i).astype(np.float64)
+        assert np.abs(frame - expected).max() < 10 * np.sqrt(expected.max())
+
+
 def test_a_scan_drawn_from_measured_patterns_moves_and_stretches_them() -> None:
     measured = render([_vacuum(9.0, 1.0, (50.0, 47.0))], (96, 96)).numpy() * 1e6
     scan = draw_scan(

@@ -28,6 +28,9 @@ Counts = NDArray[np.uint16] | NDArray[np.uint32]
 
 _FEW_ELECTRONS: Final = 20_000
 """Below this many electrons a frame, throwing each one is cheaper than counting every pixel."""
+_OVERSHOOT: Final = 1.28125
+"""Most that cubic convolution makes of its pixels' largest: half way between them, its positive
+weights sum to that."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ class Scan:
     @property
     def dtype(self) -> np.dtype[np.uint16] | np.dtype[np.uint32]:
         """Type of the frames: uint16, or uint32 where counts could exceed it."""
-        peak = float(self.canvases.max())
+        peak = _OVERSHOOT * float(self.canvases.max())
         return np.dtype(np.uint16) if peak + 10 * peak**0.5 < 65535 else np.dtype(np.uint32)
 
     def expectation(self, index: int) -> NDArray[np.float32]:
