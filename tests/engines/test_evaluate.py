@@ -267,9 +267,10 @@ def test_faulty_cameras_mask_pixels_and_masked_pixels_read_zero() -> None:
     assert (patterns.expose(1e4).frames[~patterns.masks] == 0).all()
 
 
-def test_mixed_kinds_hold_every_kind_but_blank() -> None:
-    kinds = mixed_kinds(40)
-    assert len(kinds) == 40
+@pytest.mark.parametrize("n", [6, 7, 8, 24, 40, 96])
+def test_mixed_kinds_hold_every_kind_but_blank(n: int) -> None:
+    kinds = mixed_kinds(n)
+    assert len(kinds) == n
     assert set(kinds) == {"cbed", "spots", "rings", "grains", "amorphous", "vacuum"}
 
 
