@@ -580,9 +580,15 @@ def test_measured_patterns_make_a_set_with_shifts_known_up_to_a_constant(backend
     # The second pattern lies 12 px from where a middle was assumed; only its constant is wrong.
     assert np.median(metrics.lengths(patterns.deviations(np.array(found)))) < 0.05
 
-    data = {"disks": measured}
+    # A file may be called as one of the other sets.
+    data = {"128": measured}
     report = evaluate(("center",), quick=True, patterns=6, data=data, backend=backend)
-    assert report.table("center.median.disks").row("disk correlation")[1] < 0.5
+    assert report.table("center.median.measured.128").row("disk correlation")[1] < 0.5
+    names = [table.name for table in report.tables()]
+    assert len(set(names)) == len(names)
+    # Nobody is missed that these parts do not compare with.
+    assert report.missing == ()
+    assert set(report.sources) == {method.name for method in CENTER_METHODS}
 
 
 def test_a_plane_fit_takes_out_noise_and_outliers() -> None:
@@ -598,9 +604,10 @@ def test_a_plane_fit_takes_out_noise_and_outliers() -> None:
     ("arguments", "error", "words"),
     [
         ({"what": ("taste",)}, ValueError, "taste"),
-        ({"what": ()}, ValueError, "denoise, center"),
+        ({"what": ()}, ValueError, "strain; nothing was asked for."),
         ({"patterns": 3}, ValueError, "at least 6"),
         ({"data": {"line": np.zeros(5)}}, SimulationError, "(k, h, w)"),
+        ({"data": {"void": np.zeros((3, 0, 0))}}, SimulationError, "(k, h, w)"),
         ({"data": {"dark": np.zeros((2, 32, 32))}}, SimulationError, "positive"),
     ],
 )

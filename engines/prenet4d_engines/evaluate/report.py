@@ -121,7 +121,7 @@ class Report:
     Attributes:
         parts: By name: denoise, center, ellipse, tracking, strain.
         missing: Methods that could not be compared with, each with the package to install.
-        sources: Every classical method's source.
+        sources: The source of every classical method that these parts compare with.
         about: Seed, patterns, versions, processor, backend, duration.
     """
 
