@@ -142,9 +142,16 @@ def test_an_ellipse_fit_reads_a_drawn_distortion(method, ratio_theta) -> None:
     "method", [m for m in ELLIPSE_METHODS if m.installed], ids=lambda m: m.name
 )
 def test_an_ellipse_fit_of_nothing_is_a_number(method) -> None:
-    for image in (np.zeros(SHAPE), np.ones(SHAPE)):
+    whole, dead = np.ones(SHAPE), np.zeros(SHAPE)
+    filled = 2.0 * max(SHAPE)  # a beam with nothing outside of it
+    for image, weights, radius in (
+        (dead, whole, RADIUS),
+        (whole, whole, RADIUS),
+        (whole, whole, filled),
+        (dead, dead, RADIUS),
+    ):
         for setting in method.settings:
-            found = method.run(image, np.ones(SHAPE), CENTER, RADIUS, *setting)
+            found = method.run(image, weights, CENTER, radius, *setting)
             assert np.isfinite(found).all()
 
 
@@ -175,6 +182,15 @@ def test_a_python_without_py4dstem_is_told_apart(monkeypatch, capfd) -> None:
         with pytest.raises(EvaluationError, match="could not run py4DSTEM"):
             fits[0].run(1e5 * drawn(), np.ones(SHAPE), CENTER, RADIUS, 0)
         assert "py4DSTEM" in capfd.readouterr().err
+
+
+def test_a_python_that_is_not_there_is_told_in_a_sentence(monkeypatch, tmp_path) -> None:
+    (fit, _) = (method for method in ELLIPSE_METHODS if method.needs == "py4DSTEM")
+    nowhere, folder = tmp_path / "python", tmp_path
+    for python in (nowhere, folder):
+        monkeypatch.setenv(PYTHON_VARIABLE, str(python))
+        with pytest.raises(EvaluationError, match=rf"{python} .*cannot be started: .*\.$"):
+            fit.run(1e5 * drawn(), np.ones(SHAPE), CENTER, RADIUS, 0)
 
 
 def test_components_of_a_scan_hold_its_patterns_and_not_its_noise() -> None:
