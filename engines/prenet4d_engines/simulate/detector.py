@@ -22,7 +22,8 @@ class Detector:
         blur: Standard deviation in px of the modulation transfer, 0 for none.
         readout: Standard deviation of the readout noise in electrons; 0 for a counting camera.
         saturation: Highest electrons a pixel reports.
-        hot: (k, 3): row, column and mean extra electrons of pixels that nobody has flagged.
+        hot: (k, 3): row, column and extra electrons, the same in every frame, of pixels that nobody
+            has flagged.
         transmission: (h, w) share of the electrons that reach each pixel, where nobody has flagged
             what is missing: the shadow of a beam stop, flat-field errors. None for all. The dose
             is then what reaches the camera.

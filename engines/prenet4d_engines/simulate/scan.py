@@ -20,7 +20,7 @@ from scipy import ndimage
 from prenet4d_engines.errors import SimulationError
 from prenet4d_engines.simulate.draw import draw_optics, draw_pattern
 from prenet4d_engines.simulate.materials import MATERIALS
-from prenet4d_engines.simulate.pattern import Kind
+from prenet4d_engines.simulate.pattern import KINDS, Kind
 from prenet4d_engines.simulate.render import distortion, render
 
 Array = NDArray[np.float64]
@@ -170,8 +170,10 @@ def simulate_scan(
         seed: Fixes everything.
 
     Raises:
-        SimulationError: Unknown material, or numbers that make no scan.
+        SimulationError: Unknown kind or material, or numbers that make no scan.
     """
+    if kind not in KINDS:
+        raise SimulationError(f"There is no kind of pattern {kind!r}. Known: {', '.join(KINDS)}.")
     if material not in MATERIALS:
         raise SimulationError(f"There is no material {material!r}. Known: {', '.join(MATERIALS)}.")
     _check(scan_shape, frame_shape, dose, ellipticity, grains)
