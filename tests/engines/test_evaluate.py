@@ -42,6 +42,7 @@ from prenet4d_engines.evaluate.datasets import (
     mixed_kinds,
     patterns_without_beam,
 )
+from prenet4d_engines.evaluate.denoise import _at_dose
 from prenet4d_engines.evaluate.ellipse import evaluate_ellipses
 from prenet4d_engines.evaluate.hallucination import invented_peaks
 from prenet4d_engines.evaluate.networks import Networks
@@ -53,7 +54,7 @@ from prenet4d_engines.evaluate.report import (
     largest,
     most_of_the_best,
 )
-from prenet4d_engines.evaluate.run import Run
+from prenet4d_engines.evaluate.run import Run, Stopwatch
 from prenet4d_engines.evaluate.scan_denoise import PCA, principal_components
 from prenet4d_engines.evaluate.tracking import evaluate_tracking, paired_difference, plane_fit
 from prenet4d_engines.geometry import Ellipticity
@@ -95,6 +96,27 @@ def each_setting(methods: tuple[Method[object], ...]) -> list[object]:  # type: 
         for method in methods
         for setting in method.settings
     ]
+
+
+@pytest.fixture(scope="module")
+def backend() -> Iterator[TorchBackend]:
+    threads = torch.get_num_threads()
+    yield TorchBackend("float32", threads=1)
+    torch.set_num_threads(threads)
+
+
+def run_of(backend: TorchBackend, doses: tuple[float, ...]) -> Run:
+    return Run(
+        networks=Networks(backend),
+        patterns=6,
+        doses=doses,
+        seed=0,
+        sizes=(64,),
+        scans=1,
+        scan_doses=doses,
+        scan_shape=(4, 8),
+        on_progress=lambda share, what: None,
+    )
 
 
 # ---- fair rivals -------------------------------------------------------------------------------
@@ -169,6 +191,20 @@ def test_a_denoiser_denoises_and_keeps_the_counts(method, dose) -> None:
     best = min(found, key=lambda f: metrics.squared_error(f, clean))
     assert best.shape == SHAPE
     assert abs(metrics.counts_error(best, noisy)) < 0.1
+
+
+def test_filters_may_take_off_what_the_camera_reads_in_the_dark(backend) -> None:
+    patterns = held_out_patterns("n", "n", (64, 64), ("cbed", "vacuum"), seed=0)
+    camera = Detector(np.ones((64, 64), np.bool_), readout=0.5)
+    patterns = replace(patterns, detectors=(camera,) * 2)
+    exposure = patterns.expose(30.0)
+    dim = exposure.clean < 1e-3
+    assert exposure.frames[dim].mean() == pytest.approx(camera.dark, rel=0.05)
+
+    run = run_of(backend, doses=(30.0,))
+    errors = _at_dose(run, patterns, exposure, Stopwatch())["Gaussian"]["sqrt"].min(0)
+    # The dark level alone would be worth its square root, everywhere.
+    assert (errors < 0.2 * camera.dark).all()
 
 
 def test_a_python_without_py4dstem_is_told_apart(monkeypatch, capfd) -> None:
@@ -354,13 +390,6 @@ def test_tables_over_something_else_than_dose_are_not_plotted(tmp_path) -> None:
 
 
 # ---- end to end --------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def backend() -> Iterator[TorchBackend]:
-    threads = torch.get_num_threads()
-    yield TorchBackend("float32", threads=1)
-    torch.set_num_threads(threads)
 
 
 def figures(report: Report) -> list[tuple[str, object]]:
@@ -555,17 +584,7 @@ def test_a_paired_difference_knows_its_own_uncertainty() -> None:
 
 
 def test_scans_are_evaluated(backend) -> None:
-    run = Run(
-        networks=Networks(backend),
-        patterns=6,
-        doses=(1e4,),
-        seed=0,
-        sizes=(64,),
-        scans=1,
-        scan_doses=(1e4,),
-        scan_shape=(4, 8),
-        on_progress=lambda share, what: None,
-    )
+    run = run_of(backend, doses=(1e4,))
     tracking = evaluate_tracking(run)
     goals = [check.goal for check in tracking.checks]
     assert sum(goal.startswith("Tracked center, drift") for goal in goals) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +36,14 @@ class Detector:
     saturation: float = float("inf")
     hot: NDArray[np.float64] | None = None
     transmission: NDArray[np.float32] | None = None
+
+    @property
+    def dark(self) -> float:
+        """Electrons that a pixel reads on average where none comes.
+
+        Readings below 0 are cut off; what is left of the noise has a mean.
+        """
+        return self.readout / math.sqrt(2 * math.pi)
 
 
 def ideal_detector(frame_shape: tuple[int, int]) -> Detector:
