@@ -476,6 +476,10 @@ def test_bad_pixels_of_a_scan_read_nothing() -> None:
         lambda: simulate_scan((4, 4), (64, 64), kind="cebd"),  # type: ignore[arg-type]
         lambda: simulate_scan((0, 4), (64, 64)),
         lambda: simulate_scan((4, 4), (64, 64), dose=float("nan")),
+        lambda: simulate_scan((4, 4), (64, 64), dose=1e12),
+        lambda: simulate_scan((4, 4), (64, 64), drift=Drift(plane=float("nan"))),
+        lambda: simulate_scan((4, 4), (64, 64), drift=Drift(jump=-1.0)),
+        lambda: simulate_scan((4, 4), (64, 64), ellipticity=(1e6, 0.0)),
         lambda: simulate_scan((4, 4), (64, 64), grains=0),
         lambda: simulate_scan((4, 4), (64, 64), ellipticity=(0.9, 0.0)),
         lambda: simulate_scan((4, 4), (64, 64), ellipticity=(1.1, float("inf"))),
@@ -486,6 +490,7 @@ def test_bad_pixels_of_a_scan_read_nothing() -> None:
         lambda: draw_scan(np.full((64, 64), np.nan), (4, 4)),
         lambda: draw_scan(np.ones(64), (4, 4)),
         lambda: draw_scan(np.ones((2, 64, 64)), (4, 4), centers=[(1.0, 2.0)]),
+        lambda: draw_scan(np.ones((64, 64)), (4, 4), centers=[(1.0, float("nan"))]),
     ],
 )
 def test_what_cannot_be_simulated_is_refused_in_a_sentence(wrong: object) -> None:
