@@ -389,6 +389,13 @@ def test_tables_over_something_else_than_dose_are_not_plotted(tmp_path) -> None:
     assert report.plots(tmp_path) == []
 
 
+def test_a_plot_leaves_out_what_is_not_known(tmp_path) -> None:
+    empty = replace(TABLE, name="empty", rows=(("CoM", (None, None)), ("prenet4d", (None, None))))
+    several = replace(TABLE, rows=tuple((f"prenet4d, {i}", (1.0, 0.5)) for i in range(3)))
+    paths = Report({"center": Part((empty, several))}).plots(tmp_path)
+    assert [path.name for path in paths] == ["center.median.128.png"]
+
+
 # ---- end to end --------------------------------------------------------------------------------
 
 

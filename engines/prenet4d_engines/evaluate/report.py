@@ -41,6 +41,11 @@ class Table:
     doses: tuple[float, ...] = ()
     note: str = ""
 
+    @property
+    def known(self) -> list[float]:
+        """All figures that stand in it."""
+        return [value for _, values in self.rows for value in values if value is not None]
+
     def row(self, label: str) -> tuple[float | None, ...]:
         """Return the values of the row with that label.
 
@@ -171,13 +176,14 @@ class Report:
     def plots(self, folder: str | Path) -> list[Path]:
         """Write pictures into a folder and return their paths.
 
-        One for each table over dose, and one with denoised patterns and their residuals.
+        One for each table over dose that says anything, and one with denoised patterns and their
+        residuals.
         """
         from prenet4d_engines.evaluate.plots import plot_table
 
         into = Path(folder)
         into.mkdir(parents=True, exist_ok=True)
-        paths = [plot_table(table, into) for table in self.tables() if table.doses]
+        paths = [plot_table(table, into) for table in self.tables() if table.doses and table.known]
         pictures = [picture for part in self.parts.values() for picture in part.pictures]
         if pictures:
             paths.append(into / "denoised.png")
