@@ -14,11 +14,17 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
+from scipy.stats import poisson
 
 from prenet4d_engines.backends import TorchBackend
 from prenet4d_engines.errors import EvaluationError, SimulationError
 from prenet4d_engines.evaluate import Subject, evaluate, metrics, strain
-from prenet4d_engines.evaluate.bound import BOUND, center_covariance
+from prenet4d_engines.evaluate.bound import (
+    BOUND,
+    bounding_errors,
+    center_covariance,
+    pixel_information,
+)
 from prenet4d_engines.evaluate.classical import (
     CENTER_METHODS,
     DENOISE_METHODS,
@@ -36,15 +42,24 @@ from prenet4d_engines.evaluate.datasets import (
     mixed_kinds,
     patterns_without_beam,
 )
+from prenet4d_engines.evaluate.denoise import _at_dose
 from prenet4d_engines.evaluate.ellipse import evaluate_ellipses
 from prenet4d_engines.evaluate.hallucination import invented_peaks
 from prenet4d_engines.evaluate.networks import Networks
-from prenet4d_engines.evaluate.report import Check, Part, Report, Table, most_of_the_best
-from prenet4d_engines.evaluate.run import Run
+from prenet4d_engines.evaluate.report import (
+    Check,
+    Part,
+    Report,
+    Table,
+    largest,
+    most_of_the_best,
+)
+from prenet4d_engines.evaluate.run import Run, Stopwatch
 from prenet4d_engines.evaluate.scan_denoise import PCA, principal_components
 from prenet4d_engines.evaluate.tracking import evaluate_tracking, paired_difference, plane_fit
 from prenet4d_engines.geometry import Ellipticity
 from prenet4d_engines.simulate.content import direct_disk
+from prenet4d_engines.simulate.detector import Detector, ideal_detector
 from prenet4d_engines.simulate.materials import HELD_OUT, TRAINING
 from prenet4d_engines.simulate.pattern import Optics, Pattern
 from prenet4d_engines.simulate.render import render
@@ -81,6 +96,27 @@ def each_setting(methods: tuple[Method[object], ...]) -> list[object]:  # type: 
         for method in methods
         for setting in method.settings
     ]
+
+
+@pytest.fixture(scope="module")
+def backend() -> Iterator[TorchBackend]:
+    threads = torch.get_num_threads()
+    yield TorchBackend("float32", threads=1)
+    torch.set_num_threads(threads)
+
+
+def run_of(backend: TorchBackend, doses: tuple[float, ...]) -> Run:
+    return Run(
+        networks=Networks(backend),
+        patterns=6,
+        doses=doses,
+        seed=0,
+        sizes=(64,),
+        scans=1,
+        scan_doses=doses,
+        scan_shape=(4, 8),
+        on_progress=lambda share, what: None,
+    )
 
 
 # ---- fair rivals -------------------------------------------------------------------------------
@@ -128,9 +164,16 @@ def test_an_ellipse_fit_reads_a_drawn_distortion(method, ratio_theta) -> None:
     "method", [m for m in ELLIPSE_METHODS if m.installed], ids=lambda m: m.name
 )
 def test_an_ellipse_fit_of_nothing_is_a_number(method) -> None:
-    for image in (np.zeros(SHAPE), np.ones(SHAPE)):
+    whole, dead = np.ones(SHAPE), np.zeros(SHAPE)
+    filled = 2.0 * max(SHAPE)  # a beam with nothing outside of it
+    for image, weights, radius in (
+        (dead, whole, RADIUS),
+        (whole, whole, RADIUS),
+        (whole, whole, filled),
+        (dead, dead, RADIUS),
+    ):
         for setting in method.settings:
-            found = method.run(image, np.ones(SHAPE), CENTER, RADIUS, *setting)
+            found = method.run(image, weights, CENTER, radius, *setting)
             assert np.isfinite(found).all()
 
 
@@ -150,6 +193,20 @@ def test_a_denoiser_denoises_and_keeps_the_counts(method, dose) -> None:
     assert abs(metrics.counts_error(best, noisy)) < 0.1
 
 
+def test_filters_may_take_off_what_the_camera_reads_in_the_dark(backend) -> None:
+    patterns = held_out_patterns("n", "n", (64, 64), ("cbed", "vacuum"), seed=0)
+    camera = Detector(np.ones((64, 64), np.bool_), readout=0.5)
+    patterns = replace(patterns, detectors=(camera,) * 2)
+    exposure = patterns.expose(30.0)
+    dim = exposure.clean < 1e-3
+    assert exposure.frames[dim].mean() == pytest.approx(camera.dark, rel=0.05)
+
+    run = run_of(backend, doses=(30.0,))
+    errors = _at_dose(run, patterns, exposure, Stopwatch())["Gaussian"]["sqrt"].min(0)
+    # The dark level alone would be worth its square root, everywhere.
+    assert (errors < 0.2 * camera.dark).all()
+
+
 def test_a_python_without_py4dstem_is_told_apart(monkeypatch, capfd) -> None:
     fits = [method for method in ELLIPSE_METHODS if method.needs == "py4DSTEM"]
     assert len(fits) == 2
@@ -161,6 +218,15 @@ def test_a_python_without_py4dstem_is_told_apart(monkeypatch, capfd) -> None:
         with pytest.raises(EvaluationError, match="could not run py4DSTEM"):
             fits[0].run(1e5 * drawn(), np.ones(SHAPE), CENTER, RADIUS, 0)
         assert "py4DSTEM" in capfd.readouterr().err
+
+
+def test_a_python_that_is_not_there_is_told_in_a_sentence(monkeypatch, tmp_path) -> None:
+    (fit, _) = (method for method in ELLIPSE_METHODS if method.needs == "py4DSTEM")
+    nowhere, folder = tmp_path / "python", tmp_path
+    for python in (nowhere, folder):
+        monkeypatch.setenv(PYTHON_VARIABLE, str(python))
+        with pytest.raises(EvaluationError, match=rf"{python} .*cannot be started: .*\.$"):
+            fit.run(1e5 * drawn(), np.ones(SHAPE), CENTER, RADIUS, 0)
 
 
 def test_components_of_a_scan_hold_its_patterns_and_not_its_noise() -> None:
@@ -253,9 +319,10 @@ def test_faulty_cameras_mask_pixels_and_masked_pixels_read_zero() -> None:
     assert (patterns.expose(1e4).frames[~patterns.masks] == 0).all()
 
 
-def test_mixed_kinds_hold_every_kind_but_blank() -> None:
-    kinds = mixed_kinds(40)
-    assert len(kinds) == 40
+@pytest.mark.parametrize("n", [6, 7, 8, 24, 40, 96])
+def test_mixed_kinds_hold_every_kind_but_blank(n: int) -> None:
+    kinds = mixed_kinds(n)
+    assert len(kinds) == n
     assert set(kinds) == {"cbed", "spots", "rings", "grains", "amorphous", "vacuum"}
 
 
@@ -300,6 +367,21 @@ def test_a_report_says_what_passed_and_writes_json(tmp_path) -> None:
 
 def test_a_figure_that_is_not_a_number_meets_no_goal() -> None:
     assert not Check("anything", float("nan"), 1.0).passed
+    # One that is not a number stays in sight, in whichever column it stands.
+    for figures in ((0.5, np.nan), (np.nan, 0.5)):
+        assert np.isnan(largest(figures))
+        table = Table("t", "title", "method", ("x", "y"), (("ours", figures), ("a", (4.0, 4.0))))
+        assert np.isnan(most_of_the_best(table, "ours", ["a"]))
+    assert largest((0.5, None, 0.2)) == 0.5
+    assert np.isnan(largest((None,)))
+
+
+def test_a_rival_whose_figure_is_not_a_number_is_not_the_best() -> None:
+    rows = (("ours", (1.0, 1.0)), ("a", (np.nan, 2.0)), ("b", (4.0, np.nan)))
+    table = Table("t", "title", "method", ("x", "y"), rows)
+    assert most_of_the_best(table, "ours", ["a", "b"]) == 0.5
+    assert most_of_the_best(table, "ours", ["b", "a"]) == 0.5
+    assert np.isnan(most_of_the_best(replace(table, columns=("x",), rows=rows[:1]), "ours", []))
 
 
 def test_tables_over_something_else_than_dose_are_not_plotted(tmp_path) -> None:
@@ -307,14 +389,14 @@ def test_tables_over_something_else_than_dose_are_not_plotted(tmp_path) -> None:
     assert report.plots(tmp_path) == []
 
 
+def test_a_plot_leaves_out_what_is_not_known(tmp_path) -> None:
+    empty = replace(TABLE, name="empty", rows=(("CoM", (None, None)), ("prenet4d", (None, None))))
+    several = replace(TABLE, rows=tuple((f"prenet4d, {i}", (1.0, 0.5)) for i in range(3)))
+    paths = Report({"center": Part((empty, several))}).plots(tmp_path)
+    assert [path.name for path in paths] == ["center.median.128.png"]
+
+
 # ---- end to end --------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def backend() -> Iterator[TorchBackend]:
-    threads = torch.get_num_threads()
-    yield TorchBackend("float32", threads=1)
-    torch.set_num_threads(threads)
 
 
 def figures(report: Report) -> list[tuple[str, object]]:
@@ -460,6 +542,45 @@ def test_no_estimate_beats_the_bound_and_a_good_one_comes_near() -> None:
         center_covariance(replace(patterns, moved=None), dose)
 
 
+def test_single_electrons_that_stand_out_of_readout_noise_tell_as_much_as_without_it() -> None:
+    patterns = held_out_patterns("v", "v", (64, 64), ("vacuum", "cbed"), seed=0)
+    whole = np.ones((64, 64), np.bool_)
+    noises = (0.0, 0.1, 0.4)
+    silent, quiet, loud = (
+        center_covariance(replace(patterns, detectors=(Detector(whole, readout=r),) * 2), 200.0)
+        for r in noises
+    )
+    assert quiet == pytest.approx(silent, rel=0.01)
+    assert (np.trace(loud, axis1=1, axis2=2) > 1.05 * np.trace(silent, axis1=1, axis2=2)).all()
+    # Where electrons are many, what counts is the variance.
+    many = np.array([30.0, 3000.0])
+    assert pixel_information(many, 0.4, np.inf) == pytest.approx(1 / (many + 0.16), rel=1e-3)
+
+
+@pytest.mark.parametrize("saturation", [1.0, 4.0, 64.0])
+def test_a_reading_that_is_cut_off_tells_less_than_the_electrons_and_no_less_than_its_mean(
+    saturation: float,
+) -> None:
+    for mean in (0.1, 3.0, 50.0, 64.0, 70.0):
+        chance = poisson.pmf(np.arange(400), mean)
+        reading = np.minimum(np.arange(400), saturation)
+        slope = chance @ (reading * (np.arange(400) / mean - 1))
+        spread = chance @ (reading - chance @ reading) ** 2
+        least = slope**2 / max(spread, 1e-15)  # what an estimate by the mean reading makes of it
+        (told,) = pixel_information(np.array([mean]), 0.0, saturation)
+        assert least * (1 - 1e-6) - 1e-9 <= told <= 1 / mean * (1 + 1e-9)
+
+
+def test_where_every_pixel_is_saturated_nobody_knows_the_center() -> None:
+    patterns = held_out_patterns("v", "v", (64, 64), ("vacuum", "vacuum"), seed=0)
+    cameras = (Detector(np.ones((64, 64), np.bool_), saturation=1.0), ideal_detector((64, 64)))
+    blinded = replace(patterns, detectors=cameras)
+    assert not np.isfinite(center_covariance(blinded, 1e9)[0]).any()
+    errors = bounding_errors(blinded, 1e9).reshape(2, -1)
+    assert np.isposinf(errors[0]).all()
+    assert errors[1].max() < 0.01
+
+
 def test_a_paired_difference_knows_its_own_uncertainty() -> None:
     rng = np.random.default_rng(0)
     shared = rng.normal(1.0, 0.5, 400)
@@ -470,17 +591,7 @@ def test_a_paired_difference_knows_its_own_uncertainty() -> None:
 
 
 def test_scans_are_evaluated(backend) -> None:
-    run = Run(
-        networks=Networks(backend),
-        patterns=6,
-        doses=(1e4,),
-        seed=0,
-        sizes=(64,),
-        scans=1,
-        scan_doses=(1e4,),
-        scan_shape=(4, 8),
-        on_progress=lambda share, what: None,
-    )
+    run = run_of(backend, doses=(1e4,))
     tracking = evaluate_tracking(run)
     goals = [check.goal for check in tracking.checks]
     assert sum(goal.startswith("Tracked center, drift") for goal in goals) == 2
@@ -511,9 +622,15 @@ def test_measured_patterns_make_a_set_with_shifts_known_up_to_a_constant(backend
     # The second pattern lies 12 px from where a middle was assumed; only its constant is wrong.
     assert np.median(metrics.lengths(patterns.deviations(np.array(found)))) < 0.05
 
-    data = {"disks": measured}
+    # A file may be called as one of the other sets.
+    data = {"128": measured}
     report = evaluate(("center",), quick=True, patterns=6, data=data, backend=backend)
-    assert report.table("center.median.disks").row("disk correlation")[1] < 0.5
+    assert report.table("center.median.measured.128").row("disk correlation")[1] < 0.5
+    names = [table.name for table in report.tables()]
+    assert len(set(names)) == len(names)
+    # Nobody is missed that these parts do not compare with.
+    assert report.missing == ()
+    assert set(report.sources) == {method.name for method in CENTER_METHODS}
 
 
 def test_a_plane_fit_takes_out_noise_and_outliers() -> None:
@@ -529,9 +646,10 @@ def test_a_plane_fit_takes_out_noise_and_outliers() -> None:
     ("arguments", "error", "words"),
     [
         ({"what": ("taste",)}, ValueError, "taste"),
-        ({"what": ()}, ValueError, "denoise, center"),
+        ({"what": ()}, ValueError, "strain; nothing was asked for."),
         ({"patterns": 3}, ValueError, "at least 6"),
         ({"data": {"line": np.zeros(5)}}, SimulationError, "(k, h, w)"),
+        ({"data": {"void": np.zeros((3, 0, 0))}}, SimulationError, "(k, h, w)"),
         ({"data": {"dark": np.zeros((2, 32, 32))}}, SimulationError, "positive"),
     ],
 )

@@ -91,3 +91,15 @@ def test_before_and_after_are_told_and_a_tenth_is_the_goal() -> None:
     assert tables["ellipse.ring.kinds"].row(OURS) == pytest.approx((before / 20,) * 5, rel=0.01)
     checks = [check for check in part.checks if check.goal.startswith("Non-uniformity")]
     assert [check.passed for check in checks] == [False, True, True, True]
+
+
+def test_scans_too_round_to_have_an_angle_are_told_as_such() -> None:
+    kinds = np.array(KINDS)
+    truths = np.tile(vector(1.005, 20), (len(KINDS), 1))
+    found = dict.fromkeys((OURS, FOUND_CENTERS), 0.9 * truths[None, :, None])
+    part = _part(128, (1e4,), kinds, truths, found, Stopwatch())
+    tables = {table.name: table for table in part.tables}
+    assert tables["ellipse.angle"].row(OURS) == (None,)
+    assert tables["ellipse.ratio"].row(OURS) == pytest.approx((0.05,), rel=0.01)
+    assert not any("angle" in check.goal for check in part.checks)
+    assert any("ratio" in check.goal for check in part.checks)

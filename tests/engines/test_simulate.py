@@ -221,6 +221,30 @@ def test_every_kind_renders_to_unit_intensity(kind: simulate.Kind, shape: tuple[
         assert 1.0 <= pattern.ellipticity[0] <= 1.12
 
 
+def test_a_disk_of_a_large_camera_is_drawn() -> None:
+    # 4096 x 4096 pixels: disks have radii up to 960 px and soft edges
+    center = (64.0, 64.0)
+    seen, whole = render([_vacuum(960.0, 30.0, center), _vacuum(3000.0, 9.0, center)], (128, 128))
+    assert float(seen.min() / seen.max()) > 0.99
+    assert float(whole.min() / whole.max()) > 0.99
+
+
+def test_electrons_are_shared_as_the_description_says() -> None:
+    """Disks and the radial profile share one unit; the floor and blobs come on top of it."""
+    radial = np.exp(-0.5 * ((np.arange(800) * 0.25 - 40) / 2) ** 2)
+    blobs = np.array([[0.0, 0.0, 2.0, 0.5]])
+    pattern = _vacuum(
+        5.0, 0.4, (64.0, 64.0), radial=radial, radial_share=0.25, floor=0.1, blobs=blobs
+    )
+    image = render([pattern], (129, 129))[0].double()
+    y, x = np.mgrid[:129, :129] - 64
+    away = torch.from_numpy(np.hypot(y, x))
+    floor = 0.1 / 1.6 / 129**2
+    inner, ring = (float((image[a] - floor).sum()) for a in (away < 20, away > 20))
+    assert inner == pytest.approx((0.75 + 0.5) / 1.6, rel=1e-3)
+    assert ring == pytest.approx(0.25 / 1.6, rel=1e-3)
+
+
 def test_a_pattern_does_not_depend_on_what_is_rendered_beside_it() -> None:
     rng = np.random.default_rng(4)
     patterns = [draw_pattern(rng, (96, 96)) for _ in range(6)]
@@ -406,6 +430,16 @@ def test_counts_beyond_uint16_get_a_wider_type() -> None:
     assert _scan(dose=1e8).dtype == np.uint32
 
 
+def test_counts_that_the_interpolation_lifts_beyond_uint16_do_not_wrap_around() -> None:
+    # between sharp edges, cubic convolution swings beyond the brightest pixel
+    measured = np.full((64, 64), 1e-4)
+    measured[20:40, 20:40] = 1.0
+    scan = draw_scan(measured, (3, 3), dose=62_500 * float(measured.sum()), drift=Drift(3, 1, 0.3))
+    for i, frame in enumerate(scan.frames().astype(np.float64)):
+        expected = scan.expectation(i).astype(np.float64)
+        assert np.abs(frame - expected).max() < 10 * np.sqrt(expected.max())
+
+
 def test_a_scan_drawn_from_measured_patterns_moves_and_stretches_them() -> None:
     measured = render([_vacuum(9.0, 1.0, (50.0, 47.0))], (96, 96)).numpy() * 1e6
     scan = draw_scan(
@@ -439,8 +473,13 @@ def test_bad_pixels_of_a_scan_read_nothing() -> None:
     "wrong",
     [
         lambda: simulate_scan((4, 4), (64, 64), material="unobtainium"),
+        lambda: simulate_scan((4, 4), (64, 64), kind="cebd"),  # type: ignore[arg-type]
         lambda: simulate_scan((0, 4), (64, 64)),
         lambda: simulate_scan((4, 4), (64, 64), dose=float("nan")),
+        lambda: simulate_scan((4, 4), (64, 64), dose=1e12),
+        lambda: simulate_scan((4, 4), (64, 64), drift=Drift(plane=float("nan"))),
+        lambda: simulate_scan((4, 4), (64, 64), drift=Drift(jump=-1.0)),
+        lambda: simulate_scan((4, 4), (64, 64), ellipticity=(1e6, 0.0)),
         lambda: simulate_scan((4, 4), (64, 64), grains=0),
         lambda: simulate_scan((4, 4), (64, 64), ellipticity=(0.9, 0.0)),
         lambda: simulate_scan((4, 4), (64, 64), ellipticity=(1.1, float("inf"))),
@@ -451,6 +490,7 @@ def test_bad_pixels_of_a_scan_read_nothing() -> None:
         lambda: draw_scan(np.full((64, 64), np.nan), (4, 4)),
         lambda: draw_scan(np.ones(64), (4, 4)),
         lambda: draw_scan(np.ones((2, 64, 64)), (4, 4), centers=[(1.0, 2.0)]),
+        lambda: draw_scan(np.ones((64, 64)), (4, 4), centers=[(1.0, float("nan"))]),
     ],
 )
 def test_what_cannot_be_simulated_is_refused_in_a_sentence(wrong: object) -> None:

@@ -20,7 +20,7 @@ from prenet4d_engines.evaluate.claims import (
 from prenet4d_engines.evaluate.classical import CENTER_METHODS
 from prenet4d_engines.evaluate.datasets import PatternSet
 from prenet4d_engines.evaluate.metrics import lengths, wrong_beams
-from prenet4d_engines.evaluate.report import OURS, Check, Part, Table, most_of_the_best
+from prenet4d_engines.evaluate.report import OURS, Check, Part, Table, largest, most_of_the_best
 from prenet4d_engines.evaluate.run import Run, Stopwatch, dose_label, time_table, within
 
 Array = NDArray[np.float64]
@@ -234,12 +234,13 @@ def common_ratio(ours: Array, others: Array, limits: Array) -> float | None:
     return float(ours[both].sum()) / total if total > 0 else None
 
 
-def _kinds_table(patterns: PatternSet, errors: dict[str, list[Array]], dose: int) -> Table:
+def _kinds_table(patterns: PatternSet, errors: dict[str, list[Array]], at: int) -> Table:
+    """Median error of each kind of pattern at the goals' dose, which is the doses' ``at``-th."""
     kinds = tuple(dict.fromkeys(patterns.kinds))
     of = np.array(patterns.kinds)
     rows = []
     for name, of_method in errors.items():
-        figures = [float(np.median(of_method[dose][:, of == k], axis=1).min()) for k in kinds]
+        figures = [float(np.median(of_method[at][:, of == k], axis=1).min()) for k in kinds]
         rows.append((name, tuple(figures)))
     return Table(
         name=f"center.kinds.{patterns.name}",
@@ -251,10 +252,11 @@ def _kinds_table(patterns: PatternSet, errors: dict[str, list[Array]], dose: int
     )
 
 
-def _parameter_tables(
-    patterns: PatternSet, errors: dict[str, list[Array]], dose: int
-) -> list[Table]:
-    """Error over the beam's radius, the center's place and the distortion, in equal groups."""
+def _parameter_tables(patterns: PatternSet, errors: dict[str, list[Array]], at: int) -> list[Table]:
+    """Error over the beam's radius, the center's place and the distortion, in equal groups.
+
+    At the goals' dose, which is the doses' ``at``-th.
+    """
     if patterns.ratios is None:
         return []
     size = np.array(patterns.expected.shape[1:])
@@ -276,7 +278,7 @@ def _parameter_tables(
                 rows=tuple(
                     (
                         method,
-                        tuple(float(np.median(e[dose][:, g], axis=1).min()) for g in groups),
+                        tuple(float(np.median(e[at][:, g], axis=1).min()) for g in groups),
                     )
                     for method, e in errors.items()
                 ),
@@ -292,7 +294,7 @@ def _checks(run: Run, patterns: PatternSet, tables: list[Table]) -> Iterator[Che
     where = f"Center, {patterns.title}"
     column = next((i for i, dose in enumerate(run.doses) if dose >= _GOAL_DOSE), None)
     if column is not None:
-        worst = max(value for value in mean.row(OURS)[column:] if value is not None)
+        worst = largest(mean.row(OURS)[column:])
         yield Check(f"{where}: mean error from {dose_label(_GOAL_DOSE)} on, px", worst, 0.04)
     rivals = [method.name for method in CENTER_METHODS]
     share = most_of_the_best(mean, OURS, rivals)
@@ -301,5 +303,5 @@ def _checks(run: Run, patterns: PatternSet, tables: list[Table]) -> Iterator[Che
         times = most_of_the_best(median, OURS, [BOUND])
         yield Check(f"{where}: median error in Cramér-Rao bounds, at the worst dose", times, 2.0)
     within_one, _ = (values for _, values in of[f"center.sigma.{patterns.name}"].rows)
-    off = max(abs(value - 68.3) for value in within_one if value is not None)
+    off = largest(abs(value - 68.3) for value in within_one if value is not None)
     yield Check(f"{where}: share within one sigma off 68.3 %, at the worst dose", off, 5.0)

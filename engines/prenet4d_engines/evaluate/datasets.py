@@ -38,6 +38,7 @@ from prenet4d_engines.simulate import (
     render,
     speckled,
 )
+from prenet4d_engines.simulate.content import log_uniform
 from prenet4d_engines.simulate.multislice import SIDE
 from prenet4d_engines.simulate.pattern import RADIUS, X, Y
 
@@ -162,13 +163,14 @@ def _moved(patterns: Sequence[Pattern], frame_shape: tuple[int, int]) -> NDArray
 def mixed_kinds(n: int) -> tuple[Kind, ...]:
     """Return n kinds of pattern in training's proportions, without blank frames, at least one each.
 
-    The commonest kinds come first and fill up.
+    The commonest kinds come first; three of them fill up, and the commonest gives way.
     """
     shares = {kind: share for kind, share in KINDS.items() if kind != "blank"}
     total = sum(shares.values())
     counts = {kind: max(1, int(n * share / total)) for kind, share in shares.items()}
-    kinds = [kind for kind, count in counts.items() for _ in range(count)]
     order = list(shares)
+    counts[order[0]] -= max(0, sum(counts.values()) - n)
+    kinds = [kind for kind, count in counts.items() for _ in range(count)]
     while len(kinds) < n:
         kinds.append(order[len(kinds) % 3])
     return tuple(kinds[:n])
@@ -282,7 +284,7 @@ def computed_patterns(
     expected, moved, centers, radii = [], [], [], []
     for i in range(n):
         center, ellipticity = draw_center(rng, frame_shape), draw_ellipticity(rng)
-        zoom = float(np.exp(rng.uniform(np.log(1.1), np.log(2.2)))) * min(frame_shape) / SIDE
+        zoom = log_uniform(rng, 1.1, 2.2) * min(frame_shape) / SIDE
         turn = float(rng.uniform(0, 2 * np.pi))
         here, *near = (
             computed.place(
@@ -368,12 +370,13 @@ def measured_patterns(
         seed=FIRST_SEED + seed,
     )
     expected = np.stack([scan.expectation(i) for i in range(n)])
+    radii = np.array([beam_radius(pattern) for pattern in chosen])
     return PatternSet(
         name=name,
         title=title,
         expected=expected / expected.sum((1, 2), keepdims=True),
         centers=scan.centers[:n],
-        radii=np.array([beam_radius(chosen[g]) for g in scan.grains[:n]]),
+        radii=radii[scan.grains[:n]],
         kinds=("measured",) * n,
         detectors=(ideal_detector(scan.frame_shape),) * n,
         seed=FIRST_SEED + seed,

@@ -126,7 +126,6 @@ def _part(
         rows = tuple(
             (method, tuple(_median(e[d, of]) for d in range(len(doses))))
             for method, e in errors.items()
-            if of.any()
         )
         return Table(name, f"Ellipticity: {title}", "method", columns, rows, doses, note)
 
@@ -169,9 +168,12 @@ def _part(
     )
 
 
-def _median(errors: Array) -> float:
-    """Return the median over scans of errors (scans, settings) with the best setting."""
-    return float(np.median(errors, axis=0).min())
+def _median(errors: Array) -> float | None:
+    """Return the median over scans of errors (scans, settings) with the best setting.
+
+    None where there is no scan: of all that were drawn, none may be elliptical enough.
+    """
+    return float(np.median(errors, axis=0).min()) if len(errors) else None
 
 
 def _goal_checks(doses: tuple[float, ...], ratio: Table, angle: Table) -> Iterator[Check]:

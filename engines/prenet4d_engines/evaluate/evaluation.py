@@ -37,7 +37,7 @@ from prenet4d_engines.evaluate.networks import Networks
 from prenet4d_engines.evaluate.report import Part, Report
 from prenet4d_engines.evaluate.run import Progress, Run, within
 from prenet4d_engines.evaluate.strain import evaluate_strain
-from prenet4d_engines.evaluate.tracking import evaluate_tracking
+from prenet4d_engines.evaluate.tracking import CLASSICAL, evaluate_tracking
 
 Subject = Literal["denoise", "center", "ellipse", "tracking", "strain"]
 SUBJECTS: Final[tuple[Subject, ...]] = get_args(Subject)
@@ -78,7 +78,8 @@ def evaluate(
     """
     unknown = [subject for subject in what if subject not in SUBJECTS]
     if unknown or not what:
-        raise ValueError(f"Evaluate any of {', '.join(SUBJECTS)}; {', '.join(unknown)} is none.")
+        wrong = f"{', '.join(unknown)} is none" if unknown else "nothing was asked for"
+        raise ValueError(f"Evaluate any of {', '.join(SUBJECTS)}; {wrong}.")
     if patterns is None:
         patterns = 24 if quick else 96
     if patterns < 6:
@@ -106,7 +107,7 @@ def evaluate(
             done[subject] = _EVALUATE[subject](of_part, measured)
     tell(1.0, "done")
 
-    methods: tuple[Method[Any], ...] = (*DENOISE_METHODS, *CENTER_METHODS, *ELLIPSE_METHODS)
+    methods = list(dict.fromkeys(method for subject in parts for method in _METHODS[subject]))
     return Report(
         parts=done,
         missing=tuple(method.missing for method in methods if not method.installed),
@@ -132,6 +133,15 @@ _EVALUATE: Final[dict[Subject, Callable[[Run, _Measured], Part]]] = {
     "tracking": lambda run, _measured: evaluate_tracking(run),
     "strain": lambda run, _measured: evaluate_strain(run),
 }
+
+_METHODS: Final[dict[Subject, tuple[Method[Any], ...]]] = {
+    "denoise": DENOISE_METHODS,
+    "center": CENTER_METHODS,
+    "ellipse": ELLIPSE_METHODS,
+    "tracking": tuple(method for method in CENTER_METHODS if method.name == CLASSICAL),
+    "strain": DENOISE_METHODS,
+}
+"""Whom each part compares with, of those that may be missing and whose sources are told."""
 
 
 @contextmanager
@@ -195,13 +205,15 @@ def _sets(run: Run, measured: _Measured, most: int) -> list[PatternSet]:
         area = patterns.shape[1] * patterns.shape[2]
         count = int(np.clip(most * 128**2 / area, min(24, most), most))
         title = f"measured content ({name})"
-        sets.append(measured_patterns(patterns, count, seed=run.seed, name=name, title=title))
+        # The prefix keeps a file called 128 or faulty apart from the set of that name.
+        own = f"measured.{name}"
+        sets.append(measured_patterns(patterns, count, seed=run.seed, name=own, title=title))
     return sets
 
 
 def _checked(data: NDArray[np.generic]) -> NDArray[np.float32]:
     patterns = np.asarray(data)
-    if patterns.ndim < 2 or patterns.dtype.kind not in "uif":
+    if patterns.ndim < 2 or not patterns.size or patterns.dtype.kind not in "uif":
         raise SimulationError(
             f"Measured patterns are numbers (k, h, w); these are {patterns.dtype} {patterns.shape}."
         )

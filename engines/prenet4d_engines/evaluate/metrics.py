@@ -78,11 +78,6 @@ def within_sigma(deviations: Array, sigma: Array, factor: float = 1.0) -> float:
     return float(np.mean(np.abs(deviations) <= factor * sigma))
 
 
-def ratio_and_angle(vector: Array) -> tuple[float, float]:
-    """Return (ratio, theta in [0, pi)) of ``ln(ratio) (cos 2 theta, sin 2 theta)``."""
-    return float(np.exp(np.hypot(*vector))), float(0.5 * np.arctan2(vector[1], vector[0]) % np.pi)
-
-
 def ratio_error(found: Array, truth: Array) -> float:
     """Return |ratio / true ratio - 1| in percent, for distortion vectors (2,)."""
     return 100.0 * abs(float(np.exp(np.hypot(*found) - np.hypot(*truth))) - 1.0)
@@ -108,5 +103,6 @@ def ring_nonuniformity(found: Array, truth: Array) -> float:
 
 def angle_error(found: Array, truth: Array) -> float:
     """Return the error of the major axis' angle in degrees, in [0, 90]."""
-    difference = abs(ratio_and_angle(found)[1] - ratio_and_angle(truth)[1])
+    one, other = (Ellipticity.from_vector(*vector).theta for vector in (found, truth))
+    difference = abs(one - other)
     return float(np.degrees(min(difference, np.pi - difference)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from itertools import cycle
 from pathlib import Path
 
 from prenet4d_engines.evaluate.bound import BOUND
@@ -18,7 +20,7 @@ def plot_table(table: Table, folder: Path) -> Path:
     figure = Figure(figsize=(7.2, 4.8), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    colors = iter(_OUR_COLORS)
+    colors = cycle(_OUR_COLORS)
     for label, values in table.rows:
         points = [(d, v) for d, v in zip(table.doses, values, strict=True) if v is not None]
         if not points:
@@ -32,7 +34,7 @@ def plot_table(table: Table, folder: Path) -> Path:
         else:
             axes.plot(dose, value, ".--", linewidth=1.1, label=label)
     axes.set_xscale("log")
-    if all(v is None or v > 0 for _, values in table.rows for v in values):
+    if all(value > 0 for value in table.known if not math.isnan(value)):
         axes.set_yscale("log")
     axes.set_xlabel("dose (electrons per pattern)")
     axes.set_title(table.title, fontsize=10)

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+
 from prenet4d_engines.evaluate.pictures import Denoised, draw_denoised
 
 OURS: Final = "prenet4d"
@@ -38,6 +40,11 @@ class Table:
     rows: tuple[tuple[str, tuple[float | None, ...]], ...]
     doses: tuple[float, ...] = ()
     note: str = ""
+
+    @property
+    def known(self) -> list[float]:
+        """All figures that stand in it."""
+        return [value for _, values in self.rows for value in values if value is not None]
 
     def row(self, label: str) -> tuple[float | None, ...]:
         """Return the values of the row with that label.
@@ -71,18 +78,28 @@ class Check:
         return self.value < self.limit
 
 
+def largest(figures: Iterable[float | None]) -> float:
+    """Return the largest of figures that are known; NaN where one of them is, or none is known.
+
+    `max` keeps or drops a NaN by its place, so that what is no figure could meet a goal.
+    """
+    known = [each for each in figures if each is not None]
+    return float(np.max(known)) if known else math.nan
+
+
 def most_of_the_best(table: Table, ours: str, rivals: Iterable[str]) -> float:
     """Return the largest share, over the columns, of our figure in the lowest of the rivals'.
 
-    NaN where there is nothing to compare.
+    NaN where there is nothing to compare, or where ours is no number; a rival's that is none is
+    not the lowest.
     """
     rows = [table.row(name) for name in rivals]
-    shares = [
-        value / min(known)
-        for value, *others in zip(table.row(ours), *rows, strict=True)
-        if value is not None and (known := [each for each in others if each is not None])
-    ]
-    return max(shares, default=float("nan"))
+    shares = []
+    for value, *others in zip(table.row(ours), *rows, strict=True):
+        known = [each for each in others if each is not None and not math.isnan(each)]
+        if value is not None and known:
+            shares.append(value / min(known))
+    return largest(shares)
 
 
 @dataclass(frozen=True)
@@ -109,7 +126,7 @@ class Report:
     Attributes:
         parts: By name: denoise, center, ellipse, tracking, strain.
         missing: Methods that could not be compared with, each with the package to install.
-        sources: Every classical method's source.
+        sources: The source of every classical method that these parts compare with.
         about: Seed, patterns, versions, processor, backend, duration.
     """
 
@@ -159,13 +176,14 @@ class Report:
     def plots(self, folder: str | Path) -> list[Path]:
         """Write pictures into a folder and return their paths.
 
-        One for each table over dose, and one with denoised patterns and their residuals.
+        One for each table over dose that says anything, and one with denoised patterns and their
+        residuals.
         """
         from prenet4d_engines.evaluate.plots import plot_table
 
         into = Path(folder)
         into.mkdir(parents=True, exist_ok=True)
-        paths = [plot_table(table, into) for table in self.tables() if table.doses]
+        paths = [plot_table(table, into) for table in self.tables() if table.doses and table.known]
         pictures = [picture for part in self.parts.values() for picture in part.pictures]
         if pictures:
             paths.append(into / "denoised.png")

@@ -159,7 +159,7 @@ def _peak(image: Array, place: Array) -> Array:
 
 
 def _crystals(kind: Kind, n: int, seed: int) -> list[Crystal]:
-    """Draw crystals with enough separate reflections to fit a lattice to."""
+    """Draw crystals with enough reflections apart from each other to fit a lattice to."""
     rng = np.random.default_rng([FIRST_SEED + seed, *_SHAPE, 6, len(kind)])
     materials = list(HELD_OUT.values())
     chosen: list[Crystal] = []
@@ -184,7 +184,10 @@ def _crystals(kind: Kind, n: int, seed: int) -> list[Crystal]:
 
 
 def _separate(places: Array, expected: Array, radius: float) -> Array:
-    """Return the brightest reflections that lie inside the frame and do not touch another."""
+    """Return the brightest reflections inside the frame that do not touch each other.
+
+    Others that are not among them may overlap them.
+    """
     places = np.unique(np.round(places, 3), axis=0)
     border = radius + _REACH + 2
     inside = np.minimum(places, np.array(_SHAPE) - 1 - places).min(1) > border

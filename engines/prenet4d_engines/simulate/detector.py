@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +23,8 @@ class Detector:
         blur: Standard deviation in px of the modulation transfer, 0 for none.
         readout: Standard deviation of the readout noise in electrons; 0 for a counting camera.
         saturation: Highest electrons a pixel reports.
-        hot: (k, 3): row, column and mean extra electrons of pixels that nobody has flagged.
+        hot: (k, 3): row, column and extra electrons, the same in every frame, of pixels that nobody
+            has flagged.
         transmission: (h, w) share of the electrons that reach each pixel, where nobody has flagged
             what is missing: the shadow of a beam stop, flat-field errors. None for all. The dose
             is then what reaches the camera.
@@ -34,6 +36,14 @@ class Detector:
     saturation: float = float("inf")
     hot: NDArray[np.float64] | None = None
     transmission: NDArray[np.float32] | None = None
+
+    @property
+    def dark(self) -> float:
+        """Electrons that a pixel reads on average where none comes.
+
+        Readings below 0 are cut off; what is left of the noise has a mean.
+        """
+        return self.readout / math.sqrt(2 * math.pi)
 
 
 def ideal_detector(frame_shape: tuple[int, int]) -> Detector:

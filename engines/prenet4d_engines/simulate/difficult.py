@@ -1,9 +1,10 @@
 """Frames that fool: beams stopped, cut, outshone or absent, as microscopes really deliver them.
 
 `draw_difficult` draws a pattern together with its camera, since what hides the direct beam sits at
-the direct beam. Every such frame has one to three of these: the direct beam near the frame's edge
-or cut by it; a beam stop in front of it that nobody flagged; a reflection brighter than it; strong
-stray light elsewhere; a flat-field error. A few have no beam at all.
+the direct beam. Most of such frames have one to three of these, one in eight has none: the direct
+beam near the frame's edge or cut by it; a beam stop in front of it that nobody flagged; a
+reflection brighter than it; strong stray light elsewhere; a flat-field error. A few have no beam at
+all.
 """
 
 from __future__ import annotations
@@ -126,7 +127,7 @@ def draw_without_beam(rng: np.random.Generator, frame_shape: tuple[int, int]) ->
             floor=log_uniform(rng, 0.05, 1.0),
         )
     outside = draw_pattern(rng, frame_shape, kind="vacuum")
-    far = float(outside.disks[0, 4]) + rng.uniform(0.2, 0.6) * min(h, w)
+    far = float(outside.disks[0, RADIUS]) + rng.uniform(0.2, 0.6) * min(h, w)
     along = rng.uniform(0, 1)
     sides = ((-far, along * w), (h + far, along * w), (along * h, -far), (along * h, w + far))
     return replace(outside.moved(sides[int(rng.integers(4))]), kind="blank")

@@ -46,9 +46,10 @@ class Pattern:
             two-beam rocking curve s = S0 + SY dy + SX dx (in 1/thickness) with coupling EPSILON
             (thickness / extinction distance).
         radial: Radial intensity profile, sampled every RADIAL_STEP px from 0; empty for none.
-        radial_share: Share of the frame's electrons that the radial profile carries.
-        blobs: (m, 4): y, x, sigma, share of the frame's electrons: smooth off-center background.
-        floor: Share of the frame's electrons spread evenly over it.
+        radial_share: Share of the radial profile in what it and the disks carry on the frame.
+        blobs: (m, 4): y, x, sigma, electrons in units of what disks and radial profile carry
+            together: smooth off-center background.
+        floor: Electrons spread evenly over the frame, in the same units.
         bands: (b, 6): Kikuchi bands that modulate the radial profile: normal y and x, middle, half
             width and softness of the edges in px, relative change of the intensity.
         speckle: (k, 4): waves whose sum's squared modulus, 1 in the mean, is the speckle that

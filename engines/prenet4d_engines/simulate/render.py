@@ -15,7 +15,8 @@ from torch import Tensor
 
 from prenet4d_engines.simulate.pattern import RADIAL_STEP, Pattern
 
-_PATCHES = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024, 2048)
+_PATCHES = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024, 2048, 4096, 8192)
+"""Sides in px of the patches that disks are drawn on: enough for frames of 8192 px a side."""
 
 
 def distortion(ellipticity: tuple[float, float]) -> NDArray[np.float64]:
@@ -43,7 +44,6 @@ def render(
         device: Where to compute.
     """
     h, w = frame_shape
-    n = len(patterns)
     image = _render_disks(patterns, frame_shape, torch.device(device)).clamp_min_(0.0)
     speckle = {
         i: _speckle(pattern, frame_shape, torch.device(device)) - 1
@@ -62,7 +62,6 @@ def render(
             _modulate(smooth[i], kikuchi, shares[i])
         if i in speckle and shares[i] > 0:
             _modulate(smooth[i], 1 + pattern.speckled[1] * speckle[i], shares[i])
-    blob_share = torch.zeros(n, device=device)
     for i, pattern in enumerate(patterns):
         for y, x, sigma, share in pattern.blobs:
             gy = torch.arange(h, device=device) - (pattern.center[0] + y)
@@ -73,11 +72,9 @@ def render(
             total = blob.sum()
             if total > 1e-6 * h * w:
                 smooth[i] += blob * (share / total)
-                blob_share[i] += share
     floor = torch.tensor([p.floor for p in patterns], device=device, dtype=torch.float32)
     smooth += (floor / (h * w))[:, None, None]
-    carried = shares + blob_share + floor
-    beam = torch.where(sums.flatten() > 0, (1.0 - shares).clamp_min(0.0), carried.new_zeros(()))
+    beam = torch.where(sums.flatten() > 0, (1.0 - shares).clamp_min(0.0), 0.0)
     image = image * beam[:, None, None] + smooth
     image /= image.sum((1, 2), keepdim=True).clamp_min(1e-20)
     return image

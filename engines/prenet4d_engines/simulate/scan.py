@@ -20,7 +20,7 @@ from scipy import ndimage
 from prenet4d_engines.errors import SimulationError
 from prenet4d_engines.simulate.draw import draw_optics, draw_pattern
 from prenet4d_engines.simulate.materials import MATERIALS
-from prenet4d_engines.simulate.pattern import Kind
+from prenet4d_engines.simulate.pattern import KINDS, Kind
 from prenet4d_engines.simulate.render import distortion, render
 
 Array = NDArray[np.float64]
@@ -28,6 +28,13 @@ Counts = NDArray[np.uint16] | NDArray[np.uint32]
 
 _FEW_ELECTRONS: Final = 20_000
 """Below this many electrons a frame, throwing each one is cheaper than counting every pixel."""
+_MOST_ELECTRONS: Final = 1e9
+"""In a frame: all of them fit one pixel of uint32."""
+_LARGEST_RATIO: Final = 10
+"""No lens distorts like that; beyond, disks find no patch to be drawn on."""
+_OVERSHOOT: Final = 1.28125
+"""Most that cubic convolution makes of its pixels' largest: half way between them, its positive
+weights sum to that."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +46,19 @@ class Drift:
             an imperfect descan leaves.
         walk: Distance that a slow random walk covers over the scan, typical size.
         jump: Standard deviation of the jump at each fly-back, constant over the line.
+
+    Raises:
+        SimulationError: One of them is no distance.
     """
 
     plane: float = 3.0
     walk: float = 1.0
     jump: float = 0.3
+
+    def __post_init__(self) -> None:
+        """Refuse what is no distance: it would end as a margin of so many pixels."""
+        if not all(np.isfinite(each) and each >= 0 for each in (self.plane, self.walk, self.jump)):
+            raise SimulationError(f"A drift is distances in px from 0 up, not {self}.")
 
     def path(self, scan_shape: tuple[int, int], rng: np.random.Generator) -> Array:
         """Return the displacement (n, 2), [y, x] in px, at each probe position; mean zero."""
@@ -96,7 +111,7 @@ class Scan:
     @property
     def dtype(self) -> np.dtype[np.uint16] | np.dtype[np.uint32]:
         """Type of the frames: uint16, or uint32 where counts could exceed it."""
-        peak = float(self.canvases.max())
+        peak = _OVERSHOOT * float(self.canvases.max())
         return np.dtype(np.uint16) if peak + 10 * peak**0.5 < 65535 else np.dtype(np.uint32)
 
     def expectation(self, index: int) -> NDArray[np.float32]:
@@ -167,8 +182,10 @@ def simulate_scan(
         seed: Fixes everything.
 
     Raises:
-        SimulationError: Unknown material, or numbers that make no scan.
+        SimulationError: Unknown kind or material, or numbers that make no scan.
     """
+    if kind not in KINDS:
+        raise SimulationError(f"There is no kind of pattern {kind!r}. Known: {', '.join(KINDS)}.")
     if material not in MATERIALS:
         raise SimulationError(f"There is no material {material!r}. Known: {', '.join(MATERIALS)}.")
     _check(scan_shape, frame_shape, dose, ellipticity, grains)
@@ -267,6 +284,8 @@ def draw_scan(
     at = np.asarray(centers if centers is not None else [middle] * k, np.float64)
     if at.shape != (k, 2):
         raise SimulationError(f"There must be {k} centers (cy, cx), one a pattern.")
+    if not np.isfinite(at).all():
+        raise SimulationError("The measured patterns' centers hold values that are not finite.")
 
     rng = np.random.default_rng(seed)
     path = (drift or Drift()).path(scan_shape, rng)
@@ -318,12 +337,15 @@ def _check(
             f"A scan has at least one position and frames of 16 x 16; asked for {scan_shape} "
             f"positions of {frame_shape}."
         )
-    if not (np.isfinite(dose) and dose > 0):
-        raise SimulationError(f"The dose must be a positive number of electrons, not {dose}.")
-    if not (np.isfinite(ellipticity).all() and ellipticity[0] >= 1):
+    if not 0 < dose <= _MOST_ELECTRONS:
         raise SimulationError(
-            f"An ellipticity is a ratio a/b of at least 1 and an angle in radians, not "
-            f"{ellipticity}."
+            f"The dose must be a positive number of electrons up to {_MOST_ELECTRONS:.0e}, not "
+            f"{dose}."
+        )
+    if not (np.isfinite(ellipticity).all() and 1 <= ellipticity[0] <= _LARGEST_RATIO):
+        raise SimulationError(
+            f"An ellipticity is a ratio a/b from 1 to {_LARGEST_RATIO} and an angle in radians, "
+            f"not {ellipticity}."
         )
     if grains < 1:
         raise SimulationError("A scan needs at least one grain.")

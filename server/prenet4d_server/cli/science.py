@@ -184,6 +184,11 @@ def evaluate(
     from prenet4d_server.cli.progress import bar
     from prenet4d_server.feeds import read_expectations
 
+    names = [path.stem for path in data or ()]
+    if len(set(names)) < len(names):
+        raise typer.BadParameter("Of files with the same name only one would be told: rename them.")
+    if names and what and not {Part.DENOISE, Part.CENTER} & set(what):
+        raise typer.BadParameter("Only denoise and center are evaluated on --data.")
     with bar("evaluating") as advance:
         report = run(
             [part.value for part in what or Part],

@@ -70,6 +70,8 @@ def prenet4d(monkeypatch, capsys):
         (["calibrate", "a.npy", "-o", "no/such/a.toml"], "There is no folder no/such. Make it"),
         (["calibrate", "a.npy", "--report", "no/such/a.png"], "There is no folder no/such."),
         (["evaluate", "--json", "no/such/a.json"], "There is no folder no/such. Make it first."),
+        (["evaluate", "--data", __file__, "--data", __file__], "files with the same name only one"),
+        (["evaluate", "ellipse", "--data", __file__], "Only denoise and center are evaluated on"),
         (["simulate", "--multislice", "no/such/a.npz"], "There is no folder no/such. Make it"),
         (["bench", "traffic", "--json", "no/such/a.json"], "There is no folder no/such. Make it"),
         (["bench", "engines", "--plot", "a.txt"], "'a.txt' is no name for a picture: let it end"),

@@ -183,6 +183,8 @@ def uniformity_fit(mean: Array, weights: Array, center: Center, radius: float) -
     y, x = _coordinates(mean.shape, center)
     r = np.hypot(y, x)
     chosen = (weights > 0) & (r > 1.3 * radius + 2) & (r < 0.48 * min(mean.shape))
+    if not chosen.any():
+        return np.zeros(2)
     y, x = y[chosen], x[chosen]
     values = np.sqrt(np.maximum(mean[chosen], 0.0))
     power = float((values * values).sum())

@@ -53,7 +53,13 @@ def fit_by_py4dstem(
         "outer": annulus[1],
         "radius": radius,
     }
-    worker = _worker(os.environ[PYTHON_VARIABLE])
+    python = os.environ[PYTHON_VARIABLE]
+    try:
+        worker = _worker(python)
+    except OSError as error:
+        raise EvaluationError(
+            f"{python} ({PYTHON_VARIABLE}) cannot be started: {error.strerror}."
+        ) from error
     assert worker.stdin is not None
     assert worker.stdout is not None
     try:
@@ -67,8 +73,7 @@ def fit_by_py4dstem(
         _stop(worker)
         _worker.cache_clear()
         raise EvaluationError(
-            f"{os.environ[PYTHON_VARIABLE]} ({PYTHON_VARIABLE}) could not run py4DSTEM; "
-            "what it said stands above."
+            f"{python} ({PYTHON_VARIABLE}) could not run py4DSTEM; what it said stands above."
         )
     answer = json.loads(line)
     if answer is None or not np.isfinite(answer).all() or min(answer[:2]) <= 0:
