@@ -492,6 +492,17 @@ def test_strain_is_found_and_its_noise_falls_with_dose() -> None:
     assert high < 0.5 * low
 
 
+@pytest.mark.parametrize("kind", strain._KINDS)
+def test_every_crystal_tells_its_strain_where_there_is_no_noise(kind) -> None:
+    strains = np.random.default_rng(0).uniform(-0.02, 0.02, (40, 2))
+    for crystal in strain._crystals(kind, 2, 0):
+        expected = 1e6 * crystal.strained(strains)
+        fitted = np.array([strain.fitted_strain(frame, crystal) for frame in expected])
+        for true, found in zip(strains.T, fitted.T, strict=True):
+            assert np.polyfit(true, found, 1)[0] == pytest.approx(1, abs=0.03)
+        assert strain.strain_noise(expected, strains, crystal) < 0.05
+
+
 def test_a_blur_that_hides_strain_does_not_pass_for_precise() -> None:
     (crystal,) = strain._crystals("spots", 1, 0)
     rng = np.random.default_rng(1)
