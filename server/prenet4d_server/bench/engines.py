@@ -324,6 +324,7 @@ class _Bench:
         middle = reference_center(self._shape)
         centers, indices = np.tile(np.array(middle), (n, 1)) + 0.3, np.arange(n)
         tracker, sigmas = CenterTracker((1 << 20, 256)), np.full((n, 2), 0.1)
+        others = np.zeros((n, center.OTHERS, 4))
         numbers = itertools.count()
         detectors = VirtualDetectors(self._shape, middle)
         detectors.set(DetectorRadii(5.0, 7.0, 20.0))
@@ -340,7 +341,9 @@ class _Bench:
         yield "look", lambda: (slot.look(self._frames),)
         yield (
             "track",
-            lambda: _nothing(tracker.update(n * next(numbers) + indices, centers, sigmas)),
+            lambda: _nothing(
+                tracker.update(n * next(numbers) + indices, centers, sigmas, others=others)
+            ),
         )
         yield "average", lambda: _nothing(slot.average())
         yield "straighten", lambda: slot.straighten(n, detectors.weights)
