@@ -37,6 +37,11 @@ class LineProfile:
         self._steps: list[Place] = [(0.0, 0.0)] * columns
         self._first_line: list[tuple[int, float, float, int]] | None = []
 
+    @property
+    def known(self) -> bool:
+        """Whether a first line was learned from, or there are no lines to learn from."""
+        return self._first_line is None or not self.columns
+
     def copy(self) -> LineProfile:
         """Return a twin that goes its own way."""
         twin = copy.copy(self)

@@ -324,7 +324,9 @@ class CenterTracker:
         sy, sx = (s + (o - s) / n if n > 1 else o for s, o in zip((sy, sx), offset, strict=True))
         self._suspect, self._suspects = (sy, sx), n
         self._distrusted += 1
-        if n < self._config.jump_frames and self._distrusted < self._config.most_outliers:
+        # In the first line nothing tells a steep descan from outliers, but that they are a few.
+        most = self._config.most_outliers if self._lines.known else self._config.jump_frames
+        if n < self._config.jump_frames and self._distrusted < most:
             return True
         self._jumped(vertical.mean + sy, horizontal.mean + sx, ry / n, rx / n)
         return False

@@ -83,6 +83,15 @@ def test_a_jump_is_followed_within_a_few_frames(size: float):
     assert outlier[500:504].sum() <= 2
 
 
+@pytest.mark.parametrize("step", [1.0, 2.3, 6.0])
+def test_a_steep_descan_costs_a_quick_look_hardly_a_frame(step: float):
+    """Few probe positions over a wide field: far from one to the next, and no line before."""
+    index = np.arange(256)
+    truth = 100 + np.stack([0.3 * (index // 16) + 0.1 * (index % 16), step * (index % 16)], axis=1)
+    tracked, _, _, _ = track(truth, 0.2, scan=(16, 16))
+    assert (np.abs(tracked - truth).max(1) > 1).sum() <= 3
+
+
 def test_wrong_centers_are_flagged_and_do_not_pull():
     truth = drift("plane walk fly-back", 3)
     random = np.random.default_rng(5)
