@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from prenet4d_client import messages
-from prenet4d_client.messages import Counters, State
+from prenet4d_client.messages import Counters, Event, State
 from prenet4d_engines.batch import CorrectedBatch, Outcome
 from prenet4d_engines.errors import EngineError
 from prenet4d_server.config import Settings
@@ -74,6 +74,7 @@ class Pipeline:
         self._inlet = inlet
         self._batcher = Batcher(inlet, settings.batch)
         self._publisher = publisher
+        publisher.while_held = inlet.update  # what it says, and its death, cannot wait
         self.correction = Correction(
             make_corrector,
             tell=self._tell_fault,
@@ -182,7 +183,7 @@ class Pipeline:
         return True
 
     def on_remark(self, remark: Remark) -> None:
-        """Count and publish what the ingest process has to say."""
+        """Count and publish what the ingest process has to say, past what waits for a receiver."""
         self._came = time.monotonic()
         ledger = self._ledgers[remark.acquisition_id] if remark.acquisition_id else self.total
         if remark.rejected:
@@ -193,8 +194,14 @@ class Pipeline:
             ledger.shed(remark.shed)
         counts = {"rejected": remark.rejected, "shed": remark.shed}
         details = {name: count for name, count in counts.items() if count} | remark.details
-        self._publisher.event(
-            remark.level, remark.code, remark.message, remark.acquisition_id, **details
+        self._publisher.announce(
+            Event(
+                level=remark.level,
+                code=remark.code,
+                message=remark.message,
+                acquisition_id=remark.acquisition_id,
+                details=details,
+            )
         )
 
     # --- the data's way --------------------------------------------------------------------------
