@@ -42,7 +42,7 @@ from prenet4d_server.publishing import outgoing
 from prenet4d_server.publishing.publisher import Publisher
 
 STEP_S = 0.2
-# What a corrector may raise for one batch: our own errors, and those of torch and the memory.
+# What may be raised where a corrector is made: our own errors, and those of torch and the memory.
 CORRECTION_ERRORS = (EngineError, RuntimeError, ValueError, ArithmeticError, MemoryError)
 
 
@@ -280,7 +280,7 @@ class Pipeline:
         try:
             result = _corrected(outcome)
             shown = self._results.take(result, batch)
-        except CORRECTION_ERRORS as error:
+        except Exception as error:  # noqa: BLE001  # whatever it was, the scan goes on
             ledger.reject(n, "correction_failed")
             self._complain(error, started.acquisition_id, n)
             return
