@@ -6,6 +6,7 @@ out between two batches.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import defaultdict, deque
@@ -41,6 +42,7 @@ from prenet4d_server.monitoring.meters import Meters
 from prenet4d_server.publishing import outgoing
 from prenet4d_server.publishing.publisher import Publisher
 
+log = logging.getLogger(__name__)
 STEP_S = 0.2
 # What may be raised where a corrector is made: our own errors, and those of torch and the memory.
 CORRECTION_ERRORS = (EngineError, RuntimeError, ValueError, ArithmeticError, MemoryError)
@@ -280,7 +282,9 @@ class Pipeline:
         try:
             result = _corrected(outcome)
             shown = self._results.take(result, batch)
-        except Exception as error:  # noqa: BLE001  # whatever it was, the scan goes on
+        except Exception as error:  # whatever it was, the scan goes on
+            if error is not outcome:  # an outcome has been logged where it came from
+                log.exception("A corrected batch cannot be told of.")
             ledger.reject(n, "correction_failed")
             self._complain(error, started.acquisition_id, n)
             return
