@@ -143,7 +143,7 @@ def decode(parts: Sequence[Any], *, max_bytes: int = MAX_MESSAGE_BYTES) -> Messa
         raise OversizeMessage(f"The message has {total} bytes; at most {max_bytes} are accepted.")
     if len(views) < 2:
         raise MalformedMessage(f"A message has at least 2 parts; this one has {len(views)}.")
-    header = _decode_header(bytes(views[0][:64]), views[1])
+    header = _decode_header(views[0], views[1])
     sizes = _check_layout(type(header), header.arrays)
     if len(views) - 2 != len(sizes):
         raise PayloadMismatch(
@@ -160,7 +160,7 @@ def decode(parts: Sequence[Any], *, max_bytes: int = MAX_MESSAGE_BYTES) -> Messa
     return Message(header, arrays)
 
 
-def _decode_header(topic: bytes, packed: memoryview) -> Header:
+def _decode_header(topic: memoryview, packed: memoryview) -> Header:
     if packed.nbytes > MAX_HEADER_BYTES:
         raise OversizeMessage(f"The header has {packed.nbytes} bytes; at most {MAX_HEADER_BYTES}.")
     try:
@@ -180,7 +180,8 @@ def _decode_header(topic: bytes, packed: memoryview) -> Header:
     if model is None:
         raise UnknownType(f"Version {VERSION} of the protocol has no message type {kind!r:.80}.")
     if topic != str(kind).encode():
-        raise MalformedMessage(f"The topic {topic!r} does not match the message type {kind!r}.")
+        said = bytes(topic[:64])
+        raise MalformedMessage(f"The topic {said!r} does not match the message type {kind!r}.")
     try:
         return model.model_validate(fields)
     except ValidationError as error:
@@ -246,7 +247,8 @@ def _read_array(spec: ArraySpec, expected: int, view: memoryview) -> Array:
     if view.nbytes != expected:
         raise _mismatch(spec, f"{view.nbytes} came")
     try:
-        array = np.frombuffer(view, dtype=_DTYPES[spec.dtype]).reshape(spec.shape)
+        # Half the time of frombuffer and reshape, and a sender's frames may come one by one.
+        array: Array = np.ndarray(spec.shape, _DTYPES[spec.dtype], view)
     except ValueError as error:  # no bytes in a shape that numpy cannot have: (0, 2**40, 2**40)
         raise _mismatch(spec, f"no array can have that shape: {error}") from None
     if spec.dtype == "bool" and (array.view(np.uint8) > 1).any():

@@ -5,6 +5,9 @@ before the oldest of them: its track and its calibration. When a device fails, s
 recorded on them are let go of, a new corrector goes on from there, and no frame is lost. Only the
 mean pattern is: it lay on the device, and starts over.
 
+What no device raises, a fault in our own program, is told as what it is: the batch that meets it
+again fails by it, the others are done, and the device is left alone.
+
 Some CUDA errors leave the whole process without that GPU. Other GPUs then go on, or the CPU where
 the user allows it; else batches fail, each with a sentence that says what to do.
 """
@@ -31,7 +34,7 @@ from prenet4d_engines.virtual import DetectorRadii
 Tell: TypeAlias = Callable[[Literal["warning", "error"], str, str], None]
 """Told what happened: how bad, a code that stays the same, a sentence."""
 
-FAULTS = (RuntimeError, BackendError, ValueError, ArithmeticError, MemoryError)
+FAULTS = (RuntimeError, BackendError, MemoryError)
 """What a device, its libraries and its memory raise; torch's errors are RuntimeErrors."""
 
 T = TypeVar("T")
@@ -151,7 +154,7 @@ class RecoveringCorrector:
             try:
                 for batch in advance():
                     self._conclude(batch)
-            except FAULTS as error:
+            except Exception as error:  # noqa: BLE001  # the scan goes on; it is told and logged
                 self._do_again(error)
         while self._dead is not None and self._waiting:
             self._conclude(self._dead)
@@ -176,6 +179,9 @@ class RecoveringCorrector:
                     self._conclude(again)
                 failed_before = not smaller
                 self._rebuild(again, give_up=not smaller and self._fallback is not None)
+            except Exception as again:  # noqa: BLE001
+                self._conclude(again)
+                self._rebuild(again)
 
     def _rebuild(self, error: Exception, *, give_up: bool = False) -> None:
         """Make a new corrector on the devices that still work, and tell about it.
@@ -190,6 +196,7 @@ class RecoveringCorrector:
         name = _name(self._stations)
         if give_up:
             self._stations.clear()
+        again = sum(len(indices) for _, indices in self._waiting)
         memory = isinstance(error, torch.OutOfMemoryError)
         self._stations[:] = [each for each in self._stations if _works(each, smaller=memory)]
         if not self._stations and self._fallback is not None:
@@ -216,8 +223,16 @@ class RecoveringCorrector:
                 f"{name} has not enough memory for so many frames at a time; {most} are used from "
                 f"now on, and the running mean starts over ({why}).",
             )
+        elif not isinstance(error, FAULTS):
+            _log.error("The program has a fault.", exc_info=error)
+            self._tell(
+                "error",
+                "corrector_fault",
+                f"The correction broke off by a fault in the program ({type(error).__name__}: "
+                f"{why}), which the log describes; {again} frames are done again, and the running "
+                "mean starts over.",
+            )
         else:
-            again = sum(len(indices) for _, indices in self._waiting)
             self._tell(
                 "warning",
                 "corrector_rebuilt",
@@ -227,8 +242,8 @@ class RecoveringCorrector:
         try:
             self._corrector = self._make(self._stations)
             self._corrector.resume(failed)
-        except FAULTS as again:
-            self._rebuild(again, give_up=True)
+        except FAULTS as once_more:
+            self._rebuild(once_more, give_up=True)
 
 
 def _name(stations: Sequence[Station]) -> str:

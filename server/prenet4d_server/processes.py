@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -10,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -128,19 +130,24 @@ def _end_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGINT)
 
 
-def free_addresses(count: int) -> list[str]:
-    """TCP addresses on this machine that nobody uses at the moment."""
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return [f"tcp://127.0.0.1:{port}" for port in ports]
+@contextlib.contextmanager
+def reserved_addresses(count: int) -> Iterator[list[str]]:
+    """TCP addresses on this machine that are given to nobody else while the block lasts.
+
+    A socket that is bound, and does not listen, keeps each port. Who is told of it may listen there
+    nevertheless, as often as he likes: Linux asks for no more than ``SO_REUSEADDR``, which ZeroMQ
+    and web servers set.
+    """
+    with contextlib.ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            each.bind(("127.0.0.1", 0))
+        yield [f"tcp://127.0.0.1:{each.getsockname()[1]}" for each in sockets]
 
 
 class RunningService(Child):
-    """A service of our own, on free ports, ready when the constructor returns.
+    """A service of our own, on ports that are its own, ready when the constructor returns.
 
     Args:
         folder: takes its configuration and its log.
@@ -151,21 +158,26 @@ class RunningService(Child):
     """
 
     def __init__(self, folder: Path, **sections: dict[str, Any]) -> None:
-        self.detector, self.stream, self.lossless, self.control, self.http = free_addresses(5)
-        listening = {
-            name: {"address": getattr(self, name), **sections.pop(name, {})}
-            for name in ("stream", "lossless", "control", "http")
-        }
-        source = {"address": self.detector, **sections.pop("source", {})}
-        config = folder / "service.toml"
-        config.write_text(_toml({"source": source, **listening, **sections}), encoding="utf-8")
-        arguments = ("-m", "prenet4d_server", "serve", "--config", str(config))
-        super().__init__("service", *arguments, log=folder / "service.log")
-        try:
+        with contextlib.ExitStack() as undo:
+            addresses = undo.enter_context(reserved_addresses(5))
+            self.detector, self.stream, self.lossless, self.control, self.http = addresses
+            listening = {
+                name: {"address": getattr(self, name), **sections.pop(name, {})}
+                for name in ("stream", "lossless", "control", "http")
+            }
+            source = {"address": self.detector, **sections.pop("source", {})}
+            config = folder / "service.toml"
+            config.write_text(_toml({"source": source, **listening, **sections}), encoding="utf-8")
+            arguments = ("-m", "prenet4d_server", "serve", "--config", str(config))
+            super().__init__("service", *arguments, log=folder / "service.log")
+            undo.callback(super().stop, timeout=5.0)
             self._wait_until_ready()
-        except BaseException:
-            self.stop(timeout=5.0)
-            raise
+            self._undo = undo.pop_all()
+
+    def stop(self, timeout: float = 20.0) -> None:
+        """End it (see `Child.stop`), and let others have its ports."""
+        super().stop(timeout)
+        self._undo.close()
 
     def status(self) -> dict[str, Any]:
         """What it says about itself."""

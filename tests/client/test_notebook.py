@@ -23,17 +23,16 @@ def test_the_notebook_maps_a_scan_live(tmp_path: Path, monkeypatch: pytest.Monke
     assert not any(cell.get("outputs") for cell in notebook.cells)
     for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR"):
         monkeypatch.setenv(name, str(tmp_path / name))
-    (detector,) = processes.free_addresses(1)
     with (
         processes.RunningService(
             tmp_path,
-            source={"kind": "dectris2", "address": detector, "scan_shape": [6, 8]},
+            source={"kind": "dectris2", "scan_shape": [6, 8]},
             corrector={"backend": "identity"},
             ring={"size": "8MiB"},
         ) as service,
         processes.Child.command(
             "detector",
-            *("simulate-detector", "dectris2", "--address", detector, "--scan", "6x8"),
+            *("simulate-detector", "dectris2", "--address", service.detector, "--scan", "6x8"),
             *("--frame", "32x32", "--rate", "100", "--repeat", "0", "--patience", "100"),
             log=tmp_path / "detector.log",
         ),

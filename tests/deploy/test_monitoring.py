@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prenet4d_client import ControlClient, FrameSender
 from prenet4d_server.monitoring.metrics import exposition
 from prenet4d_server.monitoring.status import GpuStatus, RecordingStatus, Status
-from prenet4d_server.processes import RunningService, free_addresses
+from prenet4d_server.processes import RunningService, reserved_addresses
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 RULES = DEPLOY / "prometheus" / "rules.yml"
@@ -166,8 +166,16 @@ def test_the_rules_alert_when_they_should_and_only_then() -> None:
     assert alerts == set(re.findall(r"alertname: (\w+)", tests.read_text()))
 
 
+@pytest.fixture
+def own_address() -> Iterator[str]:
+    with reserved_addresses(1) as (address,):
+        yield address
+
+
 @pytest.mark.skipif(not shutil.which("prometheus"), reason="prometheus is not installed here")
-def test_prometheus_itself_answers_every_query(service: RunningService, tmp_path: Path) -> None:
+def test_prometheus_itself_answers_every_query(
+    service: RunningService, own_address: str, tmp_path: Path
+) -> None:
     config = (RULES.parent / "prometheus.yml").read_text()
     (tmp_path / "prometheus.yml").write_text(
         config.replace("service:5564", urllib.parse.urlsplit(service.http).netloc).replace(
@@ -175,7 +183,7 @@ def test_prometheus_itself_answers_every_query(service: RunningService, tmp_path
         )
     )
     shutil.copy(RULES, tmp_path)
-    address = urllib.parse.urlsplit(free_addresses(1)[0]).netloc
+    address = urllib.parse.urlsplit(own_address).netloc
 
     def ask(path: str, **parameters: str) -> Any:
         url = f"http://{address}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"

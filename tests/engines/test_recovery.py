@@ -37,9 +37,12 @@ class FailingBackend(MomentBackend):
 
 
 class FailsOnBrightFrames(MomentBackend):
+    def __init__(self, error: Exception):
+        self.error = error
+
     def denoise(self, x):
         if len(x) and x[:, 1].max() > 0.5 * np.log1p(50_000):
-            raise RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED")
+            raise self.error
         return super().denoise(x)
 
 
@@ -181,17 +184,60 @@ def test_the_other_devices_go_on():
     assert len(case.stations) == 1
 
 
-def test_a_batch_that_fails_by_itself_is_the_only_one_that_does():
+DEVICE_ERROR = RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED")
+BUGS = [
+    ValueError("shapes (3,2) and (5,) not aligned"),
+    ZeroDivisionError("by zero"),
+    KeyError("x"),
+]
+
+
+@pytest.mark.parametrize("error", [DEVICE_ERROR, *BUGS], ids=lambda error: type(error).__name__)
+def test_a_batch_that_fails_by_itself_is_the_only_one_that_does(error):
     frames = rings()
     frames[40, 3, 3] = 65_000
-    case = Case(device(FailsOnBrightFrames()))
+    case = Case(device(FailsOnBrightFrames(error)))
     outcomes = case.run(frames, (16,) * 5)
-    assert [isinstance(outcome, RuntimeError) for outcome in outcomes] == [
-        number == 2 for number in range(5)
-    ]
+    assert [outcome is error for outcome in outcomes] == [number == 2 for number in range(5)]
     rest = np.r_[0:32, 48:80]
     found = [outcome for outcome in outcomes if isinstance(outcome, CorrectedBatch)]
     np.testing.assert_array_equal(together(found)["indices"], rest)
+
+
+@pytest.mark.parametrize("error", BUGS, ids=lambda error: type(error).__name__)
+def test_a_fault_in_the_program_is_not_taken_for_the_devices(error, caplog):
+    frames = rings()
+    frames[40, 3, 3] = 65_000
+    case = Case(device(FailsOnBrightFrames(error)), fallback=True)
+    (own,) = case.stations
+    case.run(frames, (16,) * 5)
+    assert case.stations == [own]
+    assert set(case.codes) == {"corrector_fault"}
+    for level, _, message in case.told:
+        assert level == "error"
+        assert f"by a fault in the program ({type(error).__name__}: " in message
+    assert "Traceback" in caplog.text
+
+
+def test_a_fault_in_the_program_that_does_not_come_again_loses_nothing(caplog):
+    case = Case(device(FailingBackend(BUGS[0], [13])))
+    assert_nothing_lost(case.run(rings()), undisturbed())
+    assert case.codes == ["corrector_fault"]
+    assert "frames are done again" in case.told[0][2]
+    assert "Traceback" in caplog.text
+
+
+def test_a_command_that_fails_by_a_fault_in_the_program_changes_nothing():
+    frames = rings()
+    case = Case(device())
+    outcomes = []
+    for part in parts((16, 16)):
+        outcomes += case.corrector.submit(frames[part], np.arange(90)[part])
+    case.stations[0].lanes.fault = BUGS[0]
+    with pytest.raises(ValueError, match="not aligned"):
+        case.corrector.mean()
+    assert_nothing_lost(outcomes + case.corrector.finish(), undisturbed((16, 16)))
+    assert case.told == []
 
 
 def test_wrong_frames_are_refused_in_their_turn():

@@ -2,14 +2,17 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 
 import psutil
 import pytest
+import zmq
 
-from prenet4d_server.processes import Child, ChildFailed, free_addresses
+from prenet4d_server.processes import Child, ChildFailed, RunningService, reserved_addresses
+from prenet4d_server.sockets import bind
 
 from .live import until
 
@@ -58,7 +61,28 @@ def test_children_end_when_their_parent_is_killed(tmp_path, handler):
         time.sleep(0.05)
 
 
-def test_addresses_are_all_different():
-    addresses = free_addresses(5)
-    assert len(set(addresses)) == 5
-    assert all(address.startswith("tcp://127.0.0.1:") for address in addresses)
+def test_reserved_addresses_are_for_who_is_told_of_them_and_nobody_else():
+    with reserved_addresses(5) as addresses:
+        assert len(set(addresses)) == 5
+        for address in addresses:
+            assert address.startswith("tcp://127.0.0.1:")
+            with socket.socket() as other, pytest.raises(OSError, match="in use"):
+                other.bind(("127.0.0.1", int(address.rpartition(":")[2])))
+        for _ in range(2):  # who listened there may do so again
+            with zmq.Context() as context, context.socket(zmq.PULL) as ours:
+                bind(ours, addresses[0], "address")
+                with context.socket(zmq.PUSH) as sender:
+                    sender.connect(addresses[0])
+                    sender.send(b"frame")
+                    assert ours.recv() == b"frame"
+
+
+def test_a_service_keeps_its_ports_until_it_is_stopped(tmp_path):
+    with RunningService(
+        tmp_path, corrector={"backend": "identity"}, source={"kind": "dectris2"}
+    ) as service:
+        for address in (service.detector, service.http):
+            with socket.socket() as other, pytest.raises(OSError, match="in use"):
+                other.bind(("127.0.0.1", int(address.rpartition(":")[2])))
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", int(service.detector.rpartition(":")[2])))

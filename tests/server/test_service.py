@@ -329,6 +329,77 @@ def test_full_ring_with_block_holds_the_sender_back_and_loses_nothing():
         assert (counters.received, counters.corrected) == (n, n)
 
 
+@contextmanager
+def held_back():
+    """A service in the middle of a scan of 1000 frames whose receiver takes nothing for now.
+
+    What follows is the scan's sender, who has sent 900, the receiver, and who hears everything.
+    """
+    patient = settings(batch={"size": 4}, lossless={"max_lag_s": 100})
+    with Service(patient) as service, listening(service) as listener:
+        receiver = LosslessReceiver(
+            service.endpoints["lossless"], name="slow", topics=("telemetry", "acquisition_end"),
+            credit=1, timeout=TIMEOUT_S,
+        )  # fmt: skip
+        with receiver, sender(service) as source:
+            source.start(frame_shape=SHAPE, dtype="uint16", expected_frames=1000)
+            source.send(frames(900))
+            until(lambda: service.status().backlog > 500)
+            until(lambda: service.status().receivers_behind_s["slow"] > 1)
+            yield service, source, receiver, listener
+
+
+def take_all(receiver):
+    """The frames that the receiver gets until the acquisition ends, and what became of all."""
+    seen = []
+    while (message := receiver.receive()).type == "telemetry":
+        seen += message.indices.tolist()
+    return seen, message.counters
+
+
+def test_what_the_ingest_process_says_is_heard_while_a_receiver_holds_the_pipeline_back():
+    with held_back() as (service, source, receiver, listener):
+        backlog = service.status().backlog
+        with raw_sender(service) as send:
+            send([b"\x00\xff"])
+            listener.wait_for_event("bad_message")
+        source.send(frames(1), [17])  # again
+        event = listener.wait_for_event("duplicate_index")
+        assert event.acquisition_id == service.acquisition_id
+        assert service.status().backlog == backlog
+        assert service.status().counters.rejected == 1
+        assert balanced(service.status().counters)
+        source.send(frames(100), range(900, 1000))
+        source.end()
+        seen, counters = take_all(receiver)
+        assert seen == list(range(1000))
+        assert (counters.received, counters.corrected, counters.rejected) == (1001, 1000, 1)
+
+
+def test_an_ingest_process_that_dies_is_replaced_while_a_receiver_holds_the_pipeline_back():
+    with held_back() as (service, source, receiver, listener):
+        first, backlog = service.acquisition_id, service.status().backlog
+        os.kill(service._inlet.pid, signal.SIGKILL)
+        assert "goes on" in listener.wait_for_event("ingest_died").message
+        until(lambda: service.status().source.ready and service.status().source.restarts == 1)
+        assert service.status().backlog == backlog
+        source.send(frames(90), range(910, 1000))
+        until(lambda: service.status().backlog == backlog + 90)
+        source.end()
+        with sender(service) as following:
+            second = following.start(frame_shape=SHAPE, dtype="uint16", expected_frames=5)
+            following.send(frames(5))
+            following.end()
+            seen, counters = take_all(receiver)
+            assert seen == [*range(900), *range(910, 1000)]
+            assert counters.received == counters.corrected == 990
+            assert take_all(receiver)[0] == list(range(5))
+        listener.wait_for("acquisition_end", 2)
+    told = [(one.type, one.acquisition_id) for one in listener.messages if one.type != "event"]
+    kinds = ("acquisition_start", "telemetry", "acquisition_end")
+    assert list(dict.fromkeys(told)) == [(kind, scan) for scan in (first, second) for kind in kinds]
+
+
 def test_full_ring_with_shed_drops_whole_frames_counts_and_says_them():
     shedding = settings(ring={"size": 1 << 20, "policy": "shed"}, batch={"size": 8})
     n = 4000

@@ -6,6 +6,7 @@ out between two batches.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import defaultdict, deque
@@ -16,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from prenet4d_client import messages
-from prenet4d_client.messages import Counters, State
+from prenet4d_client.messages import Counters, Event, State
 from prenet4d_engines.batch import CorrectedBatch, Outcome
 from prenet4d_engines.errors import EngineError
 from prenet4d_server.config import Settings
@@ -41,8 +42,9 @@ from prenet4d_server.monitoring.meters import Meters
 from prenet4d_server.publishing import outgoing
 from prenet4d_server.publishing.publisher import Publisher
 
+log = logging.getLogger(__name__)
 STEP_S = 0.2
-# What a corrector may raise for one batch: our own errors, and those of torch and the memory.
+# What may be raised where a corrector is made: our own errors, and those of torch and the memory.
 CORRECTION_ERRORS = (EngineError, RuntimeError, ValueError, ArithmeticError, MemoryError)
 
 
@@ -74,6 +76,7 @@ class Pipeline:
         self._inlet = inlet
         self._batcher = Batcher(inlet, settings.batch)
         self._publisher = publisher
+        publisher.while_held = inlet.update  # what it says, and its death, cannot wait
         self.correction = Correction(
             make_corrector,
             tell=self._tell_fault,
@@ -182,7 +185,7 @@ class Pipeline:
         return True
 
     def on_remark(self, remark: Remark) -> None:
-        """Count and publish what the ingest process has to say."""
+        """Count and publish what the ingest process has to say, past what waits for a receiver."""
         self._came = time.monotonic()
         ledger = self._ledgers[remark.acquisition_id] if remark.acquisition_id else self.total
         if remark.rejected:
@@ -193,8 +196,14 @@ class Pipeline:
             ledger.shed(remark.shed)
         counts = {"rejected": remark.rejected, "shed": remark.shed}
         details = {name: count for name, count in counts.items() if count} | remark.details
-        self._publisher.event(
-            remark.level, remark.code, remark.message, remark.acquisition_id, **details
+        self._publisher.announce(
+            Event(
+                level=remark.level,
+                code=remark.code,
+                message=remark.message,
+                acquisition_id=remark.acquisition_id,
+                details=details,
+            )
         )
 
     # --- the data's way --------------------------------------------------------------------------
@@ -273,7 +282,9 @@ class Pipeline:
         try:
             result = _corrected(outcome)
             shown = self._results.take(result, batch)
-        except CORRECTION_ERRORS as error:
+        except Exception as error:  # whatever it was, the scan goes on
+            if error is not outcome:  # an outcome has been logged where it came from
+                log.exception("A corrected batch cannot be told of.")
             ledger.reject(n, "correction_failed")
             self._complain(error, started.acquisition_id, n)
             return

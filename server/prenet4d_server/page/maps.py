@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -122,7 +121,7 @@ def picture(name: str, images: dict[str, Image]) -> npt.NDArray[Any] | None:
     """What the page shows of a map; ``None`` where there is no such map.
 
     Centers, measured and fitted, are shown relative to the median of the measured ones, flags as 0
-    or 1, and the center of mass as color: its direction as hue, its length as brightness.
+    or 1, and the center of mass as colors of its direction and length.
     """
     if name == "com":
         if "com_y" not in images:
@@ -176,11 +175,17 @@ def caption(kind: Kind, low: float = math.nan, high: float = math.nan) -> str:
     if kind.name == "flags":
         reach = "colored: any flag"
     elif kind.name == "com":
-        reach = "hue: direction"
+        reach = "".join(_chip(arrow, *vector) for arrow, vector in _ARROWS.items())
     elif math.isfinite(low):
         known = f"± {short(high)}" if low == -high else f"{short(low)} … {short(high)}"
         reach = f"{known} {kind.unit}"
     return f'<div class="caption"><b>{kind.title}</b> <span>{reach}</span></div>'
+
+
+def _chip(arrow: str, y: float, x: float) -> str:
+    """An arrow on the color of its direction."""
+    red, green, blue = plane_colors(np.array(y), np.array(x)).tolist()
+    return f'<i style="background: rgb({red}, {green}, {blue})">{arrow}</i>'
 
 
 def short(value: float) -> str:
@@ -194,8 +199,8 @@ def short(value: float) -> str:
 def direction_colors(y: Image, x: Image) -> npt.NDArray[np.uint32]:
     """A vector field, (ny, nx) each, as RGBA pixels; transparent where it is not known.
 
-    The hue turns with the direction, from red at +x toward +y; brightness grows with the distance
-    from the median, up to its 99th percentile.
+    Gray is the median; from there, each vector's color lies in its own direction and as far as the
+    vector is long, up to the 99th percentile of their lengths.
     """
     known = np.isfinite(y) & np.isfinite(x)
     if not known.any():
@@ -203,14 +208,48 @@ def direction_colors(y: Image, x: Image) -> npt.NDArray[np.uint32]:
     dy, dx = (np.where(known, part - np.median(part[known]), 0.0) for part in (y, x))
     length = np.hypot(dy, dx)
     most = max(float(np.percentile(length[known], 99)), 1e-9)
-    hue = (np.arctan2(dy, dx) / (2 * np.pi) % 1.0 * 255).astype(np.intp)
-    color = _WHEEL[hue] * np.clip(length / most, 0.0, 1.0)[..., None]
+    scale = 1 / np.maximum(length, most)
     pixels = np.zeros((*y.shape, 4), np.uint8)
-    pixels[..., :3] = color
+    pixels[..., :3] = plane_colors(dy * scale, dx * scale)
     pixels[..., 3] = np.where(known, 255, 0)
     return pixels.view(np.uint32)[..., 0]
 
 
-_WHEEL = np.array(
-    [[255 * part for part in colorsys.hsv_to_rgb(hue / 256, 0.75, 1.0)] for hue in range(256)]
+def plane_colors(y: npt.NDArray[Any], x: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """Colors (..., 3), sRGB, of vectors within the unit disk.
+
+    They lie on a plane through OKLab, so that vectors that are equally far apart look equally
+    different: yellow to the right, blue to the left, a light green upward, a dark red downward. Who
+    does not tell red from green tells yellow from blue, and light from dark.
+    """
+    lab = _GRAY + y[..., None] * _DOWN + x[..., None] * _RIGHT
+    linear = np.clip((lab @ _TO_CONES.T) ** 3 @ _TO_RGB.T, 0.0, 1.0)
+    srgb = np.where(
+        linear <= 0.0031308, 12.92 * linear, 1.055 * np.maximum(linear, 1e-9) ** (1 / 2.4) - 0.055
+    )
+    colors: npt.NDArray[np.uint8] = np.round(255 * srgb).astype(np.uint8)
+    return colors
+
+
+# The largest such disk all of which a screen can show. Downward, half of the difference is one of
+# lightness, which counts half as much as OKLab's other two coordinates.
+_GRAY = np.array((0.67, 0.0, 0.0))
+_RIGHT = 0.13 * np.array((0.0, 0.0, 1.0))
+_DOWN = 0.13 * np.array((-(2**0.5), 0.5**0.5, 0.0))
+# https://bottosson.github.io/posts/oklab
+_TO_CONES = np.array(
+    [
+        [1, 0.3963377774, 0.2158037573],
+        [1, -0.1055613458, -0.0638541728],
+        [1, -0.0894841775, -1.2914855480],
+    ]
 )
+_TO_RGB = np.array(
+    [
+        [4.0767416621, -3.3077115913, 0.2309699292],
+        [-1.2684380046, 2.6097574011, -0.3413193965],
+        [-0.0041960863, -0.7034186147, 1.7076147010],
+    ]
+)
+_ARROWS = {"→": (0.0, 1.0), "↓": (1.0, 0.0), "←": (0.0, -1.0), "↑": (-1.0, 0.0)}
+"""Arrow → ``(y, x)``, rows counted downward."""

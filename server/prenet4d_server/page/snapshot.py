@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import (
     Colormap,
@@ -19,7 +20,7 @@ from matplotlib.colors import (
 from matplotlib.figure import Figure, SubFigure
 
 from prenet4d_server.page.feed import Feed
-from prenet4d_server.page.maps import DRIFTS, KINDS, picture, scale
+from prenet4d_server.page.maps import DRIFTS, KINDS, picture, plane_colors, scale
 from prenet4d_server.page.patterns import ellipse, limits
 from prenet4d_server.page.theme import LIGHT
 
@@ -91,6 +92,7 @@ def _draw_maps(feed: Feed, target: SubFigure) -> None:
             continue
         if kind.name == "com":
             drawn = axis.imshow(shown[..., None].view(np.uint8))
+            _draw_directions(axis)
         else:
             drawn = axis.imshow(
                 shown,
@@ -99,6 +101,16 @@ def _draw_maps(feed: Feed, target: SubFigure) -> None:
             )
         if kind.name not in ("com", "flags"):  # a direction as hue; any flag or none
             target.colorbar(drawn, cax=axis.inset_axes((1.04, 0, 0.06, 1)), label=kind.unit)
+
+
+def _draw_directions(axis: Axes) -> None:
+    """The colors of all vectors, beside a map of vectors."""
+    y, x = np.mgrid[-1:1:65j, -1:1:65j]
+    inside = np.hypot(y, x) <= 1
+    colors = np.dstack([plane_colors(y, x), 255 * inside.astype(np.uint8)])
+    key = axis.inset_axes((1.04, 0.8, 0.2, 0.2))
+    key.imshow(colors)
+    key.set_axis_off()
 
 
 def _colors(name: str) -> Colormap:

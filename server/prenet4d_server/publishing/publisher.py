@@ -29,6 +29,8 @@ from prenet4d_server.sockets import KeyPair, bind, protect
 QUEUE = 4
 """Groups of messages (one batch's each) that wait between the pipeline and the sockets."""
 TICK_MS = 100
+_HELD_S = 0.1
+"""How often ``while_held`` is called."""
 LINGER_MS = 1000
 RECENT_EVENTS = 50
 _MAX_SUBSCRIPTION = 1 << 12
@@ -57,6 +59,8 @@ class Publisher:
         self.recent_events: deque[Event] = deque(maxlen=RECENT_EVENTS)
         self._sequences: Counter[str] = Counter()
         self._topics: frozenset[bytes] = frozenset()
+        self.while_held: Callable[[], object] = lambda: None
+        """Called again and again by who waits in ``publish``; may announce, not publish."""
         self._queue: deque[tuple[tuple[Outgoing, ...], Callable[[], None] | None]] = deque()
         self._changed = threading.Condition()
         self._closing_at: float | None = None
@@ -81,7 +85,10 @@ class Publisher:
         """Names of the registered lossless receivers."""
         self.behind_s: Mapping[str, float] = {}
         """Receiver → the age of the oldest message that waits for its credit, in seconds."""
-        self._announced: deque[Event] = deque()
+        self._announced: deque[tuple[int, Event]] = deque()
+        """Events, and how many groups had been handed over before each."""
+        self._handed_over = self._sent = 0
+        """Groups, since the beginning."""
         self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
         self._thread.start()
 
@@ -104,12 +111,21 @@ class Publisher:
             messages: they are sent in this order.
             on_sent: called by the publisher's thread once all are with the sockets.
         """
+        while not self._has_room():
+            self.while_held()
         with self._changed:
-            while len(self._queue) >= QUEUE and self.alive and self._closing_at is None:
-                self._changed.wait(0.5)
             if self.alive:
+                self._handed_over += 1
                 self._queue.append((messages, on_sent))
                 os.eventfd_write(self._wake, 1)
+
+    def _has_room(self) -> bool:
+        """Wait for room in the queue, for a moment; where nothing is sent any more, there is."""
+        with self._changed:
+            return self._changed.wait_for(
+                lambda: len(self._queue) < QUEUE or not self.alive or self._closing_at is not None,
+                _HELD_S,
+            )
 
     def event(
         self, level: Level, code: str, message: str, acquisition_id: str = "", **details: Any
@@ -122,10 +138,13 @@ class Publisher:
         self.publish((event, {}))
 
     def announce(self, event: Event) -> None:
-        """Log an event and publish it at once, even while a receiver holds everything else back."""
+        """Log an event and publish it in its turn, or at once while a receiver holds the rest back.
+
+        Never waits.
+        """
         with self._changed:
             if self.alive and self._closing_at is None:
-                self._announced.append(event)
+                self._announced.append((self._handed_over, event))
                 os.eventfd_write(self._wake, 1)
                 return
         self._note(event)
@@ -152,7 +171,8 @@ class Publisher:
             poller.register(waited, zmq.POLLIN)
         try:
             while not self._finished():
-                ready = dict(poller.poll(0 if self._may_send() else TICK_MS))
+                busy = self._announced or self._may_send()
+                ready = dict(poller.poll(0 if busy else TICK_MS))
                 if self._wake in ready:
                     os.eventfd_read(self._wake)
                 if self._stream in ready:
@@ -172,8 +192,8 @@ class Publisher:
                 socket.close(LINGER_MS)
 
     def _take_announced(self) -> Iterator[Event]:
-        while self._announced:
-            yield self._announced.popleft()
+        while self._announced and (self._receivers.holding or self._announced[0][0] <= self._sent):
+            yield self._announced.popleft()[1]
 
     def _may_send(self) -> bool:
         return bool(self._queue) and not self._receivers.holding
@@ -192,6 +212,7 @@ class Publisher:
             self._send(header, arrays)
         if on_sent is not None:
             on_sent()
+        self._sent += 1
 
     def _send(self, header: Header, arrays: Mapping[str, Array] | None) -> None:
         stamped = self._stamp(header)  # counted even if nobody listens: gaps must show

@@ -101,15 +101,15 @@ class NativeBlock:
         self.series = series
         self.indices = indices
         self.stacks = stacks
-        self._starts = [0, *accumulate(map(len, stacks))]
 
     def read_into(self, start: int, out: Pixels) -> Sequence[tuple[int, FrameError]]:
         """Copy some of the frames; see ``FrameBlock.read_into``."""
         failed: list[tuple[int, FrameError]] = []
         stop = start + len(out)
-        number = bisect_right(self._starts, start) - 1
+        starts = [0, *accumulate(map(len, self.stacks))]
+        number = bisect_right(starts, start) - 1
         while start < stop:
-            first, stack = self._starts[number], self.stacks[number]
+            first, stack = starts[number], self.stacks[number]
             end = min(stop, first + len(stack))
             frames = stack[start - first : end - first]
             slots, out = out[: len(frames)], out[len(frames) :]

@@ -16,7 +16,14 @@ from prenet4d_server.cli.arguments import (
     parse_grid,
     parse_server_key,
 )
-from prenet4d_server.processes import free_addresses
+from prenet4d_server.processes import reserved_addresses
+
+
+@pytest.fixture
+def free():
+    """An address where nobody listens."""
+    with reserved_addresses(1) as (address,):
+        yield address
 
 
 @pytest.fixture
@@ -88,8 +95,7 @@ def prenet4d(monkeypatch, capsys):
         (["config", "--check", "nowhere.toml"], "The configuration nowhere.toml cannot be read"),
     ],
 )
-def test_bad_use_gets_a_sentence(prenet4d, arguments, sentence):
-    (free,) = free_addresses(1)
+def test_bad_use_gets_a_sentence(prenet4d, free, arguments, sentence):
     where = {"status": ["--control", free], "watch": ["--stream", free]}
     status, _, said = prenet4d(*arguments, *where.get(arguments[0], []))
     assert status != 0
@@ -119,19 +125,17 @@ def test_file_without_frames_is_refused(prenet4d, tmp_path):
     assert "is not a file that can be read here" in said
 
 
-def test_replay_without_a_service_says_so(prenet4d, tmp_path):
+def test_replay_without_a_service_says_so(prenet4d, free, tmp_path):
     file = tmp_path / "frames.npy"
     np.save(file, np.ones((2, 16, 16), np.uint16))
-    (free,) = free_addresses(1)
     status, _, said = prenet4d("replay", file, "--to", free, "--patience", "0.3")
     assert status == 1
     assert free in said
 
 
 @pytest.mark.parametrize("kind", ["native", "dectris2"])
-def test_nobody_is_left_in_doubt_about_what_is_waited_for(prenet4d, monkeypatch, kind):
+def test_nobody_is_left_in_doubt_about_what_is_waited_for(prenet4d, free, monkeypatch, kind):
     monkeypatch.setattr(progress, "SILENT_S", 0)
-    (free,) = free_addresses(1)
     few = ("--scan", "2x2", "--frame", "16x16", "--address", free, "--patience", "2")
     status, _, said = prenet4d("simulate-detector", kind, *few)
     assert status == 1
@@ -163,8 +167,7 @@ def test_keygen_makes_keys_once(prenet4d, tmp_path):
     assert "exists already" in said
 
 
-def test_calibration_file_is_never_overwritten_unasked(prenet4d, tmp_path):
-    (free,) = free_addresses(1)
+def test_calibration_file_is_never_overwritten_unasked(prenet4d, free, tmp_path):
     file = tmp_path / "today.json"
     status, _, said = prenet4d("calibration", "load", file, "--control", free)
     assert status == 1

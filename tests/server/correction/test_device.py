@@ -10,8 +10,6 @@ from prenet4d_server import Service
 from ..live import balanced, listening, sender, settings, until
 from .test_correction import SHAPE, disks
 
-FAULT = torch.AcceleratorError("CUDA error: unspecified launch failure")
-
 
 @pytest.fixture
 def device(monkeypatch):
@@ -48,19 +46,26 @@ def test_what_is_under_way_comes_out_though_nothing_follows(service, device):
     assert device.recorded
 
 
-def test_a_fault_in_mid_scan_is_told_and_loses_nothing(service, device):
+@pytest.mark.parametrize(
+    ("fault", "code"),
+    [
+        (torch.AcceleratorError("CUDA error: unspecified launch failure"), "corrector_rebuilt"),
+        (ValueError("not enough values to unpack"), "corrector_fault"),
+    ],
+)
+def test_a_fault_in_mid_scan_is_told_and_loses_nothing(service, device, fault, code):
     pixels, _ = disks(40)
     with listening(service) as listener, sender(service) as source:
         start(source, 40)
         source.send(pixels[:16])
         until(lambda: len(listener.indices()) == 16)
-        device.fault = FAULT
+        device.fault = fault
         source.send(pixels[16:])
         source.end()
         counters = listener.wait_for("acquisition_end").counters
         assert counters.corrected == 40
         assert listener.indices() == list(range(40))
-        assert "frames are done again" in listener.wait_for_event("corrector_rebuilt").message
+        assert "frames are done again" in listener.wait_for_event(code).message
 
 
 def test_frames_of_a_device_that_is_gone_are_counted_and_the_reason_is_told(service, device):

@@ -9,7 +9,7 @@ import shutil
 import signal
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from prenet4d_server.page.maps import DESCAN, SCANNED
 from prenet4d_server.page.settings import PageSettings, ServiceAddress
 from prenet4d_server.page.supervisor import PageProcess, listen
 from prenet4d_server.page.traces import CHARTS
-from prenet4d_server.processes import free_addresses
+from prenet4d_server.processes import reserved_addresses
 from prenet4d_server.service import Service
 
 from ..live import settings, until
@@ -65,7 +65,7 @@ def service_maker(tmp_path_factory):
 
     def prepare():
         names = ("source", "stream", "lossless", "control", "http")
-        ports = dict(zip(names, free_addresses(5), strict=True))
+        ports = dict(zip(names, held.enter_context(reserved_addresses(5)), strict=True))
         own = {
             "http": {"enabled": True, "operator_token": TOKEN},
             "stream": {"preview_every_s": 0.1, "maps_every_s": 0.2},
@@ -80,7 +80,8 @@ def service_maker(tmp_path_factory):
             own.setdefault(name, {})["address"] = address
         return lambda: Service(settings(**own, drain_s=0.5)), ports
 
-    return prepare
+    with ExitStack() as held:
+        yield prepare
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from prenet4d_server.page import words
 from prenet4d_server.page.feed import Feed, MapsView
 from prenet4d_server.page.maps import (
     KINDS,
+    caption,
     color_range,
     direction_colors,
     picture,
@@ -239,15 +240,58 @@ def test_rounding_for_the_link_keeps_the_picture():
     assert (short_ones.view(np.uint32)[np.isfinite(image)] & 0x7FFF == 0).all()
 
 
-def test_vectors_show_their_direction_as_hue_and_what_is_unknown_as_nothing():
+# Linear sRGB as it looks without one of the three cones (Machado, Oliveira and Fernandes 2009).
+SEES = {
+    "all": np.eye(3),
+    "deuteranopia": [
+        [0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413],
+        [-0.011820, 0.042940, 0.968881],
+    ],
+    "protanopia": [
+        [0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216],
+        [-0.003882, -0.048116, 1.051998],
+    ],
+}  # fmt: skip
+
+
+def cielab(pixels, sees):
+    """sRGB pixels (…, 3) as people see them."""
+    srgb = pixels / 255
+    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+    to_xyz = np.array(
+        [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    )
+    xyz = np.clip(linear @ np.transpose(SEES[sees]), 0, 1) @ to_xyz.T / to_xyz.sum(axis=1)
+    x, y, z = np.moveaxis(np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116), -1, 0)
+    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
+
+
+@pytest.mark.parametrize("sees", SEES)
+def test_directions_are_told_apart_by_whoever_looks(sees):
+    angles = np.arange(8) * np.pi / 4
+    y, x = (np.append(part(angles), 0).astype(np.float32)[None] for part in (np.sin, np.cos))
+    pixels = direction_colors(y, x)[0, :, None].view(np.uint8)[:, :3]
+    seen = cielab(pixels, sees)
+    apart = np.linalg.norm(seen[:, None] - seen, axis=-1) + 1e3 * np.eye(9)
+    assert apart.min() > 15  # 2.3 can just be noticed
+    turns = np.linalg.norm(seen[:8] - np.roll(seen[:8], 1, axis=0), axis=1)
+    assert turns.max() < 2.5 * turns.min()
+
+
+def test_vectors_show_their_direction_as_color_and_what_is_unknown_as_nothing():
     y = np.array([[0, 0, 1, np.nan]], np.float32)
     x = np.array([[1, -1, 0, 0]], np.float32)
     pixels = direction_colors(y, x)[..., None].view(np.uint8)
     assert pixels.shape == (1, 4, 4)
     assert (pixels[0, :3, 3] == 255).all()
     assert pixels[0, 3, 3] == 0
-    assert pixels[0, 0, :3].argmax() == 0
+    assert pixels[0, 0, :3].argmin() == 2  # yellow
+    assert pixels[0, 1, :3].argmax() == 2  # blue
     assert len({tuple(pixel) for pixel in pixels[0, :3]}) == 3
+    (kind,) = (kind for kind in KINDS if kind.name == "com")
+    for index, arrow in ((0, "→"), (1, "←")):
+        red, green, blue, _ = pixels[0, index]
+        assert f'rgb({red}, {green}, {blue})">{arrow}' in caption(kind)
 
 
 def test_maps_are_shown_as_people_read_them():

@@ -322,6 +322,30 @@ def test_receivers_are_told_goodbye_after_their_last_message():
         messages.close()
 
 
+@pytest.mark.parametrize(("credit", "overtaken"), [(10, []), (1, [2])])
+def test_an_announced_event_overtakes_what_a_receiver_holds_back_and_nothing_else(
+    credit, overtaken
+):
+    topics = ("corrected", "event")
+    with (
+        publishing() as publisher,
+        receiver(publisher, credit=credit) as slow,
+        Subscriber(publisher.stream_address, topics, timeout=TIMEOUT_S, queue=100) as stream,
+    ):
+        until(lambda: publisher.receivers and publisher.wants("event"))
+        all_handed_over = threading.Event()
+        publisher.publish(batch(0), on_sent=lambda: all_handed_over.wait(TIMEOUT_S))
+        publisher.publish(batch(1))
+        publisher.publish(batch(2))
+        publisher.announce(Event(level="info", code="now", message="Now."))
+        all_handed_over.set()
+        before = []
+        while (message := stream.receive()).type != "event" or message.code != "now":
+            before += [message.batch] if message.type == "corrected" else []
+        assert before == [number for number in range(3) if number not in overtaken]
+        assert [slow.receive().batch for _ in range(3)] == [0, 1, 2]
+
+
 def test_what_was_announced_before_the_end_is_still_told():
     with publishing() as publisher:
         closing = threading.Thread(target=publisher.close, args=(TIMEOUT_S,))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import socket
 import struct
 import subprocess
 import time
@@ -75,13 +74,6 @@ def messages(encoding: str) -> Iterator[bytes]:
     yield json.dumps({"htype": "dseries_end-1.0", "series": 34}).encode()
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def put(port: int, path: str, value: str) -> None:
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/{path}",
@@ -94,13 +86,13 @@ def put(port: int, path: str, value: str) -> None:
 
 @pytest.fixture
 def simulator(request, tmp_path: Path) -> Iterator[tuple[str, int]]:
-    dump, log, port = tmp_path / "dump", tmp_path / "log", free_port()
+    dump, log = tmp_path / "dump", tmp_path / "log"
     with dump.open("wb") as file:
         for message in messages(request.param):
             file.write(struct.pack("<q", len(message)) + message)
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [str(COMMAND), str(dump), "--port", str(port), "--zmqport", "0"],
+            [str(COMMAND), str(dump), "--port", "0", "--zmqport", "0"],
             stdout=output,
             stderr=subprocess.STDOUT,
         )
@@ -109,12 +101,13 @@ def simulator(request, tmp_path: Path) -> Iterator[tuple[str, int]]:
         while True:
             said = log.read_text()
             stream = re.search(r"listening on (tcp://\S+)", said)
-            if stream and "API server listening" in said:
+            server = re.search(r"API server listening on \('[^']+', (\d+)\)", said)
+            if stream and server:
                 break
             assert process.poll() is None, said
             assert time.monotonic() < deadline, said
             time.sleep(0.1)
-        yield stream[1], port
+        yield stream[1], int(server[1])
     finally:
         process.terminate()
         try:
