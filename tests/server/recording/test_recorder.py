@@ -354,6 +354,23 @@ def test_a_place_where_no_file_can_be(tmp_path: Path, name: str) -> None:
         Recorder(tmp_path / name)
 
 
+def test_a_folder_that_takes_no_files_is_told_before_the_scan() -> None:
+    with pytest.raises(FileError, match="/proc cannot be written to"):
+        Recorder("/proc/scan.h5")
+
+
+def test_a_missing_package_is_told_before_the_scan(tmp_path: Path) -> None:
+    program = (
+        "import sys\nsys.modules['zarr'] = None\n"
+        "from prenet4d_server.recording.recorder import Recorder\n"
+        f"Recorder({str(tmp_path / 'scan.zarr')!r})"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert "the package 'zarr' is missing: pip install 'prenet4d[zarr]'." in run.stderr
+
+
 # --- when things go wrong ------------------------------------------------------------------------
 
 
