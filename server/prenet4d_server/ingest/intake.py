@@ -118,11 +118,17 @@ class Intake:
                 )
             told.append(SequenceError(why))
         if start.expected_frames and scan_shape and start.expected_frames != limit:
+            follows = (
+                "frames beyond it are refused"
+                if start.expected_frames > limit
+                else "the rest of the scan stays empty"
+            )
             told.append(
                 BadStart(
                     f"Series {start.series} announces {start.expected_frames} frames for a "
                     f"scan of {scan_shape[0]} × {scan_shape[1]} = {limit}. The scan shape "
-                    "counts: frames beyond it are refused."
+                    f"counts: {follows}. If that is not meant, give the scan shape that the "
+                    "microscope scans (--scan, source.scan_shape)."
                 )
             )
         expected = start.expected_frames if scan_shape is None else limit

@@ -128,6 +128,15 @@ def test_the_configured_scan_serves_a_detector_that_does_not_know_it():
     assert refused(intake.admit("1", index(4))[1]) == [(IndexOutsideScan, 1)]
 
 
+@pytest.mark.parametrize(
+    ("announced", "says"), [(6, "frames beyond it are refused"), (3, "the scan stays empty")]
+)
+def test_what_follows_from_an_announcement_that_is_not_the_scan_is_said(announced, says):
+    _, (told,) = Intake(scan_shape=(2, 2)).start(start(expected_frames=announced))
+    assert says in str(told)
+    assert "--scan" in str(told)
+
+
 def test_a_scan_that_cannot_be_numbered_is_refused():
     intake = Intake()
     with pytest.raises(BadStart, match="at most"):
