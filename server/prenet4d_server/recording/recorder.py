@@ -60,6 +60,8 @@ class Summary:
     """Whether every acquisition is in its file to its regular end."""
     reason: str = ""
     """The first thing that made it incomplete."""
+    lost: str = ""
+    """Why the service was lost, where that ended the recording."""
 
 
 class Recorder:
@@ -379,7 +381,8 @@ def record(
             except (NoAnswer, ConnectionRefused) as error:
                 recorder.close(f"the connection was lost: {error}")
                 summary.complete = False
-                summary.reason = summary.reason or str(error)
+                summary.lost = str(error)
+                summary.reason = summary.reason or summary.lost
                 break
             except Prenet4dError:
                 if not stop.is_set():

@@ -665,9 +665,19 @@ def test_a_service_that_goes_away_leaves_a_closed_file(
     summary = record_from(service, tmp_path / "scan.h5")
     assert (summary.patterns, summary.complete) == (6, False)
     assert why in summary.reason
+    assert why in summary.lost
     assert why in reason_of(tmp_path / "scan.h5")
     with open_scan(tmp_path / "scan.h5") as scan:
         assert scan.n_frames == 20
+
+
+def test_what_ended_a_recording_is_told_beside_what_made_it_incomplete(tmp_path: Path) -> None:
+    messages = list(whole_scan(patterns_of(20)))
+    restarted = [start("b"), end(0, "b")]
+    service = Service([*messages[:5], *restarted], "goodbye")
+    summary = record_from(service, tmp_path / "scan.h5")
+    assert "another acquisition began" in summary.reason
+    assert "the service is stopped" in summary.lost
 
 
 # --- other programs ------------------------------------------------------------------------------
