@@ -229,7 +229,10 @@ class Intake:
             return f"series {self.running.start.series} is running"
         if series in self._over:
             return "that series is over"
-        return "that series has not started"
+        return (
+            "its start never came, as happens where the service is started in mid-scan: "
+            "start the scan anew"
+        )
 
 
 def _limit(scan_shape: tuple[int, int] | None, expected_frames: int | None) -> int:

@@ -43,7 +43,7 @@ def test_a_scan_runs_from_its_start_to_its_end():
 
 def test_frames_before_a_start_after_an_end_and_of_another_series_are_refused():
     intake = Intake()
-    for says in ("has not started", "is over"):
+    for says in ("start the scan anew", "is over"):
         good, ((error, frames),) = intake.admit("1", index(0, 1))
         assert (len(good), frames) == (0, 2)
         assert isinstance(error, UnknownAcquisition)
@@ -77,7 +77,7 @@ def test_a_frame_that_turned_out_unusable_may_come_again():
 
 def test_an_end_without_a_start_is_refused():
     intake = Intake()
-    with pytest.raises(SequenceError, match="has not started"):
+    with pytest.raises(SequenceError, match="its start never came"):
         intake.end(AcquisitionEnd("1"))
     intake.start(start())
     with pytest.raises(SequenceError, match="series 1 is running"):
