@@ -671,6 +671,25 @@ def test_a_service_that_goes_away_leaves_a_closed_file(
         assert scan.n_frames == 20
 
 
+def described(data: Any) -> str:
+    """What a file says of a dataset, its units included."""
+    return f"{data.attrs.get('units', '')}; {data.attrs['description']}"
+
+
+def test_a_file_says_what_its_numbers_mean(tmp_path: Path) -> None:
+    write(tmp_path / "scan.h5", whole_scan(patterns_of(20)), content=("corrected", "aligned"))
+    with h5py.File(tmp_path / "scan.h5") as file:
+        ours = file["prenet4d"]
+        said = {name: described(ours[name]) for name in ours if name != "acquisition"}
+        patterns = [described(signal["data"]) for signal in file["Experiments"].values()]
+    assert "pixel centers at integers" in said["center"]
+    assert "reference center minus the center in use" in said["shift"]
+    assert "electrons" in said["dose"]
+    assert "2 saturated" in said["flags"]
+    assert "theta" in said["batches"]
+    assert ["denoised" in each for each in patterns] == [False, True]
+
+
 def test_what_ended_a_recording_is_told_beside_what_made_it_incomplete(tmp_path: Path) -> None:
     messages = list(whole_scan(patterns_of(20)))
     restarted = [start("b"), end(0, "b")]
