@@ -1,6 +1,8 @@
 """What the page keeps: an hour of curves and no more, the last of everything else."""
 
 import math
+import signal
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +15,7 @@ from prenet4d_server.page.history import GAP_S, ROWS, History
 from prenet4d_server.page.settings import ServiceAddress
 from prenet4d_server.page.theme import DARK
 from prenet4d_server.page.traces import Traces
+from prenet4d_server.processes import RunningService
 
 from ..live import frames, sender, settings, until
 from .telling import event, start, telemetry
@@ -151,3 +154,16 @@ def test_maps_and_previews_are_asked_for_only_while_somebody_looks():
             feed.leave()
             until(lambda: not wants("maps") and not wants("preview"))
             assert wants("telemetry")
+
+
+def test_a_service_that_is_late_once_is_not_said_to_be_gone(tmp_path):
+    with RunningService(tmp_path, corrector={"backend": "identity"}, ring={"size": "8MiB"}) as late:
+        address = ServiceAddress(stream=late.stream, control=late.control)
+        with Feed(address) as feed:
+            until(lambda: feed.status is not None)
+            before = feed.status
+            late.process.send_signal(signal.SIGSTOP)
+            time.sleep(3.5)
+            late.process.send_signal(signal.SIGCONT)
+            until(lambda: feed.status is not before or feed.trouble)
+            assert (feed.trouble, feed.unanswered_since) == ("", None)
