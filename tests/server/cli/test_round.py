@@ -78,6 +78,13 @@ def test_scan_goes_through_and_is_recorded(service, frames, tmp_path, request):
     shown = prenet4d("status", "--control", service.control)
     assert shown.returncode == 0
     assert "corrected" in shown.stdout
+    assert "theta degrees" in shown.stdout
+    assert "…" not in shown.stdout  # nothing is cut off
+    began, ended = (
+        line for line in shown.stdout.splitlines() if "began:" in line or " ended;" in line
+    )
+    assert "ended" not in began
+    assert "began" not in ended
 
     service.stop()
     assert service.process.returncode == 0
