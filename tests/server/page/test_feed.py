@@ -62,8 +62,28 @@ def test_a_silence_breaks_the_curves():
     history.add(telemetry(1050))
     rows, _ = history.after(0)
     known = np.isfinite(rows["frames_per_second"])
-    assert known.tolist() == [True, False, True, False]
-    assert (np.diff(rows["time"]) > 0).all()
+    assert known.tolist() == [True, False, False, True]
+    history.flush()
+    known = np.isfinite(history.after(0)[0]["frames_per_second"])
+    assert known.tolist() == [True, False, False, True, False, False, True]
+    assert (np.diff(history.after(0)[0]["time"]) > 0).all()
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_no_sigma_is_drawn_across_a_silence(feed, at_once):
+    """What is between the band's edges is filled, also where only NaN stands between them."""
+    traces = Traces(DARK)
+    for second in (1000, 1001, 2000, 2001):
+        feed.take(telemetry(second))
+        if not at_once:
+            traces.update(feed)
+    feed.history.flush()
+    traces.update(feed)
+    drawn = traces.source.data
+    thick = np.array(drawn["ratio_high"]) - drawn["ratio_low"]
+    assert np.isfinite(thick).all()
+    assert (thick > 0).tolist() == [True, True, False, False, True, True]
+    assert np.isnan(drawn["ratio"]).tolist() == [False, False, True, True, False, False]
 
 
 def test_an_hours_curves_grow_no_further(feed):
