@@ -312,5 +312,5 @@ class LosslessReceiver:
             )
         return (
             f"No service answered at {self.address} within {seconds:.1f} s: "
-            "is it running, and is this its lossless address?"
+            "is it running, is this its lossless address, and does it ask for another key?"
         )

@@ -346,8 +346,9 @@ class FrameSender:
             self._socket.send_multipart(parts, copy=True)
         except zmq.Again:
             raise NoAnswer(
-                f"No service took the message at {self.address} within {self._timeout:g} s: is it "
-                "running, is this its ingest address, and does it keep up?"
+                f"No service took the message at {self.address} within {self._timeout:g} s: is "
+                "it running, is this its ingest address, does it ask for another key, does it keep "
+                "up, and is no other sender's acquisition open?"
             ) from None
         self._sequences[header.type] = header.sequence + 1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,15 +37,34 @@ def status(
         return
     from rich.console import Console
 
-    del answer["latency_histograms"]  # for programs; the latencies' quantiles stay
-    Console().print(_table(answer))
+    Console().print(_table(_for_people(answer)))
+
+
+def _for_people(answer: dict[str, Any]) -> dict[str, Any]:
+    """The status with units in its names, angles as the page has them, and no deeper than fits."""
+    shown: dict[str, Any] = {}
+    for name, value in answer.items():
+        if name == "acquisition" and value is not None:
+            shown[name] = {key: each for key, each in value.items() if key != "metadata"}
+            shown["metadata"] = value["metadata"]
+        elif name != "latency_histograms":  # for programs
+            shown["latency_ms" if name == "latency" else name] = value
+    if (found := answer["ellipticity"]) is not None:
+        shown["ellipticity"] = {
+            "ratio": found["ratio"],
+            "ratio_sigma": found["ratio_sigma"],
+            "theta_degrees": math.degrees(found["theta"]),
+            "theta_sigma_degrees": found["theta_sigma"] and math.degrees(found["theta_sigma"]),
+        }
+    return shown
 
 
 def _table(answer: dict[str, Any]) -> Any:
     from rich.table import Table
 
     table = Table(show_header=False, box=None, padding=(0, 2))
-    table.add_column(style="dim")
+    table.add_column(style="dim", overflow="fold")
+    table.add_column(overflow="fold", min_width=12)
     for name, value in answer.items():
         shown = _table(value) if isinstance(value, dict) and value else _plain(value)
         table.add_row(name.replace("_", " "), shown)
@@ -57,11 +77,12 @@ def _plain(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:,.4g}"
+        return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:,.4g}"
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, (list, tuple)):
-        return ", ".join(_plain(each) for each in value)
+        between = ", " if isinstance(value[0], int | float) else "\n"
+        return between.join(_plain(each) for each in value)
     if isinstance(value, dict):
         pairs = (f"{name.replace('_', ' ')} {_plain(each)}" for name, each in value.items())
         return str(value.get("message") or " ".join(pairs))

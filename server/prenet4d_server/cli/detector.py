@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
@@ -29,6 +30,7 @@ _ADDRESSES = {
     "dectris1": "tcp://127.0.0.1:9999",
     "dectris2": "tcp://127.0.0.1:31001",
 }
+_CORRECTED = "Mind that {} was recorded by prenet4d: its patterns are corrected once more."
 _REPLAY_BLOCK = 8
 """At most so many frames in one message of a replay."""
 _PatienceOption = Annotated[
@@ -185,6 +187,8 @@ def replay(
         bar(f"sending {file.name}") as advance,
         Wait() as wait,
     ):
+        if source.corrected:
+            print(_CORRECTED.format(file), file=sys.stderr)
         wait.begin(f"Waiting up to {patience:g} s for a service that takes frames at {to}.")
         sender.start(
             frame_shape=source.frame_shape,
@@ -217,4 +221,4 @@ def add_to(app: typer.Typer) -> None:
         "[/bold]\n\n[bold]prenet4d simulate-detector dectris2 --data patterns.npy --scan 64x64 "
         "--dose 1000 --ellipticity 1.03,25 --drift 4[/bold]"
     )(simulate_detector)
-    app.command(epilog="Example:  [bold]prenet4d replay scan.h5 --rate 100[/bold]")(replay)
+    app.command(epilog="Example:  [bold]prenet4d replay raw.h5 --rate 100[/bold]")(replay)

@@ -73,6 +73,8 @@ def record(
         f"{summary.patterns:,} patterns were recorded"
         + ("" if summary.complete else f"; incomplete: {summary.reason}")
     )
+    if summary.lost and summary.lost not in summary.reason:
+        print(f"The recording ended because the service was lost: {summary.lost}")
     if not summary.complete and not stop.is_set():
         raise typer.Exit(1)
 

@@ -230,7 +230,8 @@ def _until_silent(subscriber: Any, timeout: float | None) -> Iterator[Any]:
             if timeout is not None and time.monotonic() - last > timeout:
                 raise NoAnswer(
                     f"Nothing came from {subscriber.address} within {timeout:g} s: "
-                    "is the service running, and a scan with it?"
+                    "is the service running, and a scan with it, is this its stream address, and "
+                    "does it ask for another key?"
                 ) from None
             yield None
         else:

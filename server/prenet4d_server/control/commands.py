@@ -5,9 +5,12 @@ Whatever touches the corrector is handed to the pipeline's thread, between two b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
+from prenet4d_engines.calibration import Calibration
+from prenet4d_engines.errors import CalibrationError
 from prenet4d_engines.virtual import DetectorRadii
 from prenet4d_server.config import Settings
 from prenet4d_server.control.socket import Answer, Command, Later
@@ -85,11 +88,15 @@ class Commands:
 
     def load_calibration(self, arguments: dict[str, Any]) -> Answer:
         """Use ``calibration``, now and for the acquisitions to come."""
-        document = arguments.get("calibration")
+        try:
+            calibration = Calibration.from_document(arguments.get("calibration"))
+        except CalibrationError as error:
+            raise CommandFailed(str(error)) from None
         self._pipeline.command(
-            lambda: self._correction.load(document),
+            lambda: self._correction.load(calibration),
             "calibration_loaded",
-            "A calibration was loaded.",
+            f"A calibration was loaded: ratio {calibration.ratio:.4f}, "
+            f"long axis at {math.degrees(calibration.theta):.1f}°.",
         )
         return {}, {}
 

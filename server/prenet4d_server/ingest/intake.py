@@ -118,11 +118,17 @@ class Intake:
                 )
             told.append(SequenceError(why))
         if start.expected_frames and scan_shape and start.expected_frames != limit:
+            follows = (
+                "frames beyond it are refused"
+                if start.expected_frames > limit
+                else "the rest of the scan stays empty"
+            )
             told.append(
                 BadStart(
                     f"Series {start.series} announces {start.expected_frames} frames for a "
                     f"scan of {scan_shape[0]} × {scan_shape[1]} = {limit}. The scan shape "
-                    "counts: frames beyond it are refused."
+                    f"counts: {follows}. If that is not meant, give the scan shape that the "
+                    "microscope scans (--scan, source.scan_shape)."
                 )
             )
         expected = start.expected_frames if scan_shape is None else limit
@@ -223,7 +229,10 @@ class Intake:
             return f"series {self.running.start.series} is running"
         if series in self._over:
             return "that series is over"
-        return "that series has not started"
+        return (
+            "its start never came, as happens where the service is started in mid-scan: "
+            "start the scan anew"
+        )
 
 
 def _limit(scan_shape: tuple[int, int] | None, expected_frames: int | None) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -269,7 +269,8 @@ class Alarms:
             "detector_silent",
             silent,
             self._settings.detector_silent_s,
-            f"Detector silent for {silent:.0f} s in mid-acquisition, after {came} frames.",
+            f"Detector silent for {silent:.0f} s in mid-acquisition, after {came} frames. "
+            "Was its scan stopped? The next one ends this one.",
             "The detector sends again, or its acquisition is over.",
         )
 
@@ -290,11 +291,14 @@ class Alarms:
         came = last.received - first.received
         bad = last.rejected + last.shed - first.rejected - first.shed
         share = bad / came if came >= SHARE_OF_FRAMES else 0.0
+        reasons = Counter(last.rejected_by_reason) - Counter(first.rejected_by_reason)
+        foremost = [reason.replace("_", " ") for reason, _ in reasons.most_common(1)]
+        why = "".join(f", most often: {reason}" for reason in foremost)
         return Reading(
             "many_rejected",
             share,
             self._settings.rejected_share,
-            f"{share:.0%} of the last {came} frames were rejected or shed.",
+            f"{share:.0%} of the last {came} frames were rejected or shed{why}.",
             "Few frames are rejected or shed now.",
         )
 

@@ -34,7 +34,8 @@ EVENTS = 100
 MAP_SIDE = 384
 """Larger scan maps are thinned out to at most so many probe positions a side."""
 STATUS_EVERY_S = 1.0
-STATUS_TIMEOUT_S = 2.0
+STATUS_TIMEOUT_S = 5.0
+"""The page runs only while nobody else wants the processor, so that an answer may be read late."""
 MAPS_TIMEOUT_S = 1.0
 COMMAND_TIMEOUT_S = 6.0
 LOOK_S = 2.0

@@ -15,7 +15,7 @@ from prenet4d_client.wire import Message
 ROWS = 3600
 """An hour."""
 GAP_S = 5.0
-"""A longer silence breaks the curves."""
+"""A longer silence breaks the curves: two rows without values stand at its ends."""
 COLUMNS = (
     "time", "center_y", "center_x", "sigma_y", "sigma_x", "ratio", "ratio_sigma", "theta",
     "theta_sigma", "dose", "frames_per_second", "p50", "p99", "backlog",
@@ -33,6 +33,8 @@ class History:
         self._table = np.full((ROWS, len(COLUMNS)), math.nan)
         self._count = 0
         self._second = 0
+        self._silence: list[float] = []
+        """The ends of the silence before the second that has begun."""
         self._waiting: list[npt.NDArray[np.float64]] = []
 
     @property
@@ -46,7 +48,7 @@ class History:
         if second != self._second:
             self.flush()
             if self._count and second - self._second > GAP_S:
-                self._append(np.array([self._second + 1.0, *[math.nan] * (len(COLUMNS) - 1)]))
+                self._silence = [self._second + 1.0, second - 1.0]
             self._second = second
         self._waiting.append(_values(telemetry))
 
@@ -55,8 +57,10 @@ class History:
         if self._waiting:
             row = _mean(np.array(self._waiting))
             row[0] = self._second
+            nothing = [math.nan] * (len(COLUMNS) - 1)
+            self._append(*(np.array([end, *nothing]) for end in self._silence), row)
             self._waiting.clear()
-            self._append(row)
+            self._silence.clear()
 
     def flush_if_over(self) -> None:
         """Enter the second that has begun, if the clock says that it is over."""
@@ -73,10 +77,11 @@ class History:
             rows = self._table[np.arange(first, self._count) % ROWS]
             return dict(zip(COLUMNS, rows.T.copy(), strict=True)), self._count
 
-    def _append(self, row: npt.NDArray[np.float64]) -> None:
+    def _append(self, *rows: npt.NDArray[np.float64]) -> None:
         with self._lock:
-            self._table[self._count % ROWS] = row
-            self._count += 1
+            for row in rows:
+                self._table[self._count % ROWS] = row
+                self._count += 1
 
 
 def _values(telemetry: Message) -> npt.NDArray[np.float64]:

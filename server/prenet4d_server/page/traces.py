@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from bokeh.models import (
     BasicTicker,
     ColumnDataSource,
@@ -62,6 +64,7 @@ class Traces:
 
     def __init__(self, theme: Theme) -> None:
         self._count = 0
+        self._last = dict.fromkeys(COLUMNS, math.nan)
         self._bands = [
             curve for chart in CHARTS for curve in chart.curves if curve.sigma
         ]  # fmt: skip
@@ -85,10 +88,20 @@ class Traces:
         columns = dict(rows)
         columns["time"] = local_ms(rows["time"])
         for curve in self._bands:
-            value, sigma = rows[curve.column], rows[curve.sigma]
+            value, sigma = self._closed(rows[curve.column], curve.column), rows[curve.sigma]
+            sigma = np.nan_to_num(sigma)  # no band where it is not known
             columns[f"{curve.column}_low"] = value - sigma
             columns[f"{curve.column}_high"] = value + sigma
         return columns
+
+    def _closed(self, values: npt.NDArray[np.float64], name: str) -> npt.NDArray[np.float64]:
+        """Where a silence begins and ends, its neighbour's value: Bokeh fills across NaN."""
+        around = np.array([self._last[name], *values, math.nan])
+        before, after = around[:-2], around[2:]
+        closed = np.where(np.isfinite(values), values, np.where(np.isfinite(after), after, before))
+        if len(values):
+            self._last[name] = float(values[-1])
+        return closed
 
     def _figure(self, theme: Theme, chart: Chart) -> figure:
         y_range = (
@@ -135,7 +148,10 @@ class Traces:
             seconds="%H:%M:%S", minsec="%H:%M:%S", minutes="%H:%M", hourmin="%H:%M", hours="%H:%M"
         )
         plot.xaxis.ticker.desired_num_ticks = 3
-        plot.yaxis.ticker = BasicTicker(desired_num_ticks=3, num_minor_ticks=0)
+        whole = chart.numbers == "0,0"
+        plot.yaxis.ticker = BasicTicker(
+            desired_num_ticks=3, num_minor_ticks=0, min_interval=1 if whole else 0
+        )
         plot.yaxis.formatter = NumeralTickFormatter(format=chart.numbers)
         plot.add_tools(
             HoverTool(

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,9 @@ from prenet4d_server.recording.layout import (
     StoreOptions,
     Table,
 )
+
+if TYPE_CHECKING:
+    from prenet4d_server.recording.zarr import ZarrStore
 
 ZARR = ".zarr"
 """The suffix of a recording that is a Zarr store."""
@@ -198,9 +201,22 @@ class Recording:
         self._store.write_coverage(self._covered / max(1, self.patterns))
 
 
+def check_kind(path: Path) -> None:
+    """See whether files of this kind can be written here.
+
+    Raises:
+        FileError: the package for it is missing.
+    """
+    if path.suffix == ZARR:
+        _zarr_store(path)
+
+
 def _make_store(path: Path, acquisition: Acquisition, options: StoreOptions) -> Store:
-    if path.suffix != ZARR:
-        return Hdf5Store(path, acquisition, options)
+    kind = _zarr_store(path) if path.suffix == ZARR else Hdf5Store
+    return kind(path, acquisition, options)
+
+
+def _zarr_store(path: Path) -> type[ZarrStore]:
     try:
         from prenet4d_server.recording.zarr import ZarrStore
     except ModuleNotFoundError as missing:
@@ -208,4 +224,4 @@ def _make_store(path: Path, acquisition: Acquisition, options: StoreOptions) -> 
             f"{path.name} would be a Zarr store, and the package {missing.name!r} is missing: "
             "pip install 'prenet4d[zarr]'."
         ) from None
-    return ZarrStore(path, acquisition, options)
+    return ZarrStore

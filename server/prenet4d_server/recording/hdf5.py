@@ -211,10 +211,15 @@ def _create(file: h5py.File, acquisition: Acquisition, options: StoreOptions) ->
     ours.attrs.create("reason", b"the recorder has not closed this file", dtype=text)
     ours.attrs.create("frames_rejected_by_reason", b"{}", dtype=text)
     _create_maps(ours, acquisition)
-    for name, dtype in (("batches", layout.BATCH), ("events", layout.EVENT)):
-        ours.create_dataset(name, (0,), dtype, maxshape=(None,), chunks=(256,))
+    for name, dtype, meaning in (
+        ("batches", layout.BATCH, layout.BATCHES),
+        ("events", layout.EVENT, layout.EVENTS),
+    ):
+        table = ours.create_dataset(name, (0,), dtype, maxshape=(None,), chunks=(256,))
+        table.attrs["description"] = meaning
     if acquisition.pixel_mask is not None:
-        ours.create_dataset("pixel_mask", data=acquisition.pixel_mask)
+        mask = ours.create_dataset("pixel_mask", data=acquisition.pixel_mask)
+        mask.attrs["description"] = layout.PIXEL_MASK
     _create_acquisition(ours.create_group("acquisition"), acquisition)
 
 
@@ -236,6 +241,9 @@ def _describe_entry(entry: h5py.Group, ours: h5py.Group, acquisition: Acquisitio
             detector["saturation_value"] = start.saturation_value
     provenance = json.dumps(start.provenance if start else {}, indent=1, default=str)
     ours["provenance"] = plain(provenance)
+    ours["provenance"].attrs["description"] = (
+        "JSON: versions, networks' hashes, configuration and calibration behind the patterns"
+    )
     process = entry.create_group("process")
     process.attrs["NX_class"] = "NXprocess"
     process["program"] = "prenet4d"
@@ -280,7 +288,9 @@ def _create_signal(
         fillvalue=0 if fill == "zero" else np.nan,
         **filters,
     )
-    data.attrs["units"] = "counts"
+    data.attrs.update(
+        {"units": "counts", "description": layout.PATTERNS[group.name.rpartition("/")[2]]}
+    )
     group.attrs.update(
         {
             "emd_group_type": "array",
@@ -336,8 +346,9 @@ def _create_maps(group: h5py.Group, acquisition: Acquisition) -> None:
             chunks=(*lines, *map_.shape),
             fillvalue=map_.empty,
         )
-        data.attrs["units"] = map_.unit
-    group.create_dataset("coverage", data=np.zeros(acquisition.frame_shape, np.float32))
+        data.attrs.update({"units": map_.unit, "description": map_.meaning})
+    coverage = group.create_dataset("coverage", data=np.zeros(acquisition.frame_shape, np.float32))
+    coverage.attrs["description"] = layout.COVERAGE
 
 
 def _create_acquisition(group: h5py.Group, acquisition: Acquisition) -> None:

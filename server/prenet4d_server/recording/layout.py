@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from prenet4d_client.messages import AcquisitionStart
+from prenet4d_client.messages import AcquisitionStart, FrameFlag
 
 Compression = Literal["none", "bslz4", "gzip"]
 Fill = Literal["zero", "nan"]
@@ -54,22 +54,51 @@ class Map:
     empty: float
     """The value where nothing came."""
     unit: str
+    meaning: str
+    """For whoever has the file alone: a sentence without its full stop."""
 
     def array(self, positions: int) -> Array:
         """(positions, …) empty values."""
         return np.full((positions, *self.shape), self.empty, self.dtype)
 
 
+_PIXELS = "pixel centers at integers, [0, 0] the first pixel's"
 MAPS = {
-    "center": Map("float32", (2,), np.nan, "px, [cy, cx]"),
-    "center_sigma": Map("float32", (2,), np.nan, "px, one sigma"),
-    "tracked": Map("float32", (2,), np.nan, "px, [cy, cx]"),
-    "tracked_sigma": Map("float32", (2,), np.nan, "px, one sigma"),
-    "shift": Map("float32", (2,), np.nan, "px, [y, x], as applied"),
-    "dose": Map("float32", (), np.nan, "electrons"),
-    "flags": Map("uint8", (), 0, "sums of FrameFlag"),
-    "received": Map("bool", (), False, "whether a pattern came"),
+    "center": Map(
+        "float32", (2,), np.nan, "px",
+        f"[cy, cx] of the direct beam in the raw frame, of this frame alone; {_PIXELS}",
+    ),
+    "center_sigma": Map("float32", (2,), np.nan, "px", "one standard deviation of it, [y, x]"),
+    "tracked": Map(
+        "float32", (2,), np.nan, "px",
+        f"[cy, cx] of the direct beam in the raw frame, filtered over the scan; {_PIXELS}",
+    ),
+    "tracked_sigma": Map("float32", (2,), np.nan, "px", "one standard deviation of it, [y, x]"),
+    "shift": Map(
+        "float32", (2,), np.nan, "px",
+        "[y, x] that the pattern was moved by: reference center minus the center in use",
+    ),
+    "dose": Map("float32", (), np.nan, "electrons", "electrons in the raw frame"),
+    "flags": Map(
+        "uint8", (), 0, "",
+        "a sum of " + ", ".join(f"{flag.value} {flag.name}" for flag in FrameFlag).lower(),
+    ),
+    "received": Map("bool", (), False, "", "whether a pattern came"),
+}  # fmt: skip
+_MOVED = "the direct beam lies at the reference center, the elliptical distortion is taken out"
+PATTERNS = {
+    "corrected": f"denoised counts; {_MOVED}",
+    "aligned": f"raw counts; {_MOVED}",
 }
+COVERAGE = "the fraction of the patterns with a source at each pixel"
+PIXEL_MASK = "where raw pixels could be trusted, as the detector said"
+BATCHES = (
+    "one row for each batch of frames; time: seconds since 1970, UTC; reference_cy, reference_cx: "
+    "where patterns are centered, px; ratio: a/b of the elliptical distortion that is taken out; "
+    "theta: direction of its major axis, radians from +x (columns) toward +y (rows); …_sigma: one "
+    "standard deviation; received to in_flight: frames of the acquisition so far"
+)
+EVENTS = "what the service told meanwhile; time: seconds since 1970, UTC"
 COUNTERS = ("received", "corrected", "rejected", "shed", "in_flight")
 BATCH = np.dtype(
     [

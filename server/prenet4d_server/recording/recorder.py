@@ -26,7 +26,7 @@ from prenet4d_client.messages import (
 )
 from prenet4d_client.wire import Message
 from prenet4d_server.errors import FileError
-from prenet4d_server.recording.file import HDF5, ZARR, Recording
+from prenet4d_server.recording.file import HDF5, ZARR, Recording, check_kind
 from prenet4d_server.recording.layout import Acquisition, Compression, Fill
 
 __all__ = ["Recorder", "Summary", "record"]
@@ -60,6 +60,8 @@ class Summary:
     """Whether every acquisition is in its file to its regular end."""
     reason: str = ""
     """The first thing that made it incomplete."""
+    lost: str = ""
+    """Why the service was lost, where that ended the recording."""
 
 
 class Recorder:
@@ -273,6 +275,14 @@ class Recorder:
             )
         if not self._path.parent.is_dir():
             raise FileError(f"There is no folder {self._path.parent}. Make it first.")
+        check_kind(self._path)
+        try:
+            tempfile.TemporaryFile(dir=self._path.parent).close()
+        except OSError as error:
+            raise FileError(
+                f"{self._path.parent} cannot be written to: {error.strerror or error}. "
+                "Record to another folder, or see to it that this one can be."
+            ) from None
         if self._path.suffix == ZARR:
             if self._path.exists() and not (self._path / "zarr.json").is_file():
                 raise FileError(f"{self._path} exists and is no Zarr store. Choose another name.")
@@ -371,7 +381,8 @@ def record(
             except (NoAnswer, ConnectionRefused) as error:
                 recorder.close(f"the connection was lost: {error}")
                 summary.complete = False
-                summary.reason = summary.reason or str(error)
+                summary.lost = str(error)
+                summary.reason = summary.reason or summary.lost
                 break
             except Prenet4dError:
                 if not stop.is_set():

@@ -104,18 +104,19 @@ class ZarrStore:
                 chunks=_map_chunk(scan, map_.shape),
                 fill_value=np.dtype(map_.dtype).type(map_.empty),
                 dimension_names=(*names, "yx")[: len(shape) + len(map_.shape)],
-                attributes={"units": map_.unit},
+                attributes={"units": map_.unit, "description": map_.meaning},
             )
             for name, map_ in layout.MAPS.items()
         }
         self._coverage = self._root.create_array(
             "coverage", data=np.zeros(acquisition.frame_shape, np.float32),
-            dimension_names=("ky", "kx"),
+            dimension_names=("ky", "kx"), attributes={"description": layout.COVERAGE},
         )  # fmt: skip
         if acquisition.pixel_mask is not None:
             self._root.create_array(
-                "pixel_mask", data=acquisition.pixel_mask, dimension_names=("ky", "kx")
-            )
+                "pixel_mask", data=acquisition.pixel_mask, dimension_names=("ky", "kx"),
+                attributes={"description": layout.PIXEL_MASK},
+            )  # fmt: skip
         self._batches = {
             name: self._root.create_array(
                 f"batches/{name}",
@@ -136,6 +137,7 @@ class ZarrStore:
             "recording_started": datetime.now(UTC).isoformat(timespec="seconds"),
             "fill": options.fill,
             "units": "counts",
+            "batches": layout.BATCHES,
             "complete": False,
             "reason": "the recorder has not closed this store",
             **_announced(acquisition),
@@ -250,7 +252,7 @@ class _Sharded:
             chunk_key_encoding={"name": "default", "separator": "/"},
             fill_value=float(empty),
             dimension_names=names,
-            attributes={"units": "counts"},
+            attributes={"units": "counts", "description": layout.PATTERNS[name]},
         )
         self._open: dict[tuple[int, int], _Shard] = {}
         self._written: set[tuple[int, int]] = set()

@@ -312,7 +312,8 @@ class _Line:
                 elif now > deadline:
                     raise NoAnswer(
                         f"Nobody has taken anything from {self._address} for "
-                        f"{self._patience_s:g} s. Is the service running, and attached to it?"
+                        f"{self._patience_s:g} s. Is the service running, attached to it, and not "
+                        "busy with another sender?"
                     ) from None
                 self._socket.poll(_TICK_MS, zmq.POLLOUT)
             else:

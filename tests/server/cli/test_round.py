@@ -78,6 +78,13 @@ def test_scan_goes_through_and_is_recorded(service, frames, tmp_path, request):
     shown = prenet4d("status", "--control", service.control)
     assert shown.returncode == 0
     assert "corrected" in shown.stdout
+    assert "theta degrees" in shown.stdout
+    assert "…" not in shown.stdout  # nothing is cut off
+    began, ended = (
+        line for line in shown.stdout.splitlines() if "began:" in line or " ended;" in line
+    )
+    assert "ended" not in began
+    assert "began" not in ended
 
     service.stop()
     assert service.process.returncode == 0
@@ -117,6 +124,10 @@ def test_replay_is_watched_and_the_recorder_closes_its_file_when_interrupted(
         until(lambda: "48/48 frames" in log.read_text())
         watching.stop()
     lines = log.read_text().splitlines()
+    assert "Mind that" not in sent.stderr
+    again = prenet4d("replay", file, "--to", service.detector)
+    assert again.returncode == 0, again.stderr
+    assert "was recorded by prenet4d: its patterns are corrected once more" in again.stderr
     assert once.log.read_text().count("/48 frames") == 1
     assert any("info: The acquisition ended" in line for line in lines)
 

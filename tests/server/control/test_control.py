@@ -76,6 +76,7 @@ def test_a_calibration_can_be_loaded_before_the_first_acquisition_and_a_bad_one_
     }  # fmt: skip
     with Service(settings()) as fresh, connected(fresh) as client:
         client.load_calibration(calibration)
+        assert "loaded: ratio 1.0500, long axis at 17.2°" in fresh.status().recent_events[-1]
         assert client.save_calibration()["ratio"] == 1.05
         with pytest.raises(CommandRefused, match="ratio"):
             client.load_calibration(calibration | {"ratio": 0.5})

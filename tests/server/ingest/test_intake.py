@@ -43,7 +43,7 @@ def test_a_scan_runs_from_its_start_to_its_end():
 
 def test_frames_before_a_start_after_an_end_and_of_another_series_are_refused():
     intake = Intake()
-    for says in ("has not started", "is over"):
+    for says in ("start the scan anew", "is over"):
         good, ((error, frames),) = intake.admit("1", index(0, 1))
         assert (len(good), frames) == (0, 2)
         assert isinstance(error, UnknownAcquisition)
@@ -77,7 +77,7 @@ def test_a_frame_that_turned_out_unusable_may_come_again():
 
 def test_an_end_without_a_start_is_refused():
     intake = Intake()
-    with pytest.raises(SequenceError, match="has not started"):
+    with pytest.raises(SequenceError, match="its start never came"):
         intake.end(AcquisitionEnd("1"))
     intake.start(start())
     with pytest.raises(SequenceError, match="series 1 is running"):
@@ -126,6 +126,15 @@ def test_the_configured_scan_serves_a_detector_that_does_not_know_it():
     assert intake.running.start.scan_shape == (2, 2)
     assert intake.running.start.expected_frames == 4
     assert refused(intake.admit("1", index(4))[1]) == [(IndexOutsideScan, 1)]
+
+
+@pytest.mark.parametrize(
+    ("announced", "says"), [(6, "frames beyond it are refused"), (3, "the scan stays empty")]
+)
+def test_what_follows_from_an_announcement_that_is_not_the_scan_is_said(announced, says):
+    _, (told,) = Intake(scan_shape=(2, 2)).start(start(expected_frames=announced))
+    assert says in str(told)
+    assert "--scan" in str(told)
 
 
 def test_a_scan_that_cannot_be_numbered_is_refused():

@@ -176,6 +176,7 @@ def test_a_detector_that_has_sent_everything_is_not_silent() -> None:
     assert watched.look(silent_s=60, started=None) == []
     assert watched.look(silent_s=60, acquisition=halfway) == ["detector_silent"]
     assert "for 60 s in mid-acquisition, after 500 frames" in watched.events[0].message
+    assert "The next one ends this one." in watched.events[0].message
     assert watched.look(silent_s=0.1, acquisition=halfway) == ["detector_silent_cleared"]
 
 
@@ -187,9 +188,12 @@ def test_shares_of_flagged_and_rejected_frames_are_of_the_last_seconds() -> None
     watched.see([(1, 1)] * 40)
     assert watched.look(0) == ["many_flagged"]
     assert watched.events[-1].message.startswith("50% of the last 80 frames are flagged")
-    some = Counters(received=100, rejected=12, shed=3)
+    reasons = {"no_acquisition": 4, "duplicate_index": 8}
+    some = Counters(received=100, rejected=12, shed=3, rejected_by_reason=reasons)
     assert watched.look(counters=some) == ["many_rejected"]
-    assert watched.events[-1].message == "15% of the last 100 frames were rejected or shed."
+    assert watched.events[-1].message == (
+        "15% of the last 100 frames were rejected or shed, most often: duplicate index."
+    )
     told = [*watched.look(6, counters=some), *watched.look(6, counters=some)]
     assert sorted(told) == ["many_flagged_cleared", "many_rejected_cleared"]
 

@@ -1,6 +1,8 @@
 """What the page keeps: an hour of curves and no more, the last of everything else."""
 
 import math
+import signal
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +15,7 @@ from prenet4d_server.page.history import GAP_S, ROWS, History
 from prenet4d_server.page.settings import ServiceAddress
 from prenet4d_server.page.theme import DARK
 from prenet4d_server.page.traces import Traces
+from prenet4d_server.processes import RunningService
 
 from ..live import frames, sender, settings, until
 from .telling import event, start, telemetry
@@ -59,8 +62,28 @@ def test_a_silence_breaks_the_curves():
     history.add(telemetry(1050))
     rows, _ = history.after(0)
     known = np.isfinite(rows["frames_per_second"])
-    assert known.tolist() == [True, False, True, False]
-    assert (np.diff(rows["time"]) > 0).all()
+    assert known.tolist() == [True, False, False, True]
+    history.flush()
+    known = np.isfinite(history.after(0)[0]["frames_per_second"])
+    assert known.tolist() == [True, False, False, True, False, False, True]
+    assert (np.diff(history.after(0)[0]["time"]) > 0).all()
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_no_sigma_is_drawn_across_a_silence(feed, at_once):
+    """What is between the band's edges is filled, also where only NaN stands between them."""
+    traces = Traces(DARK)
+    for second in (1000, 1001, 2000, 2001):
+        feed.take(telemetry(second))
+        if not at_once:
+            traces.update(feed)
+    feed.history.flush()
+    traces.update(feed)
+    drawn = traces.source.data
+    thick = np.array(drawn["ratio_high"]) - drawn["ratio_low"]
+    assert np.isfinite(thick).all()
+    assert (thick > 0).tolist() == [True, True, False, False, True, True]
+    assert np.isnan(drawn["ratio"]).tolist() == [False, False, True, True, False, False]
 
 
 def test_an_hours_curves_grow_no_further(feed):
@@ -151,3 +174,16 @@ def test_maps_and_previews_are_asked_for_only_while_somebody_looks():
             feed.leave()
             until(lambda: not wants("maps") and not wants("preview"))
             assert wants("telemetry")
+
+
+def test_a_service_that_is_late_once_is_not_said_to_be_gone(tmp_path):
+    with RunningService(tmp_path, corrector={"backend": "identity"}, ring={"size": "8MiB"}) as late:
+        address = ServiceAddress(stream=late.stream, control=late.control)
+        with Feed(address) as feed:
+            until(lambda: feed.status is not None)
+            before = feed.status
+            late.process.send_signal(signal.SIGSTOP)
+            time.sleep(3.5)
+            late.process.send_signal(signal.SIGCONT)
+            until(lambda: feed.status is not before or feed.trouble)
+            assert (feed.trouble, feed.unanswered_since) == ("", None)

@@ -354,6 +354,23 @@ def test_a_place_where_no_file_can_be(tmp_path: Path, name: str) -> None:
         Recorder(tmp_path / name)
 
 
+def test_a_folder_that_takes_no_files_is_told_before_the_scan() -> None:
+    with pytest.raises(FileError, match="/proc cannot be written to"):
+        Recorder("/proc/scan.h5")
+
+
+def test_a_missing_package_is_told_before_the_scan(tmp_path: Path) -> None:
+    program = (
+        "import sys\nsys.modules['zarr'] = None\n"
+        "from prenet4d_server.recording.recorder import Recorder\n"
+        f"Recorder({str(tmp_path / 'scan.zarr')!r})"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert "the package 'zarr' is missing: pip install 'prenet4d[zarr]'." in run.stderr
+
+
 # --- when things go wrong ------------------------------------------------------------------------
 
 
@@ -648,9 +665,38 @@ def test_a_service_that_goes_away_leaves_a_closed_file(
     summary = record_from(service, tmp_path / "scan.h5")
     assert (summary.patterns, summary.complete) == (6, False)
     assert why in summary.reason
+    assert why in summary.lost
     assert why in reason_of(tmp_path / "scan.h5")
     with open_scan(tmp_path / "scan.h5") as scan:
         assert scan.n_frames == 20
+
+
+def described(data: Any) -> str:
+    """What a file says of a dataset, its units included."""
+    return f"{data.attrs.get('units', '')}; {data.attrs['description']}"
+
+
+def test_a_file_says_what_its_numbers_mean(tmp_path: Path) -> None:
+    write(tmp_path / "scan.h5", whole_scan(patterns_of(20)), content=("corrected", "aligned"))
+    with h5py.File(tmp_path / "scan.h5") as file:
+        ours = file["prenet4d"]
+        said = {name: described(ours[name]) for name in ours if name != "acquisition"}
+        patterns = [described(signal["data"]) for signal in file["Experiments"].values()]
+    assert "pixel centers at integers" in said["center"]
+    assert "reference center minus the center in use" in said["shift"]
+    assert "electrons" in said["dose"]
+    assert "2 saturated" in said["flags"]
+    assert "theta" in said["batches"]
+    assert ["denoised" in each for each in patterns] == [False, True]
+
+
+def test_what_ended_a_recording_is_told_beside_what_made_it_incomplete(tmp_path: Path) -> None:
+    messages = list(whole_scan(patterns_of(20)))
+    restarted = [start("b"), end(0, "b")]
+    service = Service([*messages[:5], *restarted], "goodbye")
+    summary = record_from(service, tmp_path / "scan.h5")
+    assert "another acquisition began" in summary.reason
+    assert "the service is stopped" in summary.lost
 
 
 # --- other programs ------------------------------------------------------------------------------
@@ -663,6 +709,8 @@ def test_hyperspy_opens_a_recording(tmp_path: Path, scan: Any) -> None:
     patterns = patterns_of(20)
     write(tmp_path / "scan.hspy", whole_scan(patterns, scan=scan))
     signal = hyperspy.load(tmp_path / "scan.hspy")
+    (tmp_path / "scan.hspy").rename(tmp_path / "scan.h5")
+    assert hyperspy.load(tmp_path / "scan.h5", reader="hspy").data.shape == signal.data.shape
     np.testing.assert_array_equal(signal.data.reshape(20, H, W), np.nan_to_num(patterns))
     names = [axis.name for axis in signal.axes_manager.navigation_axes]
     assert names == (["x", "y"] if scan else ["frame"])
