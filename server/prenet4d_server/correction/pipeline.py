@@ -250,7 +250,6 @@ class Pipeline:
         counters = self._ledgers.pop(ended.acquisition_id, Ledger()).snapshot()
         expected = (self.view.started.expected_frames if self.view.started else None) or 0
         self.view = replace(self.view, started=None)
-        self._publisher.publish(outgoing.acquisition_end(ended, counters))
         how = f"was aborted: {ended.reason}" if ended.aborted else "ended"
         absent = max(0, expected - counters.received + _not_expected(counters))
         never_came = f" {absent} of {expected} expected frames never came." if absent else ""
@@ -261,6 +260,8 @@ class Pipeline:
             f"corrected, {counters.rejected} rejected, {counters.shed} shed.{never_came}",
             ended.acquisition_id,
         )
+        # The last word on it: recorders close its file with this, and want the event in it.
+        self._publisher.publish(outgoing.acquisition_end(ended, counters))
 
     def _process(self, batch: Batch) -> None:
         self._under_way.append((batch, time.monotonic()))

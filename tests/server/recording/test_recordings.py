@@ -99,7 +99,7 @@ def test_a_recording_holds_every_scan_between_start_and_stop(
         np.testing.assert_array_equal(data[:].reshape(6, *SHAPE), frames(6))
         assert file["prenet4d"].attrs["complete"]
     listener.wait_for_event("recording_started")
-    assert "12 patterns in 2 file(s)." in listener.wait_for_event("recording_stopped").message
+    assert "12 patterns in 2 files." in listener.wait_for_event("recording_stopped").message
 
 
 def test_a_recording_that_is_stopped_early_says_so(
@@ -115,6 +115,9 @@ def test_a_recording_that_is_stopped_early_says_so(
         source.end()
     assert not recording["complete"]
     assert "stopped" in recording["reason"]
+    assert recording["absent"] == 3
+    told = listener.of("event")[-1].message
+    assert told.startswith("Recording ended with 3 of 6 patterns in 1 file; incomplete: it was st")
     with h5py.File(folder / f"{name}.h5") as file:
         assert not file["prenet4d"].attrs["complete"]
 
