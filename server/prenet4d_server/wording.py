@@ -16,8 +16,6 @@ def counted_of(n: int, absent: int, thing: str) -> str:
     return f"{n:,} of {counted(n + absent, thing)}" if absent else counted(n, thing)
 
 
-def most_often(reasons: Mapping[str, int]) -> str:
-    """The end of a sentence: why frames were rejected, where that is known."""
-    return "".join(
-        f", most often: {reason.replace('_', ' ')}" for reason, _ in Counter(reasons).most_common(1)
-    )
+def foremost(reasons: Mapping[str, int]) -> str:
+    """The reason that frames were rejected for most often, in words; empty where none was."""
+    return "".join(reason.replace("_", " ") for reason, _ in Counter(reasons).most_common(1))

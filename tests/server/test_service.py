@@ -208,6 +208,19 @@ def test_counts_that_are_no_counts_are_refused_and_the_others_kept(service, list
     assert listener.indices() == [0, 3, 5, 4]
 
 
+def test_an_acquisition_of_which_nothing_could_be_corrected_ends_with_a_warning(service, listener):
+    with sender(service) as source:
+        source.start(frame_shape=SHAPE, dtype="float32")
+        source.send(np.full((1, *SHAPE), np.nan, np.float32))
+        source.end()
+    told = listener.wait_for_event("acquisition_ended")
+    assert told.level == "warning"
+    assert told.message == (
+        "The acquisition ended; 1 frame received, 0 corrected, 1 rejected (most often: bad "
+        "counts), 0 shed. None of its frames was corrected."
+    )
+
+
 def test_a_status_that_counts_frames_has_what_they_told(monkeypatch):
     with Service(settings()) as service, sender(service) as source:
         source.start(frame_shape=SHAPE, dtype="uint16", scan_shape=(2, 3))

@@ -20,6 +20,7 @@ from prenet4d_server.cli.arguments import (
     at_service,
     refuse_misfits,
 )
+from prenet4d_server.wording import counted
 
 if TYPE_CHECKING:
     from prenet4d_server.feeds import Drawing
@@ -126,7 +127,7 @@ def simulate_detector(
 
         def tell(sent: int, total: int) -> None:
             wait.end()
-            advance(sent / (total or sent), f"{sent:,} frames")
+            advance(sent / (total or sent), counted(sent, "frame"))
 
         simulate(
             feed,
@@ -210,8 +211,8 @@ def replay(
                 raise typer.Exit(130)
             sender.send(block)
             sent += len(block)
-            advance(sent / source.n_frames, f"{sent:,} frames")
-    print(f"{sent:,} frames of {file} were sent to {to}.")
+            advance(sent / source.n_frames, counted(sent, "frame"))
+    print(f"Sent {counted(sent, 'frame')} of {file} to {to}.")
 
 
 def add_to(app: typer.Typer) -> None:

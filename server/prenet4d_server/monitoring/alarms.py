@@ -24,6 +24,7 @@ from prenet4d_server.config import AlarmSettings
 from prenet4d_server.ingest.notices import Details, Level, Started
 from prenet4d_server.monitoring.beam_moves import BeamMoves
 from prenet4d_server.monitoring.status import AlarmCode, AlarmStatus
+from prenet4d_server.wording import counted, foremost
 
 _Int64: TypeAlias = npt.NDArray[np.int64]
 _UInt8: TypeAlias = npt.NDArray[np.uint8]
@@ -269,8 +270,8 @@ class Alarms:
             "detector_silent",
             silent,
             self._settings.detector_silent_s,
-            f"Detector silent for {silent:.0f} s in mid-acquisition, after {came} frames. "
-            "Was its scan stopped? The next one ends this one.",
+            f"Detector silent for {silent:.0f} s in mid-acquisition, after "
+            f"{counted(came, 'frame')}. Was its scan stopped? The next one ends this one.",
             "The detector sends again, or its acquisition is over.",
         )
 
@@ -292,8 +293,8 @@ class Alarms:
         bad = last.rejected + last.shed - first.rejected - first.shed
         share = bad / came if came >= SHARE_OF_FRAMES else 0.0
         reasons = Counter(last.rejected_by_reason) - Counter(first.rejected_by_reason)
-        foremost = [reason.replace("_", " ") for reason, _ in reasons.most_common(1)]
-        why = "".join(f", most often: {reason}" for reason in foremost)
+        reason = foremost(reasons)
+        why = f", most often: {reason}" if reason else ""
         return Reading(
             "many_rejected",
             share,
