@@ -114,10 +114,11 @@ class Recordings:
             CommandFailed: one is running already, the name is taken or is no plain file name, the
                 disk is full, or nothing may be recorded.
         """
-        path = self._path(time.strftime("%Y-%m-%d_%H%M%S") if name is None else name)
+        name = time.strftime("%Y-%m-%d_%H%M%S") if name is None else name
         with self._changed:
             if self._process is not None:
                 raise CommandFailed(f"{self._name} is being recorded already. Stop it first.")
+            path = self._path(name)
             order = Order(
                 path=path,
                 lossless=self._lossless,

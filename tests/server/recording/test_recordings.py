@@ -152,13 +152,18 @@ def test_what_exists_is_not_overwritten_nor_followed(
     assert not (tmp_path / "elsewhere.h5").exists()
 
 
-def test_one_recording_at_a_time(client: ControlClient) -> None:
+def test_one_recording_at_a_time(
+    service: Service, client: ControlClient, listener: Listener
+) -> None:
     with pytest.raises(CommandRefused, match="Nothing is being recorded"):
         client.stop_recording()
     started(client, "first")
-    with pytest.raises(CommandRefused, match="first is being recorded already"):
-        client.start_recording("second")
-    assert stopped(client)["files"] == []
+    scan(service, listener)
+    until(lambda: client.status()["recording"]["files"] == ["first.h5"])
+    for name in ("second", "first"):  # and not: there is a file of that name
+        with pytest.raises(CommandRefused, match=r"first is being recorded already\. Stop it"):
+            client.start_recording(name)
+    stopped(client)
 
 
 def test_a_recorder_that_is_killed_is_told_of_and_another_can_be_started(
