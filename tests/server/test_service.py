@@ -36,6 +36,7 @@ from .live import (
     subscriber,
     until,
 )
+from .recording.test_recorder import patterns_of, whole_scan, write
 
 SHAPE = (16, 24)
 START = AcquisitionStart(
@@ -314,6 +315,17 @@ def test_a_file_is_replayed(tmp_path):
     with Service(settings(source=source)) as replaying, listening(replaying) as listener:
         end = listener.wait_for("acquisition_end", 2)
         assert end.counters.corrected == 30
+
+
+def test_a_replayed_recording_is_told_of_once_because_its_patterns_are_corrected(tmp_path):
+    file = tmp_path / "scan.h5"
+    write(file, whole_scan(patterns_of(20)))
+    source = {"kind": "replay", "path": file, "rate": 100, "repeat": 3}
+    with Service(settings(source=source)) as replaying, listening(replaying) as listener:
+        listener.wait_for("acquisition_end", 2)
+        told = [said for said in replaying.status().recent_events if "Mind that" in said]
+    assert len(told) == 1
+    assert f"{file} was recorded by prenet4d: its patterns are corrected once more." in told[0]
 
 
 def test_full_ring_with_block_holds_the_sender_back_and_loses_nothing():

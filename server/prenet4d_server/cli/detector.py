@@ -31,7 +31,6 @@ _ADDRESSES = {
     "dectris1": "tcp://127.0.0.1:9999",
     "dectris2": "tcp://127.0.0.1:31001",
 }
-_CORRECTED = "Mind that {} was recorded by prenet4d: its patterns are corrected once more."
 _REPLAY_BLOCK = 8
 """At most so many frames in one message of a replay."""
 _PatienceOption = Annotated[
@@ -188,8 +187,8 @@ def replay(
         bar(f"sending {file.name}") as advance,
         Wait() as wait,
     ):
-        if source.corrected:
-            print(_CORRECTED.format(file), file=sys.stderr)
+        if source.warning:
+            print(source.warning, file=sys.stderr)
         wait.begin(f"Waiting up to {patience:g} s for a service that takes frames at {to}.")
         sender.start(
             frame_shape=source.frame_shape,
