@@ -11,7 +11,8 @@ ServiceError                    ``code`` names it in events, counters and logs
 │   ├── NotReached              nothing comes: it has not been reached
 │   ├── BadMessage              not of this protocol, truncated, oversize, wrong version
 │   ├── BadStart                an acquisition announced with impossible properties
-│   └── SequenceError           start, frames and end do not come in a possible order
+│   ├── SequenceError           start, frames and end do not come in a possible order
+│   └── CorrectedTwice          what is replayed was corrected when it was recorded
 └── FrameError                  one frame cannot be used; it is counted as rejected
     ├── CorruptFrame            its compressed bytes do not decode to a frame
     ├── WrongFrame              its shape or dtype is not the acquisition's
@@ -97,6 +98,12 @@ class SequenceError(SourceError):
     """Start, frames and end do not come in a possible order."""
 
     code = "out_of_sequence"
+
+
+class CorrectedTwice(SourceError):
+    """What is replayed was corrected when it was recorded."""
+
+    code = "corrected_twice"
 
 
 class FrameError(ServiceError):

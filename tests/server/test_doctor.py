@@ -1,5 +1,6 @@
 """The doctor finds what is there and says what to do about the rest."""
 
+import re
 import socket
 
 import pytest
@@ -19,6 +20,11 @@ def test_every_finding_is_complete():
         if finding.verdict != "ok":
             assert finding.advice.endswith((".", "'")) or "pip install" in finding.advice
     assert not [finding for finding in findings if finding.verdict == "broken"]
+
+
+def test_the_clock_is_told_as_people_read_it():
+    (finding,) = (finding for finding in doctor.examine() if finding.name == "clock")
+    assert re.fullmatch(r"[\d-]{10} [\d:]{8} ?\S*", finding.found)
 
 
 def test_a_port_in_use_is_noticed(monkeypatch):

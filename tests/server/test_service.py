@@ -36,6 +36,7 @@ from .live import (
     subscriber,
     until,
 )
+from .recording.test_recorder import patterns_of, whole_scan, write
 
 SHAPE = (16, 24)
 START = AcquisitionStart(
@@ -208,6 +209,19 @@ def test_counts_that_are_no_counts_are_refused_and_the_others_kept(service, list
     assert listener.indices() == [0, 3, 5, 4]
 
 
+def test_an_acquisition_of_which_nothing_could_be_corrected_ends_with_a_warning(service, listener):
+    with sender(service) as source:
+        source.start(frame_shape=SHAPE, dtype="float32")
+        source.send(np.full((1, *SHAPE), np.nan, np.float32))
+        source.end()
+    told = listener.wait_for_event("acquisition_ended")
+    assert told.level == "warning"
+    assert told.message == (
+        "The acquisition ended; 1 frame received, 0 corrected, 1 rejected (most often: bad "
+        "counts), 0 shed. None of its frames was corrected."
+    )
+
+
 def test_a_status_that_counts_frames_has_what_they_told(monkeypatch):
     with Service(settings()) as service, sender(service) as source:
         source.start(frame_shape=SHAPE, dtype="uint16", scan_shape=(2, 3))
@@ -301,6 +315,17 @@ def test_a_file_is_replayed(tmp_path):
     with Service(settings(source=source)) as replaying, listening(replaying) as listener:
         end = listener.wait_for("acquisition_end", 2)
         assert end.counters.corrected == 30
+
+
+def test_a_replayed_recording_is_told_of_once_because_its_patterns_are_corrected(tmp_path):
+    file = tmp_path / "scan.h5"
+    write(file, whole_scan(patterns_of(20)))
+    source = {"kind": "replay", "path": file, "rate": 100, "repeat": 3}
+    with Service(settings(source=source)) as replaying, listening(replaying) as listener:
+        listener.wait_for("acquisition_end", 2)
+        told = [said for said in replaying.status().recent_events if "Mind that" in said]
+    assert len(told) == 1
+    assert f"{file} was recorded by prenet4d: its patterns are corrected once more." in told[0]
 
 
 def test_full_ring_with_block_holds_the_sender_back_and_loses_nothing():

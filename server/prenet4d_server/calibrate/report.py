@@ -60,7 +60,7 @@ def draw(found: Found, path: Path) -> None:
     figure.suptitle(headline(calibration), x=0.03, y=0.985, ha="left", fontsize=13, weight="bold")
     figure.text(0.03, 0.945, "\n".join(details(calibration)), va="top", fontsize=9.5)
     axes = figure.subplots(2, 2, height_ratios=(1.35, 1))
-    figure.subplots_adjust(left=0.06, right=0.97, top=0.85, bottom=0.065, wspace=0.14, hspace=0.17)
+    figure.subplots_adjust(left=0.06, right=0.97, top=0.855, bottom=0.065, wspace=0.14, hspace=0.24)
     views = (
         (before, calibration, "as measured, and the ellipse that was found"),
         (after, None, "the ellipse taken out, and circles"),
@@ -74,6 +74,7 @@ def draw(found: Found, path: Path) -> None:
             ax.plot(x, y, color=_ELLIPSE, lw=1.0)
         ax.plot(center[1], center[0], "+", color=_ELLIPSE, ms=9)
         ax.set(xlim=(-0.5, image.shape[1] - 0.5), ylim=(image.shape[0] - 0.5, -0.5))
+        ax.set(xlabel="x [px]", ylabel="y [px]")
         ax.set_title(f"mean of the recentered patterns: {title}", fontsize=10)
         ax.tick_params(labelsize=8)
     r_max = len(profile) / 2

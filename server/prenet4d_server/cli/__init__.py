@@ -7,9 +7,10 @@ torch is loaded before a network is.
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import typer.core
 
 from prenet4d_server.cli import (
     calibrate,
@@ -25,8 +26,21 @@ from prenet4d_server.cli import (
 )
 from prenet4d_server.memory import keep_freed_memory
 
+
+class _Commands(typer.core.TyperGroup):
+    """The commands, whose refusals of a value do not begin with pydantic's name for them."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as refused:
+            refused.message = refused.message.removeprefix("Value error, ")
+            raise
+
+
 app = typer.Typer(
     name="prenet4d",
+    cls=_Commands,
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,

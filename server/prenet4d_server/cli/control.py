@@ -15,6 +15,7 @@ from prenet4d_server.cli.arguments import (
     ControlOption,
     ServerKeyOption,
 )
+from prenet4d_server.cli.record import recorded
 
 _DEFAULT = "tcp://127.0.0.1:5563"
 _RECORDER_S = 20.0
@@ -203,8 +204,7 @@ def stop(
         recording = service.stop_recording()
     for file in recording["files"]:
         print(f"{recording['directory']}/{file}")
-    why = f"; incomplete: {recording['reason']}" if recording["reason"] else ""
-    print(f"{recording['patterns']:,} patterns were recorded{why}")
+    print(recorded(recording["patterns"], recording["absent"], recording["reason"]))
 
 
 def add_to(app: typer.Typer) -> None:

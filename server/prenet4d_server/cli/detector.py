@@ -20,6 +20,7 @@ from prenet4d_server.cli.arguments import (
     at_service,
     refuse_misfits,
 )
+from prenet4d_server.wording import counted
 
 if TYPE_CHECKING:
     from prenet4d_server.feeds import Drawing
@@ -30,7 +31,6 @@ _ADDRESSES = {
     "dectris1": "tcp://127.0.0.1:9999",
     "dectris2": "tcp://127.0.0.1:31001",
 }
-_CORRECTED = "Mind that {} was recorded by prenet4d: its patterns are corrected once more."
 _REPLAY_BLOCK = 8
 """At most so many frames in one message of a replay."""
 _PatienceOption = Annotated[
@@ -126,7 +126,7 @@ def simulate_detector(
 
         def tell(sent: int, total: int) -> None:
             wait.end()
-            advance(sent / (total or sent), f"{sent:,} frames")
+            advance(sent / (total or sent), counted(sent, "frame"))
 
         simulate(
             feed,
@@ -187,8 +187,8 @@ def replay(
         bar(f"sending {file.name}") as advance,
         Wait() as wait,
     ):
-        if source.corrected:
-            print(_CORRECTED.format(file), file=sys.stderr)
+        if source.warning:
+            print(source.warning, file=sys.stderr)
         wait.begin(f"Waiting up to {patience:g} s for a service that takes frames at {to}.")
         sender.start(
             frame_shape=source.frame_shape,
@@ -210,8 +210,8 @@ def replay(
                 raise typer.Exit(130)
             sender.send(block)
             sent += len(block)
-            advance(sent / source.n_frames, f"{sent:,} frames")
-    print(f"{sent:,} frames of {file} were sent to {to}.")
+            advance(sent / source.n_frames, counted(sent, "frame"))
+    print(f"Sent {counted(sent, 'frame')} of {file} to {to}.")
 
 
 def add_to(app: typer.Typer) -> None:

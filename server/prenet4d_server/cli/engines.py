@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 import typer
 
 from prenet4d_server.cli.arguments import Grid, parse_frame
+from prenet4d_server.wording import counted
 
 if TYPE_CHECKING:
     from prenet4d_engines.backends.tensorrt.cache import EngineCache, Entry, Sidecar
@@ -152,8 +153,7 @@ def clean(
     with folder.building():
         gone = [each for each in folder.entries() if everything or _state(each) != "ready"]
         freed = folder.remove(gone) + (folder.remove_timings() if everything else 0)
-    what = "1 engine" if len(gone) == 1 else f"{len(gone)} engines"
-    print(f"Removed {what} from {folder.folder}: {freed / 1e6:,.1f} MB.")
+    print(f"Removed {counted(len(gone), 'engine')} from {folder.folder}: {freed / 1e6:,.1f} MB.")
 
 
 def _state(entry: Entry) -> str:

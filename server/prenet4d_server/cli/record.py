@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from prenet4d_server.cli.arguments import LosslessOption, ServerKeyOption
+from prenet4d_server.wording import counted_of
 
 if TYPE_CHECKING:
     from prenet4d_server.recording.recorder import Summary
@@ -69,14 +70,25 @@ def record(
         summary = run(receiver, recorder, stop, on_progress=tell, acquisitions=acquisitions)
     for path in summary.files:
         print(path)
-    print(
-        f"{summary.patterns:,} patterns were recorded"
-        + ("" if summary.complete else f"; incomplete: {summary.reason}")
-    )
+    print(recorded(summary.patterns, summary.absent, "" if summary.complete else summary.reason))
     if summary.lost and summary.lost not in summary.reason:
         print(f"The recording ended because the service was lost: {summary.lost}")
     if not summary.complete and not stop.is_set():
         raise typer.Exit(1)
+
+
+def recorded(patterns: int, absent: int, reason: str) -> str:
+    """What a recording's last line says.
+
+    Args:
+        patterns: how many it holds.
+        absent: how many more were announced.
+        reason: why it is incomplete; empty where every scan is in it to its regular end.
+    """
+    said = f"Recorded {counted_of(patterns, absent, 'pattern')}"
+    if reason:
+        return f"{said}; incomplete: {reason}"
+    return f"{said}: the scan ended without the others" if absent else said
 
 
 def add_to(app: typer.Typer) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prenet4d_server.cli.arguments import ServerKeyOption, StreamOption
+from prenet4d_server.wording import counted
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -122,9 +123,9 @@ def _progress(telemetry: Any) -> RenderableType:
     state = Text(f" {telemetry.state} ", style=f"reverse {_STATE_COLORS[telemetry.state]}")
     if expected:
         bar = ProgressBar(total=expected, completed=min(counters.corrected, expected), width=40)
-        row.add_row(state, bar, f"{counters.corrected:,} of {expected:,} frames")
+        row.add_row(state, bar, f"{counters.corrected:,} of {counted(expected, 'frame')}")
     else:
-        row.add_row(state, f"{counters.corrected:,} frames")
+        row.add_row(state, counted(counters.corrected, "frame"))
     return row
 
 
@@ -148,7 +149,7 @@ def _figures(view: View) -> Table:
     table.add_row("center", f"{_center(telemetry)} px", sparkline(view.center_y) + " y")
     table.add_row("", "", sparkline(view.center_x) + " x")
     table.add_row("ellipticity", _ellipse(telemetry), sparkline(view.ratio))
-    table.add_row("", f"from {telemetry.patterns_averaged:,} patterns", "")
+    table.add_row("", f"from {counted(telemetry.patterns_averaged, 'pattern')}", "")
     dose = float(telemetry.dose.mean()) if len(telemetry.dose) else math.nan
     if math.isfinite(dose):
         table.add_row("dose", f"{dose:,.0f} electrons a pattern", "")
@@ -165,7 +166,7 @@ def _counters(view: View) -> RenderableType:
         text.append(f"{name} {count:,}", style="bold red" if count else "")
     text.append(f" + in flight {counters.in_flight:,}")
     if view.missed:
-        text.append(f"   (this view missed {view.missed:,} messages)", style="yellow")
+        text.append(f"   (this view missed {counted(view.missed, 'message')})", style="yellow")
     for reason, count in counters.rejected_by_reason.items():
         text.append(f"\n  {reason}: {count:,}", style="red")
     return text

@@ -41,6 +41,7 @@ from prenet4d_server.monitoring.counters import Ledger
 from prenet4d_server.monitoring.meters import Meters
 from prenet4d_server.publishing import outgoing
 from prenet4d_server.publishing.publisher import Publisher
+from prenet4d_server.wording import counted, foremost
 
 log = logging.getLogger(__name__)
 STEP_S = 0.2
@@ -250,17 +251,24 @@ class Pipeline:
         counters = self._ledgers.pop(ended.acquisition_id, Ledger()).snapshot()
         expected = (self.view.started.expected_frames if self.view.started else None) or 0
         self.view = replace(self.view, started=None)
-        self._publisher.publish(outgoing.acquisition_end(ended, counters))
         how = f"was aborted: {ended.reason}" if ended.aborted else "ended"
         absent = max(0, expected - counters.received + _not_expected(counters))
-        never_came = f" {absent} of {expected} expected frames never came." if absent else ""
+        never_came = f" {absent:,} of {counted(expected, 'expected frame')} never came."
+        in_vain = counters.received > 0 and not counters.corrected
+        reason = foremost(counters.rejected_by_reason)
         self._publisher.event(
-            "warning" if ended.aborted or absent else "info",
+            "warning" if ended.aborted or absent or in_vain else "info",
             "acquisition_aborted" if ended.aborted else "acquisition_ended",
-            f"The acquisition {how}; {counters.received} frames received, {counters.corrected} "
-            f"corrected, {counters.rejected} rejected, {counters.shed} shed.{never_came}",
+            f"The acquisition {how}; {counted(counters.received, 'frame')} received, "
+            f"{counters.corrected:,} corrected, {counters.rejected:,} rejected"
+            + (f" (most often: {reason})" if reason else "")
+            + f", {counters.shed:,} shed."
+            + (" None of its frames was corrected." if in_vain else "")
+            + (never_came if absent else ""),
             ended.acquisition_id,
         )
+        # The last word on it: recorders close its file with this, and want the event in it.
+        self._publisher.publish(outgoing.acquisition_end(ended, counters))
 
     def _process(self, batch: Batch) -> None:
         self._under_way.append((batch, time.monotonic()))
@@ -372,7 +380,7 @@ class Pipeline:
         self._publisher.event(
             "warning",
             "drain_incomplete",
-            f"The service stopped before {lost} received frames were corrected.",
+            f"The service stopped before {counted(lost, 'received frame')} could be corrected.",
             shed=lost,
         )
 

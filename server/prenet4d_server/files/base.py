@@ -72,6 +72,15 @@ class ScanFile(ABC):
         self.corrected = False
         """Whether prenet4d recorded it: its patterns are centered and undistorted already."""
 
+    @property
+    def warning(self) -> str:
+        """What to mind where its patterns are sent to be corrected; empty where nothing."""
+        if not self.corrected:
+            return ""
+        return (
+            f"Mind that {self.path} was recorded by prenet4d: its patterns are corrected once more."
+        )
+
     @abstractmethod
     def _fill(self, start: int, out: Pixels) -> None:
         """Put ``len(out)`` frames from ``start`` on into ``out``; may raise OSError."""

@@ -2,8 +2,9 @@
 
 Every alarm watches one value against a threshold of the settings. It is raised once, by an event
 with its code, when the value reaches the threshold, and cleared once, by an event whose code ends
-in ``_cleared``, when the value has fallen to :data:`CLEAR_SHARE` of it. In between, the alarm
-stands in the service's status, in words that follow the value.
+in ``_cleared``, when the value has fallen to :data:`CLEAR_SHARE` of it, and has stayed there where
+it is a count of few frames, which chance alone takes up and down. In between, the alarm stands in
+the service's status, in words that follow the value.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from prenet4d_server.config import AlarmSettings
 from prenet4d_server.ingest.notices import Details, Level, Started
 from prenet4d_server.monitoring.beam_moves import BeamMoves
 from prenet4d_server.monitoring.status import AlarmCode, AlarmStatus
+from prenet4d_server.wording import counted, foremost
 
 _Int64: TypeAlias = npt.NDArray[np.int64]
 _UInt8: TypeAlias = npt.NDArray[np.uint8]
@@ -35,6 +37,9 @@ SHARE_OVER_S = 5.0
 """Shares of flagged and of rejected frames are taken over the last seconds …"""
 SHARE_OF_FRAMES = 64
 """… and only where so many frames came in them."""
+CALM_S = 15.0
+"""The share of rejected frames has to stay low for so long, or 2 % of a hundred frames would be
+told of every few seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +75,8 @@ class Reading:
     """What to say when it no longer is."""
     subject: str = ""
     """Whom it is about, where there are several."""
+    calm_s: float = 0.0
+    """How long the value has to stay low until it is told that it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +113,8 @@ class Alarms:
         self.active: tuple[AlarmStatus, ...] = ()
         """The alarms that stand, oldest first."""
         self._raised: dict[tuple[AlarmCode, str], AlarmStatus] = {}
+        self._high: dict[tuple[AlarmCode, str], float] = {}
+        """When the value of each that stands was last seen not to be low."""
         self._untold: list[Event] = []
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -154,12 +163,14 @@ class Alarms:
             if key not in self._raised:
                 if reading.value >= reading.threshold:
                     self._raise(key, reading)
+                    self._high[key] = now
             elif reading.value >= CLEAR_SHARE * reading.threshold:
                 old = self._raised[key]
                 self._raised[key] = old.model_copy(
                     update={"message": reading.message, "value": reading.value}
                 )
-            else:
+                self._high[key] = now
+            elif now - self._high[key] >= reading.calm_s:
                 self._clear(key, reading.cleared)
         for key in self._raised.keys() - readings.keys():  # a receiver has left
             self._clear(key, f"Subscriber {key[1]} is gone, and holds nothing back any more.")
@@ -181,7 +192,7 @@ class Alarms:
         self._say("warning", reading.code, reading.message, reading)
 
     def _clear(self, key: tuple[AlarmCode, str], message: str) -> None:
-        del self._raised[key]
+        del self._raised[key], self._high[key]
         self._say("info", f"{key[0]}_cleared", message, None)
 
     def _say(self, level: Level, code: str, message: str, reading: Reading | None) -> None:
@@ -269,8 +280,8 @@ class Alarms:
             "detector_silent",
             silent,
             self._settings.detector_silent_s,
-            f"Detector silent for {silent:.0f} s in mid-acquisition, after {came} frames. "
-            "Was its scan stopped? The next one ends this one.",
+            f"Detector silent for {silent:.0f} s in mid-acquisition, after "
+            f"{counted(came, 'frame')}. Was its scan stopped? The next one ends this one.",
             "The detector sends again, or its acquisition is over.",
         )
 
@@ -292,14 +303,15 @@ class Alarms:
         bad = last.rejected + last.shed - first.rejected - first.shed
         share = bad / came if came >= SHARE_OF_FRAMES else 0.0
         reasons = Counter(last.rejected_by_reason) - Counter(first.rejected_by_reason)
-        foremost = [reason.replace("_", " ") for reason, _ in reasons.most_common(1)]
-        why = "".join(f", most often: {reason}" for reason in foremost)
+        reason = foremost(reasons)
+        why = f", most often: {reason}" if reason else ""
         return Reading(
             "many_rejected",
             share,
             self._settings.rejected_share,
             f"{share:.0%} of the last {came} frames were rejected or shed{why}.",
             "Few frames are rejected or shed now.",
+            calm_s=CALM_S,
         )
 
     def _backlog(self, facts: Facts) -> Reading:

@@ -92,6 +92,8 @@ class RecordingStatus(_Part):
     """Their names, in the order in which they were begun."""
     patterns: int
     """Probe positions that have a pattern, over all files."""
+    absent: int
+    """Patterns that acquisitions announced and that are not in their files, which are closed."""
     started: float | None
     """In seconds since the epoch."""
     complete: bool

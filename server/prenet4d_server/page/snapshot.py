@@ -23,6 +23,7 @@ from prenet4d_server.page.feed import Feed
 from prenet4d_server.page.maps import DRIFTS, KINDS, picture, plane_colors, scale
 from prenet4d_server.page.patterns import ellipse, limits
 from prenet4d_server.page.theme import LIGHT
+from prenet4d_server.wording import counted
 
 
 def snapshot(feed: Feed) -> bytes:
@@ -49,7 +50,7 @@ def _headline(feed: Feed) -> str:
         said += [
             telemetry.state,
             f"ellipticity {now.ratio:.4f}{sigma} at {math.degrees(now.theta):.1f}°",
-            f"{telemetry.counters.corrected:,} frames",
+            counted(telemetry.counters.corrected, "frame"),
         ]
     return "   ·   ".join(said)
 

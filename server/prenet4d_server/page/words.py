@@ -16,6 +16,7 @@ from prenet4d_client.messages import Counters, Ellipticity
 from prenet4d_client.wire import Message
 from prenet4d_server.monitoring.status import Status
 from prenet4d_server.page.feed import Feed
+from prenet4d_server.wording import counted
 
 _STATES = {
     "calibrating": ("Calibrating", "watch"),
@@ -67,7 +68,8 @@ def banner(feed: Feed) -> str:
     if feed.telemetry is None:
         where, frames = escape(status.source.address), status.counters.received
         so_far = (
-            f"The last scan has ended; {frames:,} frames came since the service was started."
+            f"The last scan has ended; {counted(frames, 'frame')} came since the service was "
+            "started."
             if frames
             else "No acquisition yet."
         )

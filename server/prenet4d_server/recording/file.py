@@ -81,6 +81,12 @@ class Recording:
         options = StoreOptions(content, compression, fill, overwrite)
         self._store = _make_store(path, acquisition, options)
 
+    @property
+    def absent(self) -> int:
+        """How many patterns its start announced that are not here."""
+        start = self.acquisition.start
+        return max(0, ((start and start.expected_frames) or 0) - self.patterns)
+
     def write_patterns(self, name: str, indices: Indices, patterns: Array) -> int:
         """Write (n, h, w) patterns of the kind ``name`` at their probe positions.
 
@@ -151,7 +157,7 @@ class Recording:
         """Write the last of it and close the file.
 
         Args:
-            complete: whether the acquisition is in it to its regular end.
+            complete: whether the acquisition is in it to its regular end, early or not.
             reason: why not.
             counters: what became of the acquisition's frames, where the service said so.
         """

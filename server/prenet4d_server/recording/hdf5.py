@@ -18,8 +18,9 @@ once: these put their marks in different attributes and side by side. HyperSpy h
 does not allow, so ``/entry`` has the datasets once more, as links, under names of its own. NeXus'
 definition for microscopes, NXem, demands more of the specimen and the instrument than a detector's
 stream knows; the entry keeps to the base classes, which every NeXus program reads. The attributes
-of ``/prenet4d`` say which programs wrote the file, whether it is ``complete``, the ``reason`` why
-not, and what became of the frames.
+of ``/prenet4d`` say which programs wrote the file, whether it is ``complete``, that is, holds the
+acquisition to its regular end, the ``reason`` why not, and what became of the frames. A detector
+may end early: ``frames_received`` beside ``expected_frames`` of the acquisition tells.
 
 It is written in HDF5's SWMR mode: a reader that opens it with ``swmr=True`` follows it, and all up
 to the last flush survives the writer's death. Until it is closed it opens in no other way; what a

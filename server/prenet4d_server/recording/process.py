@@ -54,6 +54,8 @@ class Report(BaseModel):
     files: tuple[str, ...] = ()
     """Names in the recording's folder, in the order in which they were begun."""
     patterns: int = 0
+    absent: int = 0
+    """Patterns that were announced and are not in the closed files."""
     complete: bool = True
     reason: str = ""
     """Why it is not complete."""
@@ -65,6 +67,7 @@ def _report(summary: Summary) -> Report:
     return Report(
         files=tuple(path.name for path in summary.files),
         patterns=summary.patterns,
+        absent=summary.absent,
         complete=summary.complete,
         reason=summary.reason,
     )

@@ -28,6 +28,7 @@ from prenet4d_client.wire import Message
 from prenet4d_server.errors import FileError
 from prenet4d_server.recording.file import HDF5, ZARR, Recording, check_kind
 from prenet4d_server.recording.layout import Acquisition, Compression, Fill
+from prenet4d_server.wording import counted
 
 __all__ = ["Recorder", "Summary", "record"]
 
@@ -52,12 +53,14 @@ class Summary:
     """Files that are closed."""
     patterns: int = 0
     """Probe positions that have a pattern, over all files."""
+    absent: int = 0
+    """Patterns that the closed files' acquisitions announced, and that are not in them."""
     refused: int = 0
     """Patterns and telemetry with no place: outside the scan, of another shape, too late."""
     missed: int = 0
     """Messages that the service sent and that did not come, or could not be read."""
     complete: bool = True
-    """Whether every acquisition is in its file to its regular end."""
+    """Whether every acquisition is in its file to its regular end, early or not."""
     reason: str = ""
     """The first thing that made it incomplete."""
     lost: str = ""
@@ -161,7 +164,7 @@ class Recorder:
         header, arrays = message.header, message.arrays
         if message.gap:
             self.summary.missed += message.gap
-            self._tell_incomplete(f"{message.gap} messages were missed")
+            self._tell_incomplete(f"{counted(message.gap, 'message')} missed")
         if isinstance(header, Event):
             if self._recording is not None:
                 self._recording.write_event(header)
@@ -240,6 +243,7 @@ class Recorder:
             return
         self._finished.add(recording.acquisition.id)
         self.summary.finished += 1
+        self.summary.absent += recording.absent
         self.summary.refused += recording.refused
         if not complete:
             self._tell_incomplete(reason)

@@ -23,6 +23,7 @@ from prenet4d_server.ingest.notices import Level
 from prenet4d_server.monitoring.status import RecordingState, RecordingStatus
 from prenet4d_server.recording.process import Order, Report
 from prenet4d_server.sockets import within_reach
+from prenet4d_server.wording import counted, counted_of
 
 ANSWER_S = 3.0
 """How long a command may go without an answer; after that its answer says how far it is."""
@@ -88,6 +89,7 @@ class Recordings:
                 name=self._name,
                 files=report.files,
                 patterns=report.patterns,
+                absent=report.absent,
                 started=self._started,
                 complete=report.complete,
                 reason=report.error or report.reason,
@@ -112,10 +114,11 @@ class Recordings:
             CommandFailed: one is running already, the name is taken or is no plain file name, the
                 disk is full, or nothing may be recorded.
         """
-        path = self._path(time.strftime("%Y-%m-%d_%H%M%S") if name is None else name)
+        name = time.strftime("%Y-%m-%d_%H%M%S") if name is None else name
         with self._changed:
             if self._process is not None:
                 raise CommandFailed(f"{self._name} is being recorded already. Stop it first.")
+            path = self._path(name)
             order = Order(
                 path=path,
                 lossless=self._lossless,
@@ -224,7 +227,8 @@ class Recordings:
         if last.error:
             self._say("error", "recording_failed", f"Recording {path.name} failed: {last.error}")
         else:
-            what = f"{last.patterns} patterns in {len(last.files)} file(s)"
+            patterns = counted_of(last.patterns, last.absent, "pattern")
+            what = f"{patterns} in {counted(len(last.files), 'file')}"
             why = "" if last.complete else f"; incomplete: {last.reason}"
             self._say("info", "recording_stopped", f"Recording ended with {what}{why}.")
 

@@ -10,12 +10,13 @@ from typing import ClassVar
 
 import numpy as np
 
-from prenet4d_server.errors import CorruptFrame, FileError, FrameError
+from prenet4d_server.errors import CorrectedTwice, CorruptFrame, FileError, FrameError
 from prenet4d_server.files import ScanFile, open_scan
 from prenet4d_server.sources.base import (
     AcquisitionEnd,
     AcquisitionStart,
     Busy,
+    Fault,
     Indices,
     Pixels,
     SourceEvent,
@@ -108,7 +109,8 @@ class ReplaySource:
             self._run += 1
             self._next = 0
             self._begun = time.monotonic()
-            return [self._start()]
+            told = self._scan.warning if self._run == 1 else ""
+            return [*([Fault(CorrectedTwice(told))] if told else []), self._start()]
         series = self._series()
         if self._next == self._scan.n_frames:
             self._next = None

@@ -1,5 +1,6 @@
 """A calibration from stored and from live patterns, and the picture that goes with it."""
 
+import re
 import sys
 
 import h5py
@@ -241,6 +242,11 @@ class TestTheReport:
     def test_it_is_a_picture(self, found, tmp_path, name):
         draw(found, tmp_path / name)
         assert (tmp_path / name).stat().st_size > 10_000
+
+    def test_every_axis_says_its_unit(self, found, tmp_path):
+        draw(found, tmp_path / "report.svg")
+        texts = re.findall("<!-- (.*?) -->", (tmp_path / "report.svg").read_text())
+        assert [texts.count(label) for label in ("x [px]", "y [px]", "radius [px]")] == [2, 2, 2]
 
     def test_patterns_without_rings_are_drawn_too(self, found, tmp_path):
         from dataclasses import replace

@@ -64,6 +64,7 @@ def prenet4d(monkeypatch, capsys):
         (["demo", "--ellipticity", "1.03"], "write the ratio of the axes (1 to 2) and the angle"),
         (["demo", "--data", "nowhere.npy"], "'nowhere.npy' does not exist"),
         (["train", "everything"], "'everything' is not one of"),
+        (["simulate-detector", "dectris"], "'kind': 'dectris' is not one of"),
         (["nonsense"], "No such command 'nonsense'"),
         (["status", "--timeout", "0.2"], "No service answered 'status'"),
         (["watch", "--once", "--timeout", "0.2"], "Nothing came from tcp://127.0.0.1:"),

@@ -91,6 +91,29 @@ def test_scan_goes_through_and_is_recorded(service, frames, tmp_path, request):
 
 
 @pytest.mark.parametrize("service", ["native"], indirect=True)
+def test_a_scan_that_ended_early_is_recorded_as_such(service, tmp_path):
+    file = tmp_path / "scan.h5"
+    with recorder(service, file, "--acquisitions", "1") as recording:
+        service.wait_for_receivers(1)
+        with FrameSender(service.detector, timeout=TIMEOUT_S) as source:
+            source.start(frame_shape=(32, 32), dtype="uint16", scan_shape=SCAN)
+            source.send(np.ones((12, 32, 32), np.uint16))
+            source.end()
+        recording.wait(timeout=TIMEOUT_S)
+        assert recording.process.returncode == 0
+    said = file.with_suffix(".log").read_text().splitlines()
+    assert said[-1] == "Recorded 12 of 48 patterns: the scan ended without the others"
+    with h5py.File(file) as recorded:
+        ours = recorded["prenet4d"]
+        assert ours.attrs["complete"]
+        assert ours.attrs["frames_received"] == 12
+        assert ours["acquisition"].attrs["expected_frames"] == 48
+        told = [(event["code"], event["message"].decode()) for event in ours["events"][:]]
+    assert told[-1][0] == b"acquisition_ended"
+    assert "36 of 48 expected frames never came." in told[-1][1]
+
+
+@pytest.mark.parametrize("service", ["native"], indirect=True)
 def test_replay_is_watched_and_the_recorder_closes_its_file_when_interrupted(
     service, frames, tmp_path
 ):

@@ -194,8 +194,22 @@ def test_shares_of_flagged_and_rejected_frames_are_of_the_last_seconds() -> None
     assert watched.events[-1].message == (
         "15% of the last 100 frames were rejected or shed, most often: duplicate index."
     )
-    told = [*watched.look(6, counters=some), *watched.look(6, counters=some)]
-    assert sorted(told) == ["many_flagged_cleared", "many_rejected_cleared"]
+    told = [watched.look(6, counters=some) for _ in range(4)]
+    assert told == [["many_flagged_cleared"], [], ["many_rejected_cleared"], []]
+
+
+def test_a_share_of_rejected_frames_that_hovers_around_its_threshold_is_told_once() -> None:
+    watched = Watched(rejected_share=0.02)
+    came = bad = 0
+    for second in range(120):  # 100 frames each; 3 % and 1 % of them are bad, in turn
+        came, bad = came + 100, bad + (3 if second // 10 % 2 == 0 else 1)
+        watched.look(1, counters=Counters(received=came, rejected=bad))
+    assert [event.code for event in watched.events] == ["many_rejected"]
+    for _ in range(30):
+        came += 100
+        watched.look(1, counters=Counters(received=came, rejected=bad))
+    assert watched.events[-1].code == "many_rejected_cleared"
+    assert len(watched.events) == 2
 
 
 def test_each_receiver_has_its_own_alarm_and_one_that_leaves_clears_it() -> None:

@@ -292,6 +292,14 @@ def test_positions_that_never_came_are_marked(tmp_path: Path) -> None:
         assert np.isnan(file["prenet4d/center"][0, 0]).all()
 
 
+def test_what_was_announced_and_did_not_come_is_counted(tmp_path: Path) -> None:
+    some = [batch([3, 4], patterns_of(2)), end(2)]
+    stopped = [start("b", expected_frames=20), batch([0], patterns_of(1), "b")]
+    summary = write(tmp_path / "scan.h5", [start(expected_frames=20), *some, *stopped])
+    assert (summary.patterns, summary.absent) == (3, 18 + 19)
+    assert write(tmp_path / "all.h5", whole_scan(patterns_of(20), expected_frames=20)).absent == 0
+
+
 def test_without_a_scan_shape_the_file_grows(tmp_path: Path) -> None:
     patterns = patterns_of(20)
     path = tmp_path / "scan.h5"

@@ -99,7 +99,7 @@ def test_a_recording_holds_every_scan_between_start_and_stop(
         np.testing.assert_array_equal(data[:].reshape(6, *SHAPE), frames(6))
         assert file["prenet4d"].attrs["complete"]
     listener.wait_for_event("recording_started")
-    assert "12 patterns in 2 file(s)." in listener.wait_for_event("recording_stopped").message
+    assert "12 patterns in 2 files." in listener.wait_for_event("recording_stopped").message
 
 
 def test_a_recording_that_is_stopped_early_says_so(
@@ -115,6 +115,9 @@ def test_a_recording_that_is_stopped_early_says_so(
         source.end()
     assert not recording["complete"]
     assert "stopped" in recording["reason"]
+    assert recording["absent"] == 3
+    told = listener.of("event")[-1].message
+    assert told.startswith("Recording ended with 3 of 6 patterns in 1 file; incomplete: it was st")
     with h5py.File(folder / f"{name}.h5") as file:
         assert not file["prenet4d"].attrs["complete"]
 
@@ -149,13 +152,18 @@ def test_what_exists_is_not_overwritten_nor_followed(
     assert not (tmp_path / "elsewhere.h5").exists()
 
 
-def test_one_recording_at_a_time(client: ControlClient) -> None:
+def test_one_recording_at_a_time(
+    service: Service, client: ControlClient, listener: Listener
+) -> None:
     with pytest.raises(CommandRefused, match="Nothing is being recorded"):
         client.stop_recording()
     started(client, "first")
-    with pytest.raises(CommandRefused, match="first is being recorded already"):
-        client.start_recording("second")
-    assert stopped(client)["files"] == []
+    scan(service, listener)
+    until(lambda: client.status()["recording"]["files"] == ["first.h5"])
+    for name in ("second", "first"):  # and not: there is a file of that name
+        with pytest.raises(CommandRefused, match=r"first is being recorded already\. Stop it"):
+            client.start_recording(name)
+    stopped(client)
 
 
 def test_a_recorder_that_is_killed_is_told_of_and_another_can_be_started(
