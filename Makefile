@@ -3,6 +3,8 @@ PYTHON ?= python3
 INSTALL = -m pip install --quiet --disable-pip-version-check --constraint deploy/constraints.txt
 # A file's tests share what they have started, so they stay together; four at once fit in memory.
 PYTEST = -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
+# The page lets every other program go first, so its browser needs a machine with time to spare.
+BROWSER = tests/server/page/test_browser.py
 INPUTS = pyproject.toml deploy/constraints.txt
 
 .PHONY: demo test test-client test-gpu check lint types contracts clean
@@ -11,7 +13,8 @@ demo: .venv/.server
 	.venv/bin/prenet4d demo
 
 test: test-client .venv/.dev
-	.venv/bin/python $(PYTEST)
+	.venv/bin/python $(PYTEST) --ignore $(BROWSER)
+	.venv/bin/python -m pytest $(BROWSER)
 
 # The client's tests, in an environment that holds the base dependencies alone: no torch, no server.
 test-client: .venv-client/.done

@@ -84,7 +84,7 @@ def series(service: RunningService) -> dict[str, dict[str, set[str]]]:
             "gpu": GpuStatus(name="GPU", memory_used_bytes=1, memory_bytes=2, load=0.5),
             "recording": RecordingStatus(
                 state="recording", directory="/data", free_bytes=1, name="a", files=(), patterns=1,
-                started=0.0, complete=True, reason="",
+                absent=0, started=0.0, complete=True, reason="",
             ),
             "receivers_behind_s": {"recorder": 0.0},
             "ellipticity": now.ellipticity.model_copy(update={"ratio_sigma": 0.001}),
