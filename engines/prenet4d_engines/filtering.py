@@ -154,18 +154,16 @@ class Noise:
 
 
 class Majority:
-    """Whether more frames speak for the track, or for one and the same place elsewhere.
+    """Whether more frames speak for the track, or for one and the same place elsewhere."""
 
-    ``offset`` is that place's distance to the track.
-    """
-
-    __slots__ = ("_against", "_credit", "_lead", "_most", "offset")
+    __slots__ = ("_against", "_credit", "_lead", "_most", "_offset")
 
     def __init__(self, most: float, lead: float) -> None:
         """Count at most so many frames for the track; so many more must speak against it."""
         self._most, self._lead = most, lead
         self._credit = self._against = 0.0
-        self.offset = (0.0, 0.0)
+        # That place's distance to the track.
+        self._offset = (0.0, 0.0)
 
     def agree(self) -> None:
         """One frame's center is where the track is."""
@@ -185,9 +183,9 @@ class Majority:
         Returns:
             Whether the track is outvoted; that place then has its credit.
         """
-        apart = zip(offset, self.offset, reach, strict=True)
+        apart = zip(offset, self._offset, reach, strict=True)
         if not self._against or sum((one - two) ** 2 / r for one, two, r in apart) > 1:
-            self.offset, self._against = offset, 0.0
+            self._offset, self._against = offset, 0.0
         self._against += by
         if self._against <= self._credit + self._lead:
             return False

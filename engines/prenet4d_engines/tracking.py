@@ -267,10 +267,13 @@ class CenterTracker:
         for other in others:
             cy, cx, sigma, likely = other
             r = sigma * sigma
-            # The center's own sigma may say "it may be another beam": how far is this one off?
-            elsewhere = self._far(dy, dx, min(ry, r), min(rx, r)) > self._config.gate
-            off = self._far(cy - vertical.mean, cx - horizontal.mean, r, r)
-            if elsewhere and off <= self._config.other_gate and likely > odds:
+            # The center's own sigma may say "it may be another beam": how far is it off as a beam?
+            if (
+                likely > odds
+                and self._far(cy - vertical.mean, cx - horizontal.mean, r, r)
+                <= self._config.other_gate
+                and self._far(dy, dx, min(ry, r), min(rx, r)) > self._config.gate
+            ):
                 found, odds = other, likely
         return found
 

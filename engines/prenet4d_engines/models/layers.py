@@ -77,7 +77,7 @@ def unshuffled(x: Tensor) -> Tensor:
     """`pixel_unshuffle` by 2: (n, c, h, w) -> (n, 4 c, h / 2, w / 2).
 
     In bfloat16 on a CPU two neighbours in a row are moved as one number of 32 bits, straight to
-    where the channels of a pixel lie side by side: in a third of the time.
+    where the channels of a pixel lie side by side: in less than half of the time.
     """
     n, c, h, w = x.shape
     if x.device.type != "cpu" or x.dtype != torch.bfloat16 or not x.is_contiguous():
