@@ -205,6 +205,9 @@ class HttpSettings(_Section):
     configuration. Where there is no such file, it is made, with a new token."""
     updates_per_second: Annotated[float, Field(gt=0, le=20)] = 2.0
     """How often a page in a browser is brought up to date."""
+    gives_way: bool = True
+    """Run the page only while nobody else wants the processor, so that it costs the correction
+    nothing. false: it takes its turn like every program, for a machine that others keep busy."""
 
     @model_validator(mode="after")
     def _one_token(self) -> HttpSettings:

@@ -265,6 +265,7 @@ class Service:
                 service=service,
                 operator_token=token.secret,
                 updates_per_second=http.updates_per_second,
+                gives_way=http.gives_way,
                 log=self.settings.log,
             )
         )

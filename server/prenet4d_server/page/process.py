@@ -62,10 +62,11 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 def main() -> None:
     """Read the settings from standard input, and serve on the socket that was handed over."""
-    run_when_idle()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     told = open(sys.stdin.fileno(), "rb", buffering=0, closefd=False)  # noqa: SIM115
     settings = PageSettings.model_validate_json(told.readline())
+    if settings.gives_way:
+        run_when_idle()
     logs.configure(settings.log, "page")
     stop = threading.Event()
 

@@ -29,4 +29,6 @@ class PageSettings(BaseModel):
     operator_token: str | None = None
     """Who shows it may command; ``None``: nobody may."""
     updates_per_second: float = 2.0
+    gives_way: bool = False
+    """Whether the process runs only while nobody else wants the processor."""
     log: LogSettings = LogSettings()

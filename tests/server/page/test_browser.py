@@ -67,7 +67,8 @@ def service_maker(tmp_path_factory):
         names = ("source", "stream", "lossless", "control", "http")
         ports = dict(zip(names, held.enter_context(reserved_addresses(5)), strict=True))
         own = {
-            "http": {"enabled": True, "operator_token": TOKEN},
+            # A browser raises its own priority; on few cores a page that gives way would never run.
+            "http": {"enabled": True, "operator_token": TOKEN, "gives_way": False},
             "stream": {"preview_every_s": 0.1, "maps_every_s": 0.2},
             "corrector": {
                 "backend": "torch", "threads": 1, "precision": "float32",
@@ -132,24 +133,10 @@ def scan(service):
         yield
 
 
-def giving_way(folder):
-    """A browser that lets every program go first, as the page does.
-
-    It raises its own priority where it may, and on few cores the page then never gets a turn. Who
-    looks at a page does so on another machine.
-    """
-    wrapper = folder / "chromium"
-    first = "chrt --idle 0 " if shutil.which("chrt") else ""
-    wrapper.write_text(f'#!/bin/sh\nexec {first}{CHROMIUM} "$@"\n')
-    wrapper.chmod(0o755)
-    return wrapper
-
-
 @pytest.fixture(scope="module")
-def chromium(tmp_path_factory):
+def chromium():
     with sync_api.sync_playwright() as playwright:
-        wrapper = giving_way(tmp_path_factory.mktemp("browser"))
-        browser = playwright.chromium.launch(executable_path=wrapper, args=ARGUMENTS)
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         yield browser
         browser.close()
 

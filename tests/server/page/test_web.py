@@ -93,6 +93,19 @@ def test_a_service_that_is_gone_is_unhealthy_with_a_reason():
         process.close()
 
 
+@pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="Linux alone has an idle class")
+@pytest.mark.parametrize("gives_way", [True, False])
+def test_the_page_runs_behind_every_other_program_unless_it_must_not(gives_way):
+    with Service(settings(http={"enabled": True, "gives_way": gives_way})) as service:
+        assert get(service.endpoints["http"] + "/healthz")[0] == 200
+        (page,) = (
+            child.pid
+            for child in psutil.Process().children()
+            if "prenet4d_server.page.process" in child.cmdline()
+        )
+        assert (os.sched_getscheduler(page) == os.SCHED_IDLE) is gives_way
+
+
 def test_the_page_and_all_it_needs_come_from_here(service):
     url = service.endpoints["http"]
     code, page, _ = get(url)
