@@ -40,7 +40,7 @@ from prenet4d_engines.simulate.content import (
     precessed,
     tilt_matrix,
 )
-from prenet4d_engines.simulate.pattern import S0, SX, SY, X, Y
+from prenet4d_engines.simulate.pattern import FLAT, ROCK, S0, SX, SY, X, Y
 from prenet4d_engines.simulate.scattering import (
     extinction_distance,
     reflections,
@@ -147,6 +147,16 @@ def test_disks_are_bright_where_bragg_law_holds() -> None:
     slope = reflections_only[:, [SY, SX]]
     # moving inward brings the excitation error nearer to zero
     assert ((slope * inward).sum(1) * reflections_only[:, S0] < 0).all()
+
+
+def test_no_reflection_takes_more_from_the_direct_beam_than_there_is() -> None:
+    rng, faint = np.random.default_rng(3), 0
+    for _ in range(40):
+        disks = draw_pattern(rng, (128, 128), kind="cbed").disks
+        taken = disks[np.hypot(disks[:, Y], disks[:, X]) == 0, ROCK]
+        faint += disks[0, FLAT] < 0.6
+        assert taken.min() >= -0.9 * disks[0, FLAT]
+    assert faint > 5
 
 
 def test_kikuchi_bands_move_with_the_crystal_and_leave_the_electrons_alone() -> None:

@@ -127,7 +127,8 @@ def draw_pattern(
     size, longest = float(min(frame_shape)), float(max(frame_shape))
     length = int(1.5 * longest / RADIAL_STEP) + 2
 
-    disks = direct_disk(optics, log_uniform(rng, 0.3, 3.0))
+    beam = log_uniform(rng, 0.3, 3.0)
+    disks = direct_disk(optics, beam)
     radial = np.zeros(length)
     share = 0.0
     if kind in ("cbed", "spots"):
@@ -139,7 +140,7 @@ def draw_pattern(
         for _ in range(crystals):
             orientation = draw_orientation(rng, reflections(material).cell)
             crystal = _draw_crystal(
-                rng, material, optics, orientation, longest, rocking, precession
+                rng, material, optics, orientation, longest, rocking, precession, beam / crystals
             )
             disks = np.concatenate([disks, crystal])
         if rng.random() < 0.2:
@@ -211,7 +212,9 @@ def _draw_crystal(
     longest: float,
     rocking: bool,
     precession: float,
+    beam: float,
 ) -> Array:
+    """Return one crystal's disks; `beam` is how much of the direct beam passes through it."""
     strain = rng.normal(0, 0.006, (2, 2))
     disks = crystal_disks(
         rng,
@@ -228,6 +231,7 @@ def _draw_crystal(
     direct = np.hypot(disks[:, Y], disks[:, X]) == 0
     disks[~direct, FLAT] *= gain
     disks[~direct, ROCK] *= gain
+    disks[direct, ROCK] *= beam
     return disks
 
 
