@@ -161,6 +161,10 @@ class Majority:
     def __init__(self, most: float, lead: float) -> None:
         """Count at most so many frames for the track; so many more must speak against it."""
         self._most, self._lead = most, lead
+        self.start_over()
+
+    def start_over(self) -> None:
+        """The track is somewhere else: no frame has spoken for that yet."""
         self._credit = self._against = 0.0
         # That place's distance to the track.
         self._offset = (0.0, 0.0)

@@ -209,8 +209,7 @@ class CenterTracker:
             if fly_back and adjacent:
                 self._learn_fly_back((y, x, ry, rx) if other is None else (*other[:2], *noise))
             if other is not None:
-                outlier = True
-                self._follow(other, dy, dx, ry, rx)
+                outlier = self._follow(other, dy, dx, ry, rx)
             elif self._far(dy, dx, ry, rx) > self._config.gate:
                 outlier = self._deviation(y, x, ry, rx)
             else:
@@ -220,7 +219,7 @@ class CenterTracker:
                 if self._suspects:
                     self._suspects = self._distrusted = 0
                     self._jumps, self._outliers = 0.8 * self._jumps, 0.8 * self._outliers + 1
-            if outlier or not adjacent or fly_back:
+            if outlier or not adjacent or fly_back or self._restarts > restarts:
                 self._noise.interrupt()
             else:
                 self._noise.see(y, x, noise, self._lines.path(index - 1, index))
@@ -277,8 +276,12 @@ class CenterTracker:
                 found, odds = other, likely
         return found
 
-    def _follow(self, other: Beam, dy: float, dx: float, ry: float, rx: float) -> None:
-        """Follow another beam than the likeliest, unless too many frames speak against it."""
+    def _follow(self, other: Beam, dy: float, dx: float, ry: float, rx: float) -> bool:
+        """Follow another beam than the likeliest, unless too many frames speak against it.
+
+        Returns:
+            Whether it was followed, and the likeliest is an outlier.
+        """
         assert self._axes is not None
         vertical, horizontal = self._axes
         cy, cx, sigma, likely = other
@@ -288,9 +291,10 @@ class CenterTracker:
             self._restarts += 1
             vertical.restart(vertical.mean + dy, ry)
             horizontal.restart(horizontal.mean + dx, rx)
-        else:
-            vertical.update(cy, r)
-            horizontal.update(cx, r)
+            return False
+        vertical.update(cy, r)
+        horizontal.update(cx, r)
+        return True
 
     def _walk(self, level: float, variance: float) -> Walk:
         return Walk(self._config.filters, self._config.memory, level, variance)
@@ -331,6 +335,7 @@ class CenterTracker:
         most = self._config.most_outliers if self._lines.known else self._config.jump_frames
         if n < self._config.jump_frames and self._distrusted < most:
             return True
+        self._majority.start_over()
         self._jumped(vertical.mean + sy, horizontal.mean + sx, ry / n, rx / n)
         return False
 
@@ -377,8 +382,9 @@ class CenterTracker:
             axis.predict(step, frames, jumps * jump)
         if self._before_jump:
             self._since_jump += frames
-            if self._since_jump > 2:
+            if self._since_jump > 2:  # it was one
                 self._before_jump = None
+                self._majority.start_over()
             else:
                 for axis, step in zip(self._before_jump, steps, strict=True):
                     axis.predict(step, frames, 0.0)

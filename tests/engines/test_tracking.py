@@ -243,10 +243,24 @@ def test_a_track_that_began_on_another_beam_is_outvoted():
     centers[:20] += [14.0, -9.0]
     others[:, 1, :2] = truth + np.array((14.0, -9.0))
     others[20:, 1, 3] = 0.1
-    tracked, _, _ = follow(truth, centers, others)
+    tracked, _, outlier = follow(truth, centers, others)
     off = np.abs(tracked - truth).max(1) > 1
     assert off[20:35].all()
     assert not off[50:].any()
+    assert outlier[20:60].tolist() == off[20:60].tolist()
+
+
+def test_a_track_that_was_led_away_has_no_more_credit_than_the_frames_that_led_it():
+    truth, centers, others = with_grains({})
+    hidden = slice(362, 370)  # here the direct beam is not even named
+    centers[hidden] += [14.0, -9.0]
+    others[370:, 1, :2] = truth[370:] + np.array((14.0, -9.0))
+    others[370:, 1, 3] = 0.1
+    tracked, _, _ = follow(truth, centers, others)
+    off = np.abs(tracked - truth).max(1) > 1
+    assert not off[:362].any()
+    assert off[366:375].all()
+    assert not off[393:].any()  # before the line's end, where it would be seen anyhow
 
 
 def test_what_most_frames_say_outlasts_a_grain_as_long_as_a_line():
