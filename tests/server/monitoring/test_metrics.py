@@ -155,7 +155,7 @@ def test_a_gpu_that_is_used_tells_its_memory():
 def test_prometheus_own_tool_finds_nothing_wrong(status):
     recording = RecordingStatus(
         state="recording", directory="/data", free_bytes=1, name="a", files=("a.h5",), patterns=1,
-        started=0.0, complete=True, reason="",
+        started=0.0, complete=True, absent=0, reason="",
     )  # fmt: skip
     gpu = GpuStatus(name="H100", memory_used_bytes=1, memory_bytes=2, load=0.5)
     full = status.model_copy(
