@@ -718,7 +718,7 @@ def test_hyperspy_opens_a_recording(tmp_path: Path, scan: Any) -> None:
     write(tmp_path / "scan.hspy", whole_scan(patterns, scan=scan))
     signal = hyperspy.load(tmp_path / "scan.hspy")
     (tmp_path / "scan.hspy").rename(tmp_path / "scan.h5")
-    assert hyperspy.load(tmp_path / "scan.h5", reader="hspy").data.shape == signal.data.shape
+    assert hyperspy.load(tmp_path / "scan.h5", file_format="hspy").data.shape == signal.data.shape
     np.testing.assert_array_equal(signal.data.reshape(20, H, W), np.nan_to_num(patterns))
     names = [axis.name for axis in signal.axes_manager.navigation_axes]
     assert names == (["x", "y"] if scan else ["frame"])
