@@ -179,7 +179,7 @@ class Subscriber:
         return NoAnswer(
             f"Nothing came from {self.address} within {self._timeout:g} s on "
             f"{', '.join(self.topics)}: is the service running, is this its stream address, "
-            "and does it get frames?"
+            "does it ask for another key, and does it get frames?"
         )
 
 
