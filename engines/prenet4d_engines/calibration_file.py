@@ -63,11 +63,24 @@ def read_calibration(path: Path | str) -> Calibration:
             and what is wrong with it.
     """
     path = Path(path)
-    toml = _suffix(path) == ".toml"
+    _suffix(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        content = path.read_bytes()
     except OSError as error:
         raise CalibrationError(f"{path} cannot be read: {error.strerror}.") from None
+    return parse_calibration(content, path)
+
+
+def parse_calibration(content: bytes, path: Path | str) -> Calibration:
+    """Read a calibration from what a file of that name holds.
+
+    Raises:
+        CalibrationError: it is no calibration; the message names the file and what is wrong.
+    """
+    path = Path(path)
+    toml = _suffix(path) == ".toml"
+    try:
+        text = content.decode()
     except UnicodeDecodeError:
         raise CalibrationError(f"{path} is not a calibration: it holds no text.") from None
     try:

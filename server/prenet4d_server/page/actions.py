@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
-import tomllib
 from collections.abc import Callable
 from html import escape
 from typing import Any, TypeAlias
@@ -15,6 +13,8 @@ from bokeh.models import Button, Div, FileInput, TextInput
 
 from prenet4d_client import ControlClient
 from prenet4d_client.errors import Prenet4dError
+from prenet4d_engines.calibration_file import parse_calibration
+from prenet4d_engines.errors import CalibrationError
 from prenet4d_server.page.feed import Feed
 from prenet4d_server.page.theme import look
 
@@ -149,10 +149,11 @@ class Actions:
         name, content = self.file.filename, self.file.value
         self.file.clear()  # so that the same file can be loaded again
         try:
-            document = _calibration(base64.b64decode(content).decode(), name)
-        except ValueError as error:
-            self._tell("bad", f"{name} is no calibration file: {error}.")
+            calibration = parse_calibration(base64.b64decode(content), name)
+        except CalibrationError as error:
+            self._tell("bad", str(error))
             return
+        document = calibration.model_dump(mode="json")
         self._do(f"Calibration {name}", lambda service: service.load_calibration(document))
 
     def _do(self, what: str, command: Command) -> None:
@@ -179,10 +180,3 @@ class Actions:
 
 def _say(text: str, kind: str = "muted") -> str:
     return f'<p class="{kind}" role="status">{escape(text)}</p>'
-
-
-def _calibration(text: str, name: str) -> dict[str, Any]:
-    document = tomllib.loads(text) if name.endswith(".toml") else json.loads(text)
-    if not isinstance(document, dict):
-        raise ValueError("it holds no named values")  # noqa: TRY004 - told as every bad file is
-    return document

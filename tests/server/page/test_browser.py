@@ -382,10 +382,13 @@ def test_buttons_do_what_they_say(operator, control, tmp_path):
     page.text("events", "A calibration was loaded")
     (tmp_path / "bad.toml").write_text("ratio = ")
     page.tab.locator(".slot.file input[type=file]").set_input_files(tmp_path / "bad.toml")
-    page.text("said", "bad.toml is no calibration file")
+    page.text("said", "bad.toml is not valid TOML")
 
     # A scan that has just begun has no descan yet.
     page.until(lambda: "[descan]" in downloaded(page, "Save calibration"))
+    (tmp_path / "saved.toml").write_text(downloaded(page, "Save calibration"))
+    page.tab.locator(".slot.file input[type=file]").set_input_files(tmp_path / "saved.toml")
+    page.text("said", "Calibration saved.toml: done")
     with page.tab.expect_download(timeout=PATIENCE_MS) as picture:
         page.tab.get_by_text("snapshot PNG").click()
     assert Path(picture.value.path()).read_bytes().startswith(b"\x89PNG")
