@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Mapping
 from typing import Any, get_args
@@ -38,10 +39,10 @@ def gpu() -> GpuStatus | None:
         free, total = torch.cuda.mem_get_info()
     except RuntimeError:  # it failed, and the corrector tells
         return None
-    try:
+    load = None
+    # nvidia-ml-py is not installed, or raises errors of its own: it cannot tell of a part of a GPU.
+    with contextlib.suppress(Exception):
         load = torch.cuda.utilization() / 100
-    except ModuleNotFoundError:  # nvidia-ml-py is not installed
-        load = None
     return GpuStatus(
         name=torch.cuda.get_device_name(),
         memory_used_bytes=total - free,
