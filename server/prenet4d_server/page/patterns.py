@@ -53,7 +53,9 @@ class Patterns:
     def __init__(self, theme: Theme, set_radii: RadiiSetter | None) -> None:
         self._set_radii = set_radii
         self._shown: Message | None = None
-        self._drawn: DetectorRadii | None = None
+        self._drawn: tuple[DetectorRadii, tuple[float, float]] | None = None
+        self._middle = (0.0, 0.0)
+        """Where the detectors are drawn: y, x."""
         self._moving = False
         self.scale = RadioButtonGroup(name="scale", labels=list(SCALES), active=0, **look())
         self.palette = Select(name="palette", value="Inferno", options=list(PALETTES), **look())
@@ -163,9 +165,9 @@ class Patterns:
                 )
 
     def _show_detectors(self, radii: DetectorRadii, center: tuple[float, float]) -> None:
-        if radii == self._drawn:
+        if (radii, center) == self._drawn:
             return
-        self._drawn = radii
+        self._drawn, self._middle = (radii, center), center
         sizes = [radii.bright_field_radius, radii.annular_inner, radii.annular_outer]
         y, x = center
         self._rings.data = {
@@ -181,9 +183,9 @@ class Patterns:
 
     def _dragged(self) -> None:
         """The operator has moved a handle: the nearest sensible radii are asked for."""
-        if self._moving or self._set_radii is None or self._shown is None:
+        if self._moving or self._set_radii is None:
             return
-        y, x = self._shown.reference_center
+        y, x = self._middle
         moved = self._handles.data
         if len(moved["x"]) != 3 or len(moved["y"]) != 3:
             return
