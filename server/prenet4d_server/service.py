@@ -58,13 +58,15 @@ class Service:
 
     Args:
         settings: what :func:`~prenet4d_server.load_settings` returns.
+        calibration: begin with it.
 
     Raises:
         ConfigError, BindError, FileError, IngestDied: on entering; nothing is left running.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, calibration: Calibration | None = None) -> None:
         self.settings = settings
+        self._calibration = calibration
         self.endpoints: dict[str, str] = {}
         """The addresses in use: ``ingest``, ``stream``, ``lossless``, ``control``, ``http``."""
         self._undo = contextlib.ExitStack()
@@ -106,10 +108,6 @@ class Service:
             if self._work.done():
                 self._work.result()
                 raise ServiceError("The pipeline has ended.")
-
-    def load_calibration(self, calibration: Calibration) -> None:
-        """Use a calibration made earlier, now and for the acquisitions to come."""
-        self._commands.load_calibration({"calibration": calibration.model_dump()})
 
     @property
     def acquisition_id(self) -> str:
@@ -225,6 +223,8 @@ class Service:
             self._alarms.see,
             provenance(settings, self._engine),
         )
+        if self._calibration is not None:
+            self._pipeline.correction.load(self._calibration)
         self._inlet.open()
         worker = ThreadPoolExecutor(1, "pipeline")
         undo.callback(worker.shutdown)
@@ -350,7 +350,7 @@ def serve(settings: Settings, calibration: Calibration | None = None) -> int:
 
     Args:
         settings: what :func:`~prenet4d_server.load_settings` returns.
-        calibration: start from it.
+        calibration: begin with it.
 
     Returns:
         The process's exit status: 0 after a stop that was asked for.
@@ -360,10 +360,8 @@ def serve(settings: Settings, calibration: Calibration | None = None) -> int:
         IngestDied, ServiceError: a part of it died.
     """
     logs.configure(settings.log, "service")
-    with stopped_by_signals() as stop, Service(settings) as service:
+    with stopped_by_signals() as stop, Service(settings, calibration) as service:
         logs.belongs_to(lambda: service.acquisition_id)
-        if calibration is not None:
-            service.load_calibration(calibration)
         service.run(stop)
         log.info("Stopping: what has been received is finished first.")
     return 0

@@ -10,6 +10,7 @@ from scipy.ndimage import map_coordinates
 
 from prenet4d_client import ControlClient
 from prenet4d_engines.backends import select
+from prenet4d_engines.calibration import Calibration
 from prenet4d_engines.calibration_file import read_calibration
 from prenet4d_engines.errors import CalibrationError
 from prenet4d_server.calibrate.find import calibrate_file, calibrate_service
@@ -166,6 +167,28 @@ class TestFromAService:
             assert says in said
         assert read_calibration(file).descan is not None
 
+    def test_one_that_was_frozen_before_it_found_any_has_none_and_one_that_was_given_has(
+        self, service, patterns
+    ):
+        with ControlClient(service.endpoints["control"], timeout=20) as client:
+            with sender(service) as source:
+                source.start(frame_shape=SHAPE, dtype="uint16", scan_shape=SCAN)
+                until(lambda: client.status()["acquisition"] is not None)
+                client.recalibrate()
+                source.send(patterns[0])
+                until(lambda: client.status()["patterns_averaged"] == SCAN[1])
+                client.freeze()
+                with pytest.raises(CalibrationError, match=r"was frozen before .* Unfreeze it"):
+                    calibrate_service(client, timeout_s=10)
+                source.end()
+            until(lambda: client.status()["acquisition"] is None)
+            given = Calibration(
+                ratio=1.0, theta=0.0, reference_center=(47.5, 47.5), frame_shape=SHAPE
+            )
+            client.load_calibration(given.model_dump(mode="json"))
+            assert calibrate_service(client, timeout_s=10).calibration == given
+            client.unfreeze()
+
 
 class TestStartingFromOne:
     """The service begins on a calibration that was made before."""
@@ -176,16 +199,18 @@ class TestStartingFromOne:
         """The first batch's telemetry, the maps at the end, and all that was told."""
         calibration = found.calibration.model_copy(update={"reference_center": self.CENTER})
         options = {"backend": "torch", "precision": "float32", "threads": 1} | corrector
-        with Service(settings(corrector=options, batch={"size": 16})) as service:
-            service.load_calibration(calibration)
-            with listening(service) as listener, sender(service) as source:
-                source.start(frame_shape=SHAPE, dtype="uint16", scan_shape=SCAN)
-                source.send(patterns.reshape(-1, *SHAPE))
-                source.end()
-                listener.wait_for("acquisition_end")
-                listener.wait_for_event("acquisition_ended")
-                with ControlClient(service.endpoints["control"], timeout=20) as client:
-                    return listener.of("telemetry")[0], client.maps(), listener
+        with (
+            Service(settings(corrector=options, batch={"size": 16}), calibration) as service,
+            listening(service) as listener,
+            sender(service) as source,
+        ):
+            source.start(frame_shape=SHAPE, dtype="uint16", scan_shape=SCAN)
+            source.send(patterns.reshape(-1, *SHAPE))
+            source.end()
+            listener.wait_for("acquisition_end")
+            listener.wait_for_event("acquisition_ended")
+            with ControlClient(service.endpoints["control"], timeout=20) as client:
+                return listener.of("telemetry")[0], client.maps(), listener
 
     def test_it_is_locked_at_once_and_centers_where_the_calibration_says(self, found, patterns):
         telemetry, (maps, arrays), listener = self.first(found, patterns)
@@ -271,6 +296,20 @@ class TestTheCommand:
         status, _, error = prenet4d("calibrate", tmp_path / "gold.npy", "-o", out)
         assert status == 1
         assert "already" in error
+
+    def test_a_picture_that_cannot_be_written_does_not_cost_the_calibration(
+        self, prenet4d, patterns, tmp_path
+    ):
+        np.save(tmp_path / "gold.npy", patterns[:2])
+        out, report = tmp_path / "gold.toml", tmp_path / "gold.png"
+        report.symlink_to("/dev/full")
+        status, said, _ = prenet4d(
+            *("calibrate", tmp_path / "gold.npy", "-o", out, "--patterns", "16"),
+            *("--report", report, "--overwrite"),
+        )
+        assert status == 1
+        assert "The calibration is in" in said
+        assert read_calibration(out).patterns == 16
 
     @pytest.mark.parametrize(
         ("arguments", "why"),

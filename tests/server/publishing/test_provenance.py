@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from importlib.metadata import version
+from pathlib import Path
 
-from prenet4d_client import ControlClient
+import numpy as np
+
+from prenet4d_client import ControlClient, Subscriber
 from prenet4d_engines import weights
+from prenet4d_engines.calibration import Calibration
 from prenet4d_server.config_file import load_settings
+from prenet4d_server.processes import reserved_addresses
 from prenet4d_server.publishing.provenance import provenance
 from prenet4d_server.service import Service
 
-from ..live import listening, sender, settings
+from ..live import TIMEOUT_S, listening, sender, settings
 
 
 def test_versions_weights_and_configuration_are_told() -> None:
@@ -41,3 +46,20 @@ def test_every_acquisition_is_announced_with_it_and_with_its_calibration() -> No
     assert told["engine"] == service.status().engine
     assert told["configuration"]["corrector"]["backend"] == "identity"
     assert told["calibration"]["reference_center"] == [7.5, 11.5]
+
+
+def test_a_service_that_is_started_with_a_calibration_has_it_before_the_first_frame(
+    tmp_path: Path,
+) -> None:
+    np.save(tmp_path / "raw.npy", np.ones((2, 3, 16, 24), np.uint16))
+    calibration = Calibration(
+        ratio=1.05, theta=0.3, frame_shape=(16, 24), reference_center=(8.5, 10.25)
+    )
+    with reserved_addresses(1) as (address,), Subscriber(
+        address, "acquisition_start", timeout=TIMEOUT_S
+    ) as stream:  # fmt: skip
+        stream._open()  # there before the service, whose file begins at once
+        source = {"kind": "replay", "path": tmp_path / "raw.npy", "address": None}
+        with Service(settings(source=source, stream={"address": address}), calibration):
+            told = stream.receive().provenance
+    assert told["calibration"]["reference_center"] == [8.5, 10.25]
