@@ -95,6 +95,14 @@ class PatternCorrector(Protocol):
         """Where the calibration stands."""
         ...
 
+    @property
+    def stands(self) -> bool:
+        """Whether the ellipticity is good for the next acquisition.
+
+        It is once it was locked, until patterns contradict it; also where the beam has gone since.
+        """
+        ...
+
     def process(
         self, frames: npt.NDArray[np.generic], indices: npt.NDArray[np.int64]
     ) -> CorrectedBatch:

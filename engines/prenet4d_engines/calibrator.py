@@ -119,6 +119,7 @@ class Calibrator:
     def _restart(self, reading: Reading | None, state: State) -> None:
         self._reading = reading
         self._state: State = state
+        self._stands = state == "locked"
         self._mean = self._new_sum()
         self._aside, self._contradictions = self._new_sum(), 0
         self._window = self._new_sum()
@@ -145,6 +146,12 @@ class Calibrator:
         """Where the calibration stands."""
         self.settle()
         return "frozen" if self._frozen else self._state
+
+    @property
+    def stands(self) -> bool:
+        """Whether nothing has contradicted the reading since it was locked, or it is frozen."""
+        self.settle()
+        return self._frozen or self._stands
 
     @property
     def reading(self) -> Reading | None:
@@ -270,7 +277,7 @@ class Calibrator:
         self._aside.merge(window)
         self._contradictions += 1
         if self._contradictions >= self._config.lost_after:
-            self._state = "lost"
+            self._state, self._stands = "lost", False
             self._aside.fade(self._config.averaging_window)
             self._take(self._aside)
             self._follow(self._ask(self._mean))
@@ -286,7 +293,7 @@ class Calibrator:
         if enough and before and reading.sigma <= config.lock_sigma:
             change = math.dist(before.ellipticity.vector, reading.ellipticity.vector)
             if change <= config.lock_sigma:
-                self._state = "locked"
+                self._state, self._stands = "locked", True
 
     def _ask(self, patterns: PatternSum) -> Asked:
         start = self._reading.ellipticity if self._reading else None

@@ -316,6 +316,11 @@ class Corrector:
         """Where the calibration stands."""
         return self._calibrator.state
 
+    @property
+    def stands(self) -> bool:
+        """Whether the ellipticity is good for the next acquisition."""
+        return self._calibrator.stands
+
     def mean(self) -> tuple[Float32, int]:
         """Return the running mean of the recentered raw patterns and their number.
 

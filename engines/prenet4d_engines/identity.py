@@ -29,6 +29,7 @@ class IdentityCorrector:
     """
 
     state: State = "frozen"
+    stands = True
 
     def __init__(
         self,

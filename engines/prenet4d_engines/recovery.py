@@ -104,6 +104,11 @@ class RecoveringCorrector:
         """Where the calibration stands."""
         return self._asked(lambda: self._corrector.state)
 
+    @property
+    def stands(self) -> bool:
+        """Whether the ellipticity is good for the next acquisition."""
+        return self._asked(lambda: self._corrector.stands)
+
     def mean(self) -> tuple[Float32, int]:
         """Return the running mean (h, w) of the recentered raw patterns and their number."""
         if self._dead is not None:

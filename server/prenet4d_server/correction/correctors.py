@@ -149,8 +149,8 @@ class Correction:
     """The corrector of the running acquisition, and the operator's say in it.
 
     Lens distortion outlives a scan: each acquisition goes on from the last calibration that was
-    made on frames of its shape. So do the reference center and the detectors that the operator
-    chose. Used on the pipeline's thread alone.
+    made on frames of its shape, frozen if that was. So do the reference center and the detectors
+    that the operator chose. Used on the pipeline's thread alone.
     """
 
     def __init__(
@@ -171,8 +171,10 @@ class Correction:
         """Those that the operator chose; ``None``: they are found from the pattern."""
         self._corrector: PatternCorrector | None = None
         self._running = False
-        self._calibration: Calibration | None = None
-        self._frozen = False
+        # By the shape of their frames; and which shape the last one that was kept is of.
+        self._calibrations: dict[tuple[int, int], Calibration] = {}
+        self._frozen: set[tuple[int, int]] = set()
+        self._latest = (0, 0)
 
     @property
     def corrector(self) -> PatternCorrector:
@@ -200,21 +202,28 @@ class Correction:
         self._corrector = None
         self._frame_shape = started.frame_shape
         corrector = self._make(started, self._tell)
-        known = self._calibration
-        if known is not None and known.frame_shape == started.frame_shape:
+        known = self._calibrations.get(started.frame_shape)
+        if known is not None:
             corrector.load(known)
-            if self._frozen:
+            if started.frame_shape in self._frozen:
                 corrector.freeze()
+        elif self._latest in self._calibrations:
+            self._tell(
+                "warning",
+                "calibration_unused",
+                "The calibration for frames of {} × {} is not used: these are {} × {}, "
+                "and begin without one.".format(*self._latest, *started.frame_shape),
+            )
         if self._center is not None and self._center[0] == started.frame_shape:
             corrector.set_reference_center(self._center[1])
         corrector.set_detectors(self.detectors)
         self._corrector = corrector
 
-    def end(self, state: State | None) -> None:
-        """The acquisition is over, its calibration being in this state; a good one is kept."""
+    def end(self) -> None:
+        """The acquisition is over; a good calibration is kept."""
+        if self._corrector is not None and self._corrector.stands:
+            self._keep(self._corrector.calibration())
         self._running = False
-        if self._corrector is not None and state in ("locked", "frozen"):
-            self._calibration = self._corrector.calibration()
 
     def mean(self) -> tuple[Float32, int] | None:
         """The running mean, (h, w), and its number of patterns; ``None`` before the first one."""
@@ -224,21 +233,23 @@ class Correction:
         return (values, averaged) if averaged else None
 
     def freeze(self) -> None:
-        """Keep the ellipticity as it is, in this acquisition and the next ones."""
+        """Keep the ellipticity as it is, in this acquisition and the next ones like it."""
         self._existing().freeze()
-        self._frozen = True
-        self._calibration = self.calibration()
+        kept = self.calibration()
+        self._keep(kept)
+        self._frozen.add(kept.frame_shape)
 
     def unfreeze(self) -> None:
         """Let the ellipticity follow the patterns again."""
         self._existing().unfreeze()
-        self._frozen = False
+        self._frozen -= self._meant()
 
     def recalibrate(self) -> None:
         """Forget the ellipticity and find it anew."""
         self._existing().recalibrate()
-        self._calibration = None
-        self._frozen = False
+        for frame_shape in self._meant():
+            self._calibrations.pop(frame_shape, None)
+            self._frozen.discard(frame_shape)
 
     def set_reference_center(self, center: tuple[float, float] | None) -> None:
         """Move centers there in this acquisition and the next ones; ``None``: where they were.
@@ -257,8 +268,8 @@ class Correction:
 
     def calibration(self) -> Calibration:
         """The calibration in use, or to be used in the next acquisition."""
-        if self._calibration is not None and not self._running:
-            return self._calibration
+        if self._latest in self._calibrations and not self._running:
+            return self._calibrations[self._latest]
         return self._existing().calibration()
 
     def load(self, document: object) -> None:
@@ -274,9 +285,17 @@ class Correction:
             self._corrector.load(calibration)
             if not self._center_is_configured:
                 self._corrector.set_reference_center(calibration.reference_center)
-        self._calibration = calibration
+        self._keep(calibration)
         if not self._center_is_configured:
             self._center = (calibration.frame_shape, calibration.reference_center)
+
+    def _meant(self) -> set[tuple[int, int]]:
+        """The shapes of frames that a command is about; between scans, also what was loaded."""
+        return {self._frame_shape} if self._running else {self._frame_shape, self._latest}
+
+    def _keep(self, calibration: Calibration) -> None:
+        self._latest = calibration.frame_shape
+        self._calibrations[self._latest] = calibration
 
     def _existing(self) -> PatternCorrector:
         if self._corrector is None:

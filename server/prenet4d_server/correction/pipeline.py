@@ -245,7 +245,7 @@ class Pipeline:
 
     def _end(self, ended: Ended) -> None:
         self._remarks.flush(everything=True)
-        self.correction.end(self.view.state)
+        self.correction.end()
         self._publish_mean(ended.acquisition_id)
         self.maps.end()
         counters = self._ledgers.pop(ended.acquisition_id, Ledger()).snapshot()
@@ -377,12 +377,13 @@ class Pipeline:
                     self._begin(came)
                 case Ended():
                     self._end(came)
-        self._publisher.event(
-            "warning",
-            "drain_incomplete",
-            f"The service stopped before {counted(lost, 'received frame')} could be corrected.",
-            shed=lost,
-        )
+        if lost:
+            self._publisher.event(
+                "warning",
+                "drain_incomplete",
+                f"The service stopped before {counted(lost, 'received frame')} could be corrected.",
+                shed=lost,
+            )
 
 
 def _not_expected(counters: Counters) -> int:

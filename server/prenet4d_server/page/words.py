@@ -124,7 +124,7 @@ def state(feed: Feed) -> str:
         "calibrating": f"ellipticity not stable yet: {averaged:,}{needed} patterns",
         "locked": f"from {averaged:,} patterns",
         "frozen": "held by the operator",
-        "lost": "the patterns contradict it",
+        "lost": "contradicted, or long without a beam",
     }[now]
     return _figure("Calibration", name, below, kind=kind)
 
