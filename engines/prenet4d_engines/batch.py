@@ -54,9 +54,9 @@ class CorrectedBatch:
     center_sigma: Float32
     """(n, 2); infinite where there is no center."""
     tracked: Float32
-    """(n, 2) the center after the scan so far has been taken into account."""
+    """(n, 2) the center after the scan so far was taken into account; NaN before the first beam."""
     tracked_sigma: Float32
-    """(n, 2)"""
+    """(n, 2); infinite where it is not known."""
     shift: Float32
     """(n, 2) reference center − applied center: what each frame was moved by."""
     shift_sigma: Float32

@@ -71,10 +71,9 @@ class Placing:
         beam &= np.isfinite(found[:, :4]).all(axis=1)
         tracked, tracked_sigma, outlier = self._tracker.update(indices, single, sigma, beam, others)
         # Before the first beam nothing is known: the frame stays where it is.
-        tracked[np.isnan(tracked[:, 0])] = reference
-        applied, applied_sigma = tracked, tracked_sigma
+        applied, applied_sigma = np.where(np.isnan(tracked), reference, tracked), tracked_sigma
         if self._config.center_mode == "single":
-            applied = np.where(beam[:, None], single, tracked)
+            applied = np.where(beam[:, None], single, applied)
             applied_sigma = np.where(beam[:, None], sigma, tracked_sigma)
         fields = {
             "center": np.where(beam[:, None], single, np.nan).astype(np.float32),

@@ -373,6 +373,7 @@ class TestWeirdFrames:
     def test_a_scan_that_begins_in_the_dark_stays_where_it_is(self):
         batch = make().process(np.zeros((3, *SHAPE), np.uint16), np.arange(3))
         np.testing.assert_array_equal(batch.shift, 0)
+        assert np.isnan(batch.tracked).all()
         assert np.isinf(batch.tracked_sigma).all()
         assert np.isfinite(batch.aligned).all()
 

@@ -73,7 +73,9 @@ class Telemetry(Header):
         "indices": INDICES,
         "center": _per_frame("Center of each frame on its own, [cy, cx], in pixels."),
         "center_sigma": _per_frame("One sigma of ``center``, in pixels."),
-        "tracked": _per_frame("Center followed over the scan, [cy, cx], in pixels."),
+        "tracked": _per_frame(
+            "Center followed over the scan, [cy, cx], in pixels; NaN before the first beam."
+        ),
         "tracked_sigma": _per_frame("One sigma of ``tracked``, in pixels."),
         "shift": _per_frame(
             "What was applied: reference center − center in use, [y, x], in pixels."

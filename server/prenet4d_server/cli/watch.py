@@ -173,7 +173,7 @@ def _counters(view: View) -> RenderableType:
 
 
 def _center(telemetry: Any) -> str:
-    if not len(telemetry.tracked):
+    if not len(telemetry.tracked) or not math.isfinite(telemetry.tracked[-1, 0]):
         return "–"
     (cy, cx), (sy, sx) = telemetry.tracked[-1], telemetry.tracked_sigma[-1]
     sigma = max(float(sy), float(sx))

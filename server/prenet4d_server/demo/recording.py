@@ -44,6 +44,8 @@ def read(path: Path, counters: dict[str, int]) -> Recorded:
         shift = ours["shift"][:].reshape(-1, 2)
         center = ours["center"][:].reshape(-1, 2)
         reference = np.nanmedian(tracked + shift, axis=0)
+        # Frames before the first beam were left where they are.
+        tracked = np.where(np.isnan(tracked), reference - shift, tracked)
         corrected, aligned = (
             file[f"Experiments/{name}/data"][:].reshape(len(arrived), *shape)
             for name, shape in (

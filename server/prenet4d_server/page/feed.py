@@ -221,12 +221,12 @@ class Feed:
             start.time,
         )
         self.running = True
-        self._first_line = np.empty((0, 2))
+        self._first_line, self.moved = np.empty((0, 2)), 0.0
 
     def _take_telemetry(self, telemetry: Message) -> None:
         if self.scan is None or self.scan.acquisition_id != telemetry.acquisition_id:
             # The page came after the start.
-            self._first_line = np.empty((0, 2))
+            self._first_line, self.moved = np.empty((0, 2)), 0.0
             self.running = True
             status = self.status
             self.scan = Scan(
@@ -251,7 +251,8 @@ class Feed:
         columns = telemetry.indices % len(self._first_line)
         new = np.isnan(self._first_line[columns]).any(axis=1)
         self._first_line[columns[new]] = telemetry.tracked[new]
-        return float(np.hypot(*(telemetry.tracked[-1] - self._first_line[columns[-1]])))
+        moved = float(np.hypot(*(telemetry.tracked[-1] - self._first_line[columns[-1]])))
+        return self.moved if math.isnan(moved) else moved
 
     def _listen(self) -> None:
         with Subscriber(

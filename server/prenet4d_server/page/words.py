@@ -139,6 +139,8 @@ def center(feed: Feed) -> str:
     telemetry = feed.telemetry
     if telemetry is None or not len(telemetry.tracked):
         return _figure("Beam center", DASH, "y, x in pixels")
+    if math.isnan(telemetry.tracked[-1, 0]):
+        return _figure("Beam center", DASH, "no beam yet", kind="calm")
     (y, x), sigma = telemetry.tracked[-1], telemetry.tracked_sigma[-1]
     one_sigma = float(np.sqrt(np.mean(np.square(sigma))))
     known = f"± {number(one_sigma, 2)} px" if math.isfinite(one_sigma) else "not measured"

@@ -10,6 +10,7 @@ import pytest
 
 from prenet4d_client.messages import Ellipticity
 from prenet4d_server import Service
+from prenet4d_server.page import words
 from prenet4d_server.page.feed import EVENTS, Feed
 from prenet4d_server.page.history import GAP_S, ROWS, History
 from prenet4d_server.page.settings import ServiceAddress
@@ -133,6 +134,16 @@ def test_the_descan_along_a_line_is_no_move_since_the_start(feed):
     assert feed.moved == 0
     feed.take(telemetry(1003.0, frames=2, tracked=along[:2], **without_lines))
     assert feed.moved == pytest.approx(4)
+
+
+def test_a_scan_that_begins_without_a_beam_has_not_moved(feed):
+    nothing, along = np.full((4, 2), np.nan, np.float32), np.full((4, 2), 9, np.float32)
+    feed.take(start())
+    for at, tracked in ((1000.0, nothing), (1001.0, along), (1002.0, along)):
+        feed.take(telemetry(at, tracked=tracked, scan_shape=(5, 4)))
+        assert ("no beam yet" in words.center(feed)) == (at == 1000)
+        assert feed.moved == 0
+    np.testing.assert_array_equal(feed.history.after(0)[0]["center_y"], [np.nan, 9])
 
 
 def test_who_comes_after_the_start_knows_the_scan_all_the_same(feed):
