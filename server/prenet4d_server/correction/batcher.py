@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from prenet4d_client.wire import MAX_HEADER_BYTES, MAX_MESSAGE_BYTES
 from prenet4d_server.config import BatchSettings
 from prenet4d_server.ingest.inlet import Inlet
 from prenet4d_server.ingest.notices import Ended, Started
@@ -105,9 +106,16 @@ class Batcher:
         """The batch that could be closed now, and whether waiting would not make it larger."""
         assert self._acquisition is not None
         # Half the ring at most: the other half fills while this one is worked on.
-        size = min(self._settings.size, self._acquisition.slots // 2)
+        size = min(self._settings.size, self._acquisition.slots // 2, self._told_at_once())
         capacity = len(self._inlet.ring.view(self.position, size).indices)
         slots = self._inlet.ring.view(self.position, min(capacity, waiting))
         marks = self._inlet.marks
         full = waiting >= capacity or bool(marks and marks[0].at == self.position + waiting)
         return Batch(self._acquisition, slots), full
+
+    def _told_at_once(self) -> int:
+        """Frames whose patterns, in float32, are no larger than what receivers accept."""
+        assert self._acquisition is not None
+        h, w = self._acquisition.frame_shape
+        each = h * w * 4 + 8  # and its index
+        return max(1, (MAX_MESSAGE_BYTES - MAX_HEADER_BYTES) // each)

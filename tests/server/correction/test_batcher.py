@@ -14,7 +14,9 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from prenet4d_client import FrameSender
+from prenet4d_client.wire import MAX_HEADER_BYTES
 from prenet4d_server.config import BatchSettings
+from prenet4d_server.correction import batcher as batcher_module
 from prenet4d_server.correction.batcher import Batch, Batcher
 from prenet4d_server.ingest.inlet import Inlet
 from prenet4d_server.ingest.notices import Ended, Started
@@ -171,3 +173,16 @@ def test_a_start_reaches_the_batcher_with_all_that_was_said():
         assert (started.gain, started.saturation_value, started.detector) == (2.5, 4095, "toy")
         assert started.metadata == {"tilt": 1.5, "user": "me"}
         assert (started.pixel_mask == mask).all()
+
+
+def test_a_batch_is_never_larger_than_what_its_receivers_accept(monkeypatch):
+    each = 4 * 64 * 64 + 8  # a pattern in float32, and its index
+    monkeypatch.setattr(batcher_module, "MAX_MESSAGE_BYTES", MAX_HEADER_BYTES + 3 * each)
+    with line() as (inlet, sender, _):
+        batcher = Batcher(inlet, BatchSettings(size=8, max_delay_ms=100))
+        sender.start(frame_shape=(64, 64), dtype="uint8", expected_frames=12)
+        sender.send(np.zeros((12, 64, 64), np.uint8))
+        sender.end()
+        came = [item for item in everything(batcher, 1) if isinstance(item, tuple)]
+    assert max(len(indices) for _, indices, _ in came) == 3
+    assert sum(len(indices) for _, indices, _ in came) == 12
