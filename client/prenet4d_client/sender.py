@@ -277,7 +277,7 @@ class FrameSender:
             return
         # The exception on its way out is the one to be seen, whatever else fails now.
         try:
-            if self._start is not None:
+            if self._start is not None and not self._socket.closed:
                 self._socket.sndtimeo = min(self._socket.sndtimeo, 1000)
                 why = f"{type(error).__name__}: {error}"
                 self.end(aborted=why.encode(errors="replace").decode())

@@ -315,6 +315,17 @@ def test_frames_that_cannot_be_handed_over_are_told_on_close(bind):
         sender.close()
 
 
+def test_a_sender_that_was_closed_in_vain_says_so_on_leaving_the_block(bind):
+    pull = bind(zmq.PULL, rcvhwm=1, rcvbuf=4096)
+    told = pytest.raises(NoAnswer, match=r"did not take the last frames within 1 s")
+    with told, FrameSender(pull.address, timeout=20, queue=64) as sender:
+        sender.start(frame_shape=(1024, 1024), dtype="float32")
+        for _ in range(40):
+            sender.send(np.zeros((1024, 1024), np.float32))
+        sender._timeout = 1
+        sender.close()
+
+
 def test_an_exception_is_not_hidden_by_a_service_that_is_gone(bind):
     pull = bind(zmq.PULL)
     with (  # noqa: PT012
