@@ -481,6 +481,27 @@ def test_a_killed_ingest_process_is_replaced_and_its_scan_goes_on():
         assert balanced(settled(service))
 
 
+def test_frames_that_were_sent_and_never_came_are_missed_without_a_scan_shape_too():
+    identity = {"publisher": "a" * 32, "acquisition_id": "x"}
+    start = AcquisitionStart(**identity, frame_shape=SHAPE, dtype="uint16")
+    block = {"indices": np.arange(5), "frames": frames(5)}
+    with (
+        Service(settings()) as service,
+        listening(service) as listener,
+        zmq.Context() as context,
+        context.socket(zmq.PUSH) as detector,
+    ):
+        detector.connect(service.endpoints["ingest"])
+        detector.send_multipart(encode(start, {}))
+        detector.send_multipart(encode(Frames(**identity), block))
+        detector.send_multipart(encode(AcquisitionEnd(**identity, frames=1000), {}))
+        end = listener.wait_for("acquisition_end")
+        told = listener.wait_for_event("acquisition_ended")
+    assert (end.header.frames, end.counters.received) == (1000, 5)
+    assert told.level == "warning"
+    assert "995 of 1,000 sent frames never came." in told.message
+
+
 def test_an_ingest_process_that_dies_again_and_again_is_started_ever_more_slowly():
     with Service(settings()) as service, listening(service) as listener:
         killed = []

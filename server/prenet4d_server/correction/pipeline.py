@@ -249,11 +249,15 @@ class Pipeline:
         self._publish_mean(ended.acquisition_id)
         self.maps.end()
         counters = self._ledgers.pop(ended.acquisition_id, Ledger()).snapshot()
-        expected = (self.view.started.expected_frames if self.view.started else None) or 0
+        expected = self.view.started.expected_frames if self.view.started else None
         self.view = replace(self.view, started=None)
         how = f"was aborted: {ended.reason}" if ended.aborted else "ended"
-        absent = max(0, expected - counters.received + _not_expected(counters))
-        never_came = f" {absent:,} of {counted(expected, 'expected frame')} never came."
+        if expected:
+            absent = max(0, expected - counters.received + _not_expected(counters))
+            never_came = f" {absent:,} of {counted(expected, 'expected frame')} never came."
+        else:
+            absent = max(0, (ended.sent or 0) - counters.received)
+            never_came = f" {absent:,} of {counted(ended.sent or 0, 'sent frame')} never came."
         in_vain = counters.received > 0 and not counters.corrected
         reason = foremost(counters.rejected_by_reason)
         self._publisher.event(

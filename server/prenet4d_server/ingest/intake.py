@@ -63,6 +63,8 @@ class Closed:
     id: str
     aborted: bool
     reason: str = ""
+    sent: int | None = None
+    """Frames, where the detector says how many it has sent."""
 
 
 class Intake:
@@ -162,7 +164,7 @@ class Intake:
         """
         if self.running is None or self.running.start.series != end.series:
             raise SequenceError(f"Series {end.series} ended, but {self._not_running(end.series)}.")
-        return self._close(aborted=end.aborted, reason=end.reason)
+        return self._close(aborted=end.aborted, reason=end.reason, sent=end.frames)
 
     def abort(self, reason: str) -> Closed | None:
         """Give up the running acquisition, if there is one."""
@@ -217,9 +219,9 @@ class Intake:
             self.running.seen[indices] = False
             self.running.came -= len(indices)
 
-    def _close(self, *, aborted: bool, reason: str = "") -> Closed:
+    def _close(self, *, aborted: bool, reason: str = "", sent: int | None = None) -> Closed:
         assert self.running is not None
-        closed = Closed(self.running.id, aborted, reason)
+        closed = Closed(self.running.id, aborted, reason, sent)
         self._over.append(self.running.start.series)
         self.running = None
         return closed

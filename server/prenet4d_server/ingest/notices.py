@@ -118,6 +118,8 @@ class Ended:
     aborted: bool
     """It did not come to the end that the detector meant."""
     reason: str = ""
+    sent: int | None = None
+    """Frames, where the detector says how many it has sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +147,7 @@ _KINDS: dict[str, type[Any]] = {
 def pack(notice: Notice) -> bytes:
     """Turn a notice into bytes."""
     values = [getattr(notice, item.name) for item in fields(notice)]
-    packed: bytes = msgpack.packb([type(notice).__name__, *values])
+    packed: bytes = msgpack.packb([type(notice).__name__, *values], unicode_errors="replace")
     return packed
 
 

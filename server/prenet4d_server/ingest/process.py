@@ -156,7 +156,9 @@ class Ingest:
 
     def _end(self, closed: Closed) -> None:
         self._remarks.flush(everything=True)
-        self._tell(Ended(self._ring.position, closed.id, closed.aborted, closed.reason))
+        self._tell(
+            Ended(self._ring.position, closed.id, closed.aborted, closed.reason, closed.sent)
+        )
 
     def _frames(self, block: FrameBlock) -> None:
         arrived = time.monotonic()

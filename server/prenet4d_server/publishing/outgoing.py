@@ -46,6 +46,7 @@ def acquisition_end(ended: Ended, counters: Counters) -> Outgoing:
         acquisition_id=ended.acquisition_id,
         aborted=ended.aborted,
         reason=ended.reason,
+        frames=ended.sent,
         counters=counters,
     )
     return end, {}

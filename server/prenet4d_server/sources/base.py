@@ -85,6 +85,8 @@ class AcquisitionEnd:
     """The sender says that it ended early."""
     reason: str = ""
     """Why it was aborted, for people to read."""
+    frames: int | None = None
+    """How many the detector has sent, where it says so."""
 
 
 @dataclass(frozen=True, slots=True)
