@@ -169,10 +169,8 @@ class Recorder:
             if self._recording is not None:
                 self._recording.write_event(header)
             return
-        if header.acquisition_id in self._finished:
-            self.summary.refused += len(arrays.get("indices", ()))
-            return
         if isinstance(header, AcquisitionStart):
+            self._finished.discard(header.acquisition_id)  # a sender may use a name again
             self._begin(
                 Acquisition(
                     header.acquisition_id,
@@ -182,6 +180,8 @@ class Recorder:
                     arrays.get("pixel_mask"),
                 )
             )
+        elif header.acquisition_id in self._finished:
+            self.summary.refused += len(arrays.get("indices", ()))
         elif isinstance(header, Telemetry):
             recording = self._recording_of(header, header.frame_shape)
             recording.write_telemetry(header, arrays)

@@ -207,7 +207,8 @@ class Recordings:
     def _read(self, process: subprocess.Popen[str], path: Path) -> None:
         """Follow the process's reports to its end; on a thread of its own."""
         assert process.stdout is not None
-        with process:
+        # It may have died with the last command unread, which closing its pipe would raise.
+        with contextlib.suppress(OSError), process:
             for line in process.stdout:
                 report = _parse(line)
                 with self._changed:

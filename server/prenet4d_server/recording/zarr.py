@@ -21,6 +21,7 @@ what compressing and writing it takes, so shards are put together here.
 from __future__ import annotations
 
 import itertools
+import json
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -199,9 +200,9 @@ class ZarrStore:
 class _Shard:
     """Patterns at neighbouring probe positions, on their way to one file."""
 
-    def __init__(self, values: npt.NDArray[np.float32]) -> None:
+    def __init__(self, values: npt.NDArray[np.float32], came: npt.NDArray[np.bool_]) -> None:
         self.values = values
-        self.came = np.zeros(len(values), np.bool_)
+        self.came = came
         self.changed = False
 
     def put(self, places: Indices, patterns: Array) -> None:
@@ -255,7 +256,8 @@ class _Sharded:
             attributes={"units": "counts", "description": layout.PATTERNS[name]},
         )
         self._open: dict[tuple[int, int], _Shard] = {}
-        self._written: set[tuple[int, int]] = set()
+        self._came: dict[tuple[int, int], npt.NDArray[np.bool_]] = {}
+        """Of every shard that has a file: which of its positions came."""
 
     def grow(self, length: int) -> None:
         if self._array.shape[0] < length:
@@ -283,10 +285,13 @@ class _Sharded:
             if self._nx is not None:
                 end = min(end, self._nx - key[1] * self._per_shard)
             values = np.full((end, *self._frame_shape), self._empty, np.float32)
-            if key in self._written:  # closed before all of it came
+            came = self._came.get(key)
+            if came is None:
+                came = np.zeros(end, np.bool_)
+            else:  # closed before all of it came
                 there = np.asarray(self._array[self._place(key)])
                 values[: len(there)] = there
-            self._open[key] = _Shard(values)
+            self._open[key] = _Shard(values, came)
         return self._open[key]
 
     def _close(self, key: tuple[int, int]) -> None:
@@ -302,7 +307,7 @@ class _Sharded:
             written.writelines(self._parts(shard))
         new.replace(file)
         shard.changed = False
-        self._written.add(key)
+        self._came[key] = shard.came
 
     def _parts(self, shard: _Shard) -> list[bytes | memoryview]:
         """The shard's file in parts, as the codec ``sharding_indexed`` of Zarr v3 has it.
@@ -350,8 +355,6 @@ def _announced(acquisition: Acquisition) -> dict[str, Any]:
     start = acquisition.start
     if start is None:
         return {"acquisition": {"acquisition_id": acquisition.id}, "provenance": {}}
-    hidden = {"arrays", "protocol", "version", "type", "provenance"}
-    return {
-        "acquisition": start.model_dump(mode="json", exclude=hidden),
-        "provenance": start.provenance,
-    }
+    # By way of pydantic's JSON, in which NaN is null: JSON has none, and a bare one ends readers.
+    told = json.loads(start.model_dump_json(exclude={"arrays", "protocol", "version", "type"}))
+    return {"provenance": told.pop("provenance"), "acquisition": told}

@@ -337,6 +337,17 @@ def test_each_acquisition_has_its_file(tmp_path: Path) -> None:
             assert file["prenet4d/acquisition"].attrs["acquisition_id"] == name
 
 
+def test_an_acquisition_whose_name_comes_again_has_a_file_of_its_own(tmp_path: Path) -> None:
+    late = batch([0], patterns_of(1))
+    again = patterns_of(20, seed=1)
+    messages = [*whole_scan(patterns_of(20)), late, *whole_scan(again)]
+    summary = write(tmp_path / "scan.h5", messages)
+    assert [path.name for path in summary.files] == ["scan.h5", "scan_002.h5"]
+    assert (summary.finished, summary.patterns, summary.refused) == (2, 40, 1)
+    with open_scan(tmp_path / "scan_002.h5") as scan:
+        np.testing.assert_array_equal(scan.read(0, 20), np.nan_to_num(again))
+
+
 def test_a_pattern_of_names_goes_past_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "s_01.h5").write_text("mine")
     messages = [m for name in "ab" for m in whole_scan(patterns_of(20), name=name)]

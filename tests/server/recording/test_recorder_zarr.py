@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -104,14 +105,14 @@ def test_without_a_scan_shape_the_store_grows(tmp_path: Path) -> None:
 def test_patterns_may_come_in_any_order(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
-    scan = data.draw(st.sampled_from([(7, 13), None]))
-    order = data.draw(st.permutations(range(91)))
-    order = order[: data.draw(st.integers(1, 91))]
-    patterns = patterns_of(91)
+    scan = data.draw(st.sampled_from([(3, 33), None]))
+    order = data.draw(st.permutations(range(99)))
+    order = order[: data.draw(st.integers(1, 99))]
+    patterns = patterns_of(99)
     path = tmp_path_factory.mktemp("any") / "scan.zarr"
     with pytest.MonkeyPatch.context() as patch, Recorder(path) as recorder:
-        # Several shards in a scan line, more of them than are kept open.
-        patch.setattr(recording_zarr, "SHARD_BYTES", 8 * 4 * H * W)
+        # Several shards in a scan line, more than are kept open, and several chunks in a shard.
+        patch.setattr(recording_zarr, "SHARD_BYTES", 16 * 4 * H * W)
         recorder.write(start(scan=scan))
         for first in range(0, len(order), 10):
             indices = order[first : first + 10]
@@ -122,6 +123,34 @@ def test_patterns_may_come_in_any_order(
     came = np.isin(np.arange(len(stored)), order)
     np.testing.assert_array_equal(stored[came], np.nan_to_num(patterns)[: len(stored)][came])
     assert not stored[~came].any()
+
+
+def test_an_interleaved_scan_keeps_all_its_patterns(tmp_path: Path) -> None:
+    patterns = patterns_of(7 * 32)
+    halves = np.arange(len(patterns)).reshape(7, 2, 16)  # of every line, the left one first
+    order = halves.swapaxes(0, 1).ravel().tolist()
+    path = tmp_path / "scan.zarr"
+    with Recorder(path) as recorder:
+        recorder.write(start(scan=(7, 32)))
+        for first in range(0, len(order), 16):
+            indices = order[first : first + 16]
+            recorder.write(batch(indices, patterns[indices], scan=(7, 32)))
+        recorder.write(end(len(order)))
+    assert recorder.summary.complete
+    stored = zarr.open_group(path, mode="r")["corrected"][:].reshape(-1, H, W)
+    np.testing.assert_array_equal(stored, np.nan_to_num(patterns))
+
+
+def test_metadata_that_json_has_no_number_for_leaves_valid_json(tmp_path: Path) -> None:
+    metadata = {"voltage_kV": float("nan"), "tilt": float("inf"), "dwell_s": 0.5}
+    write(tmp_path / "scan.zarr", whole_scan(patterns_of(20), metadata=metadata))
+
+    def refuse(name: str) -> None:
+        raise ValueError(name)
+
+    told = json.loads((tmp_path / "scan.zarr" / "zarr.json").read_text(), parse_constant=refuse)
+    kept = told["attributes"]["acquisition"]["metadata"]
+    assert kept == {"voltage_kV": None, "tilt": None, "dwell_s": 0.5}
 
 
 def test_a_store_can_be_read_while_it_is_written(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ import pytest
 
 from prenet4d_client import ControlClient, FrameSender
 from prenet4d_client.errors import CommandRefused
-from prenet4d_server.config import RecordingSettings
+from prenet4d_client.messages import Event
+from prenet4d_server.config import LogSettings, RecordingSettings
 from prenet4d_server.processes import RunningService
+from prenet4d_server.recording.supervisor import Recordings
 from prenet4d_server.service import Service
 from prenet4d_server.sockets import generate_keys
 
@@ -266,6 +269,29 @@ def test_a_service_that_is_killed_leaves_a_closed_recording(tmp_path: Path) -> N
             assert file["prenet4d/received"][:].sum() == 3
             assert b"connection was lost" in file["prenet4d"].attrs["reason"]
         source._hand_over(within=0.0)  # nobody will take the scan's end
+
+
+def test_a_recorder_that_reads_no_more_when_it_is_stopped_is_done_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dying = tmp_path / "python"
+    dying.write_text("#!/bin/sh\nexec 0<&-\necho deaf\nsleep 1\n")
+    dying.chmod(0o755)
+    told: list[Event] = []
+    recordings = Recordings(
+        RecordingSettings(directory=tmp_path),
+        lossless="tcp://127.0.0.1:9",
+        server_key=None,
+        log=LogSettings(),
+        tell=told.append,
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "executable", str(dying))
+        recordings.start("deaf")
+    until(lambda: recordings.status.state == "recording")
+    recordings.stop()
+    until(lambda: recordings.status.state == "idle")
+    assert "deaf" in told[-1].message
 
 
 def test_settings_are_checked() -> None:
