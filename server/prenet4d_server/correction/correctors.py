@@ -205,8 +205,6 @@ class Correction:
         known = self._calibrations.get(started.frame_shape)
         if known is not None:
             corrector.load(known)
-            if started.frame_shape in self._frozen:
-                corrector.freeze()
         elif self._latest in self._calibrations:
             self._tell(
                 "warning",
@@ -214,6 +212,8 @@ class Correction:
                 "The calibration for frames of {} × {} is not used: these are {} × {}, "
                 "and begin without one.".format(*self._latest, *started.frame_shape),
             )
+        if started.frame_shape in self._frozen:
+            corrector.freeze()
         if self._center is not None and self._center[0] == started.frame_shape:
             corrector.set_reference_center(self._center[1])
         corrector.set_detectors(self.detectors)
@@ -235,9 +235,9 @@ class Correction:
     def freeze(self) -> None:
         """Keep the ellipticity as it is, in this acquisition and the next ones like it."""
         self._existing().freeze()
-        kept = self.calibration()
-        self._keep(kept)
-        self._frozen.add(kept.frame_shape)
+        frozen = self.calibration()
+        self._keep(frozen)
+        self._frozen.add(frozen.frame_shape)
 
     def unfreeze(self) -> None:
         """Let the ellipticity follow the patterns again."""
@@ -285,7 +285,8 @@ class Correction:
             self._corrector.load(calibration)
             if not self._center_is_configured:
                 self._corrector.set_reference_center(calibration.reference_center)
-        self._keep(calibration)
+        self._calibrations[calibration.frame_shape] = calibration
+        self._latest = calibration.frame_shape
         if not self._center_is_configured:
             self._center = (calibration.frame_shape, calibration.reference_center)
 
@@ -294,8 +295,10 @@ class Correction:
         return {self._frame_shape} if self._running else {self._frame_shape, self._latest}
 
     def _keep(self, calibration: Calibration) -> None:
-        self._latest = calibration.frame_shape
-        self._calibrations[self._latest] = calibration
+        """Keep what was found; what was frozen before anything was found is none."""
+        if calibration.ratio_sigma is not None:
+            self._latest = calibration.frame_shape
+            self._calibrations[self._latest] = calibration
 
     def _existing(self) -> PatternCorrector:
         if self._corrector is None:

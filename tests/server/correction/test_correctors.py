@@ -80,3 +80,12 @@ def test_a_scan_that_ends_without_a_beam_leaves_its_calibration_to_the_next(serv
         assert ended == ("lost", 1.03)
         began, _, _ = scan(service, disks(8, LARGE))
         assert began == ("locked", 1.03)
+
+
+def test_what_was_frozen_before_anything_was_found_stays_frozen_and_is_no_calibration(service):
+    with ControlClient(service.endpoints["control"], timeout=30) as client:
+        scan(service, disks(4, LARGE))
+        client.freeze()
+        began, ended, _ = scan(service, disks(8, LARGE))
+        assert began == ended == ("frozen", 1.0)
+        assert client.save_calibration()["ratio_sigma"] is None
