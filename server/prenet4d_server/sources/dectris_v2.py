@@ -59,7 +59,7 @@ class DectrisV2Source(DectrisSource):
     Args:
         address: ``tcp://detector:31001``.
         channel: which threshold channel's images to take, by name or by its number from 0 in the
-            detector's order; the first by default.
+            order in which a series' start names them; the first by default.
         scan_shape: ``(ny, nx)``, which the detector does not know.
         gain: counts per electron.
         context: the ZeroMQ context to live in; a context of its own by default.
@@ -85,6 +85,8 @@ class DectrisV2Source(DectrisSource):
             address, scan_shape=scan_shape, gain=gain, context=context, max_bytes=max_bytes
         )
         self._channel = channel
+        self._chosen: str | None = None
+        """The channel's name, as the last start had it."""
 
     def _read(self, parts: Sequence[Buffer], events: EventList) -> None:
         data = bytes(parts[0])
@@ -110,8 +112,10 @@ class DectrisV2Source(DectrisSource):
         index, data = message.get("image_id"), message.get("data")
         if type(index) is not int or not isinstance(data, dict):
             raise CorruptFrame("An image message lacks its number (image_id) or its data.")
-        name = self._choose(data)
-        if name is None:
+        # Images may list their channels in another order than the start; where none came, theirs
+        # has to do.
+        name = self._choose(data) if self._chosen is None else self._chosen
+        if name is None or name not in data:
             raise WrongFrame(self._no_channel(data))
         self._take_image(_series(message), index, _read_array(data[name]), events)
 
@@ -119,7 +123,7 @@ class DectrisV2Source(DectrisSource):
         channels = message.get("channels")
         if not isinstance(channels, list) or not all(isinstance(name, str) for name in channels):
             raise BadStart("The start message does not name its channels.")
-        channel = self._choose(channels)
+        channel = self._chosen = self._choose(channels)
         if channel is None:
             raise BadStart(self._no_channel(channels))
         dtype = message.get("image_dtype")
@@ -152,7 +156,7 @@ class DectrisV2Source(DectrisSource):
 
     def _no_channel(self, channels: Sequence[Any] | Mapping[Any, Any]) -> str:
         return (
-            f"There is no channel {self._channel!r}; the detector sends "
+            f"There is no channel {self._chosen or self._channel!r}; the detector sends "
             f"{', '.join(map(text, channels)) or 'none'}."
         )
 

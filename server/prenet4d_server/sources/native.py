@@ -1,6 +1,7 @@
 """prenet4d's own protocol: what ``prenet4d_client.FrameSender`` sends.
 
-Several senders may be connected; an acquisition's id tells them apart, and one waits for the other.
+Several senders may be connected; an acquisition's id tells them apart, and one waits for the other
+unless that is silent for much longer than its frames ever were apart (``turns``).
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import time
 from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
@@ -87,9 +89,13 @@ class NativeSource(ZmqSource):
             refusal = CorruptFrame(str(error)) if frames else BadMessage(str(error))
             events.add(Fault(refusal, frames))
             return
+        event = _event(message)
+        if isinstance(event, AcquisitionStart) and (why := _mask_that_does_not_fit(event)):
+            events.add_error(why)
+            event = replace(event, pixel_mask=None)
         size = sum(map(len, parts))
-        for event in self._turns.take(message.header.publisher, _event(message), size):
-            events.add(event)
+        for due in self._turns.take(message.header.publisher, event, size):
+            events.add(due)
 
 
 class NativeBlock:
@@ -134,7 +140,7 @@ def _event(message: wire.Message) -> SourceEvent:
     if isinstance(header, messages.AcquisitionStart):
         return _start(header, message.arrays.get("pixel_mask"))
     if isinstance(header, messages.AcquisitionEnd):
-        return AcquisitionEnd(header.acquisition_id, header.aborted, header.reason)
+        return AcquisitionEnd(header.acquisition_id, header.aborted, header.reason, header.frames)
     raise BadMessage(f"A {header.type} message is not for the service to receive.")
 
 
@@ -176,6 +182,16 @@ def _start(
         gain=header.gain,
         detector=header.detector,
         metadata=header.metadata,
+    )
+
+
+def _mask_that_does_not_fit(start: AcquisitionStart) -> BadMessage | None:
+    mask = start.pixel_mask
+    if mask is None or mask.shape == start.frame_shape:
+        return None
+    return BadMessage(
+        f"The pixel mask of series {start.series} is left out. "
+        f"It is {mask.shape} pixels; the frames are {start.frame_shape}."
     )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from prenet4d_server.errors import CorrectedTwice, CorruptFrame, FileError, FrameError
 from prenet4d_server.files import ScanFile, open_scan
+from prenet4d_server.files.base import as_text
 from prenet4d_server.sources.base import (
     AcquisitionEnd,
     AcquisitionStart,
@@ -82,7 +83,7 @@ class ReplaySource:
         scan_shape: tuple[int, int] | None = None,
         gain: float = 1.0,
     ) -> None:
-        self.address = str(path)
+        self.address = as_text(str(path))
         self._scan = open_scan(path, dataset=dataset, scan_shape=scan_shape)
         self._rate = rate
         self._repeat = repeat

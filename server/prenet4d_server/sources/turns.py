@@ -7,10 +7,14 @@ this, its last frames would be refused, as those of an acquisition that another 
 
 from __future__ import annotations
 
+import math
+
 from prenet4d_server.sources.base import AcquisitionEnd, AcquisitionStart, SourceEvent
 
-PATIENCE_S = 1.0
-"""A sender of which nothing was read for so long, while others were, is gone."""
+PATIENCE_S, MOST_PATIENCE_S = 1.0, 60.0
+_GAPS = 5
+"""A sender of which nothing was read, while others waited, for so many times the longest time
+between two of its frames is gone: within these bounds."""
 
 
 class Turns:
@@ -24,6 +28,11 @@ class Turns:
         self._most_bytes = most_bytes
         self._running: str | None = None
         self._silence = 0.0
+        """How long nothing of the running sender was read."""
+        self._longest = 0.0
+        """The longest time between two of its messages, without the one before its first frame."""
+        self._waited = 0.0
+        """How much of its silence others have been waiting."""
         self._held: list[tuple[str, SourceEvent, int]] = []
         self._held_bytes = 0
 
@@ -36,7 +45,8 @@ class Turns:
             size: bytes of memory that it holds.
         """
         if sender == self._running:
-            self._silence = 0.0
+            self._longest = max(self._longest, self._silence)
+            self._silence = self._waited = 0.0
             if not isinstance(event, AcquisitionEnd):
                 return [event]
             return [event, *self._release()]
@@ -45,15 +55,19 @@ class Turns:
             self._held_bytes += size
             return self._release() if self._held_bytes > self._most_bytes else []
         if isinstance(event, AcquisitionStart):
-            self._running, self._silence = sender, 0.0
+            # How long it takes to its first frame says nothing of its pace.
+            self._running, self._silence = sender, -math.inf
+            self._longest = self._waited = 0.0
         return [event]
 
     def pass_time(self, seconds: float) -> list[SourceEvent]:
         """Return the events whose turn it is after the socket was looked at for so long."""
+        self._silence += seconds
         if not self._held:
             return []
-        self._silence += seconds
-        return self._release() if self._silence >= PATIENCE_S else []
+        self._waited += seconds
+        patience = min(max(PATIENCE_S, _GAPS * self._longest), MOST_PATIENCE_S)
+        return self._release() if self._waited >= patience else []
 
     def _release(self) -> list[SourceEvent]:
         held, self._held, self._held_bytes = self._held, [], 0

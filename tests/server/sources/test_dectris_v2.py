@@ -205,6 +205,24 @@ def test_one_threshold_is_chosen_by_name_or_number(detector, channel, shown):
     assert series.start.metadata["threshold_energy"] == {1: 4020.5, 2: 8000.0}[shown]
 
 
+@pytest.mark.parametrize(("channel", "shown"), [(None, 1), (0, 1), (1, 2), ("threshold_2", 2)])
+def test_a_number_counts_the_start_s_channels_whatever_an_image_s_order(detector, channel, shown):
+    with DectrisV2Source(detector.address, channel=channel) as source:
+        detector.send(start())
+        both = {f"threshold_{number}": array(frame(number)) for number in (2, 1)}
+        detector.send(image(0, both))
+        other = f"threshold_{3 - shown}"
+        detector.send(image(1, {other: both[other]}))
+        detector.send(end())
+        series = read(poll_to_end(source))
+    assert series.start.metadata["channel"] == f"threshold_{shown}"
+    np.testing.assert_array_equal(series.frames[0], frame(shown))
+    assert sorted(series.frames) == [0]
+    (lost,) = series.faults
+    assert isinstance(lost.error, WrongFrame)
+    assert f"no channel 'threshold_{shown}'; the detector sends {other}" in str(lost.error)
+
+
 @pytest.mark.parametrize("channel", ["threshold_3", 2, -1])
 def test_a_threshold_that_the_detector_does_not_have(detector, channel):
     with DectrisV2Source(detector.address, channel=channel) as source:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import msgpack
 import numpy as np
 import pytest
@@ -11,7 +13,13 @@ from hypothesis import strategies as st
 
 from prenet4d_client import messages, wire
 from prenet4d_server.errors import BadMessage, BindError, CorruptFrame, WrongFrame
-from prenet4d_server.sources import AcquisitionEnd, AcquisitionStart, Fault, NativeSource
+from prenet4d_server.sources import (
+    AcquisitionEnd,
+    AcquisitionStart,
+    Fault,
+    NativeSource,
+    turns,
+)
 
 from .detector import WAIT_S, blocks_of, of, poll_to_end, poll_until, read
 
@@ -101,6 +109,16 @@ def test_an_acquisition_is_told_as_it_was_said(send, source):
     assert series.order[-1] == "AcquisitionEnd"
     for number, pixels in enumerate(frames(0, 10)):
         np.testing.assert_array_equal(series.frames[number], pixels)
+
+
+def test_a_pixel_mask_of_another_shape_is_left_out_and_said(send, source):
+    send(start(mask=np.ones(SHAPE[::-1], bool)))
+    send(end())
+    events = poll_to_end(source)
+    assert of(AcquisitionStart, events)[0].pixel_mask is None
+    (fault,) = of(Fault, events)
+    assert fault.frames == 0
+    assert "The pixel mask of series scan-1 is left out. It is (40, 24) pixels" in str(fault.error)
 
 
 @pytest.mark.parametrize("lz4", [False, True])
@@ -199,6 +217,36 @@ def test_a_sender_that_is_gone_is_not_waited_for(send, source):
     assert told(events) == [
         ("AcquisitionStart", "one"), ("AcquisitionStart", "two"), ("AcquisitionEnd", "two"),
     ]  # fmt: skip
+
+
+def test_a_slow_sender_is_waited_for_at_its_own_pace(send, source, monkeypatch):
+    monkeypatch.setattr(turns, "PATIENCE_S", 0.2)
+    events = []
+
+    def pause():
+        until = time.monotonic() + 0.5
+        while time.monotonic() < until:
+            events.extend(source.poll(0.05))
+
+    send(start("slow", publisher="a"))
+    for number in range(3):
+        send(some(number, frames(number, 1), "slow", publisher="a"))
+        pause()
+    send(start("next", publisher="b"))
+    send(end("next", publisher="b"))
+    pause()
+    send(some(3, frames(3, 1), "slow", publisher="a"))
+    send(end("slow", publisher="a"))
+    events += poll_to_end(source, ends=2)
+    assert told(events) == [
+        (kind, series)
+        for series, kinds in (
+            ("slow", ("AcquisitionStart", "NativeBlock", "AcquisitionEnd")),
+            ("next", ("AcquisitionStart", "AcquisitionEnd")),
+        )
+        for kind in kinds
+    ]
+    assert counted(events, "slow") == list(range(4))
 
 
 def test_no_more_is_held_back_for_a_sender_than_one_message_may_have():

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +16,8 @@ import numpy.typing as npt
 import pytest
 
 from prenet4d_server.errors import CorruptFrame, FileError
+from prenet4d_server.ingest.notices import Remark, Started, pack, unpack
+from prenet4d_server.ingest.ring import Layout
 from prenet4d_server.sources.base import (
     AcquisitionEnd,
     AcquisitionStart,
@@ -154,6 +158,26 @@ def test_a_damaged_frame_is_told_and_costs_none_of_its_neighbors(tmp_path: Path)
     assert [(i, type(error)) for i, error in faults] == [(3, CorruptFrame)]
     good = [1, 2, 4, 5]
     np.testing.assert_array_equal(out[good], truth[good])
+
+
+def test_text_that_is_not_utf_8_reaches_the_main_process(tmp_path: Path) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/n\xe9.h5"))
+    with h5py.File(path, "w") as file:
+        data = file.create_dataset("frames", data=frames_of(6, 8, 10))
+        text = h5py.h5t.C_S1.copy()
+        text.set_size(h5py.h5t.VARIABLE)
+        units = h5py.h5a.create(data.id, b"units", text, h5py.h5s.create(h5py.h5s.SCALAR))
+        units.write(np.array(b"\xb5m", h5py.string_dtype("ascii")))
+    with ReplaySource(path) as source:
+        start = source.poll(0.0)[0]
+    assert isinstance(start, AcquisitionStart)
+    layout = Layout(start.frame_shape, start.dtype, slots=4, base=0)
+    told = unpack(pack(Started.of(start, "scan", 0, layout)))
+    assert isinstance(told, Started)
+    assert told.metadata["units"] == "?m"
+    assert (told.series, source.address) == ("n?.h5-1", f"{tmp_path}/n?.h5")
+    broken = Remark("error", "file_error", f"{path} is damaged.")
+    assert unpack(pack(broken)) == replace(broken, message=f"{source.address} is damaged.")
 
 
 def test_a_file_that_cannot_be_read_is_refused_at_once(tmp_path: Path) -> None:
