@@ -12,7 +12,7 @@ from pathlib import Path
 import h5py
 
 from prenet4d_server.errors import FileError, HalfWrittenFile
-from prenet4d_server.files.array_files import NpyScan, NpzScan
+from prenet4d_server.files.array_files import DAMAGE, NpyScan, NpzScan
 from prenet4d_server.files.base import ScanFile
 from prenet4d_server.files.hdf5 import Hdf5Scan
 from prenet4d_server.files.merlin import MerlinScan
@@ -48,10 +48,10 @@ def open_scan(
     path = Path(path)
     if path.suffix.lower() == ".hdr":
         path = path.with_suffix(".mib")
-    if any((path / mark).is_file() for mark in MARKS):
-        return ZarrScan(path, dataset=dataset, scan_shape=scan_shape)
-    magic = _first_bytes(path)
     try:
+        if any((path / mark).is_file() for mark in MARKS):
+            return ZarrScan(path, dataset=dataset, scan_shape=scan_shape)
+        magic = _first_bytes(path)
         if magic.startswith(b"\x93NUMPY"):
             return NpyScan(path, scan_shape=scan_shape, partial=partial)
         if magic.startswith(b"PK\x03\x04"):
@@ -60,7 +60,7 @@ def open_scan(
             return MerlinScan(path, scan_shape=scan_shape, partial=partial)
         if magic.startswith(b"\x89HDF") or h5py.is_hdf5(path):
             return Hdf5Scan(path, dataset=dataset, scan_shape=scan_shape, partial=partial)
-    except (OSError, RuntimeError) as error:  # what h5py raises for a damaged file, mostly
+    except (OSError, RuntimeError, *DAMAGE) as error:  # the first two: h5py, mostly
         raise FileError(f"{path} cannot be read: {error}. Copy it again.") from error
     raise FileError(
         f"{path} is not a file that can be read here: its content is neither .npy, .npz, HDF5 nor "

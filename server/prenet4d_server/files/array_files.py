@@ -15,6 +15,9 @@ import numpy as np
 from prenet4d_server.errors import FileError, HalfWrittenFile
 from prenet4d_server.files.base import Pixels, ScanFile, copy_frames
 
+DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError)
+"""What reading a damaged archive raises, beside OSError."""
+
 
 class NpyScan(ScanFile):
     """A scan in an ``.npy`` file."""
@@ -30,8 +33,6 @@ class NpyScan(ScanFile):
         if there < math.prod(shape) * stored.itemsize:
             shape = _whole_frames(path, shape, stored, there, fortran=fortran, partial=partial)
         super().__init__(path, shape, stored, scan_shape=scan_shape)
-        if self.n_frames == 0:
-            raise FileError(f"{path} holds no frames: its shape is {shape}.")
         self._array = np.memmap(
             path, stored, mode="r", offset=offset, shape=shape, order="F" if fortran else "C"
         )
@@ -128,7 +129,7 @@ class NpzScan(ScanFile):
             with self._lock:
                 self._member.seek(self._offset + start * frame_bytes)
                 raw = self._member.read(len(out) * frame_bytes)
-        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        except DAMAGE as error:
             raise FileError(f"{self.path} is damaged: {error}. Copy it again.") from error
         if len(raw) != len(out) * frame_bytes:
             raise HalfWrittenFile(f"{self.path} ends in the middle of a frame. Copy it again.")

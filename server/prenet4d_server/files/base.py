@@ -66,9 +66,14 @@ class ScanFile(ABC):
         self.frame_shape: tuple[int, int] = (h, w)
         self.n_frames = int(np.prod(shape[:-2], dtype=np.int64))
         self.dtype = wire_dtype(stored, path)
+        if self.n_frames == 0:
+            raise FileError(
+                f"{path} holds no frames: its shape is {shape}. Wait until it is written, or "
+                "choose another file."
+            )
         self.scan_shape = _scan_shape(path, shape, scan_shape, self.n_frames)
         self.pixel_mask = pixel_mask
-        self.metadata: Metadata = dict(metadata or {})
+        self.metadata = _sendable(metadata or {})
         self.corrected = False
         """Whether prenet4d recorded it: its patterns are centered and undistorted already."""
 
@@ -145,6 +150,22 @@ def wire_dtype(stored: np.dtype[Any], path: Path) -> np.dtype[Any]:
     if stored.kind in "iuf":
         return np.dtype(np.float32)
     raise FileError(f"{path} holds values of dtype {stored}; counts are integers or floats.")
+
+
+def as_text(found: str | bytes) -> str:
+    """Text that any receiver can decode, of text or a path that may not be UTF-8."""
+    if isinstance(found, bytes):
+        return found.decode("utf-8", "replace")
+    return found.encode("utf-8", "replace").decode()
+
+
+def _sendable(metadata: Metadata) -> Metadata:
+    """What messages can carry of it: text in UTF-8, and no integers of more than 64 bits."""
+    return {
+        as_text(name): as_text(value) if isinstance(value, str) else value
+        for name, value in metadata.items()
+        if not isinstance(value, int) or -(2**63) <= value < 2**64
+    }
 
 
 def copy_frames(array: Any, start: int, out: Pixels) -> None:

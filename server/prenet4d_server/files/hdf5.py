@@ -22,7 +22,15 @@ import hdf5plugin  # noqa: F401  (registers the detectors' compressions with HDF
 import numpy as np
 
 from prenet4d_server.errors import FileError, HalfWrittenFile
-from prenet4d_server.files.base import Mask, Metadata, Pixels, ScanFile, copy_frames, make_counts
+from prenet4d_server.files.base import (
+    Mask,
+    Metadata,
+    Pixels,
+    ScanFile,
+    as_text,
+    copy_frames,
+    make_counts,
+)
 
 _NUMBERED = re.compile(r"data_\d{6}")
 _CACHE_BYTES = 128 << 20
@@ -119,10 +127,12 @@ def _find(file: h5py.File, path: Path, dataset: str | None, *, partial: bool) ->
     if dataset is not None:
         chosen = file.get(dataset)
         if isinstance(chosen, h5py.Group):
-            chosen = _numbered(chosen, path, partial=partial) or chosen.get("data")
-        if chosen is None:
+            if joined := _numbered(chosen, path, partial=partial):
+                return joined
+            chosen = chosen.get("data")
+        if not isinstance(chosen, h5py.Dataset) or chosen.shape is None:
             raise FileError(f"{path} has no dataset {dataset!r}; it has {_listed(_walk(file))}.")
-        return chosen if isinstance(chosen, list) else [chosen]
+        return [chosen]
     default = _nexus_default(file)
     if default is not None:
         return [default]
@@ -189,11 +199,16 @@ def _identity(item: h5py.Group | h5py.Dataset) -> tuple[int, int]:
     return info.fileno, info.addr
 
 
-def _follow(group: h5py.Group, name: str) -> Any:
-    """What a link leads to; ``None`` where it leads nowhere."""
+def _follow(
+    holder: h5py.Group | h5py.AttributeManager | h5py.Dataset, name: str | tuple[()]
+) -> Any:
+    """What a link leads to, or what an attribute or a dataset holds.
+
+    ``None`` where that is nothing, or of a type that NumPy has not.
+    """
     try:
-        return group[name]
-    except (KeyError, OSError):
+        return holder[name]
+    except (KeyError, OSError, TypeError):
         return None
 
 
@@ -208,7 +223,7 @@ def _broken_links(file: h5py.File) -> Iterator[str]:
 def _numbered(group: h5py.Group, path: Path, *, partial: bool) -> list[h5py.Dataset]:
     """DECTRIS' ``data_000001``, ``data_000002``, … in order; empty where there are none."""
     found: list[h5py.Dataset] = []
-    names = sorted(name for name in group if _NUMBERED.fullmatch(name))
+    names = sorted(name for name in group if _NUMBERED.fullmatch(as_text(name)))
     for name in names:
         item = _follow(group, name)
         if isinstance(item, h5py.Dataset) and item.ndim == 3:
@@ -255,12 +270,12 @@ def _metadata(file: h5py.File, scan: h5py.Dataset) -> Metadata:
         for name in detector:
             item = _follow(detector, name)
             if isinstance(item, h5py.Dataset) and item.size == 1:
-                found[name] = item[()]
+                found[name] = _follow(item, ())
     microscope = _follow(scan.parent, "metadata/Acquisition_instrument/TEM")
     for holder in (scan.parent, scan, microscope):
         if holder is not None:
-            found.update(holder.attrs)
-    scalars = ((str(name), _scalar(value)) for name, value in found.items())
+            found |= {name: _follow(holder.attrs, name) for name in holder.attrs}
+    scalars = ((as_text(name), _scalar(value)) for name, value in found.items())
     return {name: value for name, value in scalars if value is not None}
 
 
@@ -270,5 +285,5 @@ def _scalar(value: Any) -> str | int | float | bool | None:
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, bytes):
-        value = value.decode("utf-8", "replace")
+        value = as_text(value)
     return value if isinstance(value, str | int | float | bool) else None

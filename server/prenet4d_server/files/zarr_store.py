@@ -19,6 +19,8 @@ _PREFERRED = ("corrected", "aligned")
 _BLOCKS = 4
 """Decompressed blocks that are kept: decoding threads share them."""
 _BLOCK_BYTES = 32 << 20
+_DAMAGE = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What zarr and its codecs raise for what they cannot read."""
 
 
 class ZarrScan(ScanFile):
@@ -39,7 +41,7 @@ class ZarrScan(ScanFile):
             root: Any = zarr.open(path, mode="r")
             self._array = _find(root, path, dataset)
             mask = _pixel_mask(root, self._array.shape[-2:])
-        except (ValueError, KeyError, RuntimeError) as error:  # what zarr raises for bad metadata
+        except _DAMAGE as error:
             raise FileError(f"{path} cannot be read as Zarr: {error}. Copy it again.") from error
         super().__init__(
             path,
@@ -80,7 +82,7 @@ class ZarrScan(ScanFile):
                 place: Any = {2: slice(None), 3: along, 4: (line, along)}[self._array.ndim]
                 try:
                     block = np.asarray(self._array[place])
-                except (ValueError, RuntimeError) as error:  # what its codecs raise
+                except _DAMAGE as error:
                     raise FileError(f"{self.path} is damaged: {error}. Copy it again.") from error
                 while len(self._blocks) >= _BLOCKS:
                     self._blocks.popitem(last=False)

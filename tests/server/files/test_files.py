@@ -103,6 +103,21 @@ def test_every_dtype_of_counts_becomes_one_of_the_wire(
             np.testing.assert_array_equal(scan.read(0, 5), truth.astype(handed_out))
 
 
+@pytest.mark.parametrize("suffix", ["npy", "npz", "h5"])
+def test_a_file_without_frames_is_refused(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"scan.{suffix}"
+    none = np.zeros((0, 16, 16), np.uint16)
+    if suffix == "npy":
+        np.save(path, none)
+    elif suffix == "npz":
+        np.savez(path, none)
+    else:
+        with h5py.File(path, "w") as file:
+            file.create_dataset("frames", data=none, maxshape=(None, 16, 16))
+    with pytest.raises(FileError, match="holds no frames"):
+        open_scan(path)
+
+
 def test_values_that_are_no_counts_are_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "scan.npy", np.zeros((3, 8, 8), complex))
     with pytest.raises(FileError, match="complex128"):
@@ -144,6 +159,18 @@ def test_a_damaged_npz_is_told_when_the_damage_is_reached(tmp_path: Path) -> Non
     path.write_bytes(raw)
     with open_scan(path) as scan, pytest.raises(FileError, match="Copy it again"):
         scan.read(0, 40)
+
+
+@pytest.mark.parametrize("places", [(60, 80, 100), (30,)], ids=["data", "name"])
+def test_an_npz_damaged_at_its_head(tmp_path: Path, places: tuple[int, ...]) -> None:
+    path = tmp_path / "scan.npz"
+    np.savez_compressed(path, scan_of((20, 32, 32)))
+    raw = bytearray(path.read_bytes())
+    for place in places:
+        raw[place] ^= 0xFF
+    path.write_bytes(raw)
+    with pytest.raises(FileError, match="Copy it again"):
+        open_scan(path)
 
 
 # --- half-written and missing --------------------------------------------------------------------
@@ -232,6 +259,34 @@ def test_several_datasets_are_listed_and_one_is_chosen(tmp_path: Path) -> None:
     check(tmp_path / "scan.h5", truth, dataset="raw")
     with pytest.raises(FileError, match="no dataset 'rare'; it has /other"):
         open_scan(tmp_path / "scan.h5", dataset="rare")
+
+
+@pytest.mark.parametrize("name", ["entry", "kind", "nothing"])
+def test_a_name_in_hdf5_that_is_no_dataset_is_refused(tmp_path: Path, name: str) -> None:
+    with h5py.File(tmp_path / "scan.h5", "w") as file:
+        file["entry/data/frames"] = scan_of((4, 3, 8, 10))
+        file["kind"] = np.dtype("uint16")
+        file["nothing"] = h5py.Empty("float32")
+    with pytest.raises(FileError, match=f"no dataset '{name}'; it has .*/entry/data/frames"):
+        open_scan(tmp_path / "scan.h5", dataset=name)
+
+
+def test_what_cannot_be_kept_of_hdf5_s_attributes_costs_nothing_else(tmp_path: Path) -> None:
+    scalar = h5py.h5s.create(h5py.h5s.SCALAR)
+    with h5py.File(tmp_path / "scan.h5", "w") as file:
+        data = file.create_dataset("frames", data=scan_of((4, 8, 10)))
+        data.attrs["dwell_s"] = 0.5
+        # Older programs' text, and HDF5's own times, which NumPy does not have.
+        text = h5py.h5t.C_S1.copy()
+        text.set_size(h5py.h5t.VARIABLE)
+        micro = np.array(b"\xb5m", h5py.string_dtype("ascii"))
+        h5py.h5a.create(data.id, b"units", text, scalar).write(micro)
+        h5py.h5a.create(data.id, b"\xb5", h5py.h5t.STD_I32LE, scalar).write(np.array(3, "i4"))
+        h5py.h5a.create(data.id, b"began", h5py.h5t.UNIX_D32LE, scalar)
+        detector = file.create_group("entry/instrument/detector")
+        h5py.h5d.create(detector.id, b"began", h5py.h5t.UNIX_D32LE, scalar)
+    with open_scan(tmp_path / "scan.h5") as scan:
+        assert scan.metadata == {"dataset": "/frames", "dwell_s": 0.5, "units": "?m", "\ufffd": 3}
 
 
 def test_hdf5_without_a_scan(tmp_path: Path) -> None:

@@ -72,9 +72,18 @@ def test_damage_is_told(tmp_path: Path) -> None:
     shard.write_bytes(content)
     with open_scan(path) as scan, pytest.raises(FileError, match="damaged"):
         scan.read(0, 2)
-    (path / "zarr.json").write_text("{")
-    with pytest.raises(FileError, match="cannot be read as Zarr"):
-        open_scan(path)
+    for content in ("{", "[]", '{"zarr_format": 3, "node_type": "array"}'):
+        (path / "zarr.json").write_text(content)
+        with pytest.raises(FileError, match="cannot be read as Zarr"):
+            open_scan(path)
+
+
+def test_a_number_beyond_64_bits_is_left_out_of_the_metadata(tmp_path: Path) -> None:
+    array = zarr.create_array(tmp_path / "scan.zarr", data=scan_of((3, 8, 10)))
+    array.attrs.update({"large": 10**30, "dwell_s": 0.5})
+    with open_scan(tmp_path / "scan.zarr") as scan:
+        assert "large" not in scan.metadata
+        assert scan.metadata["dwell_s"] == 0.5
 
 
 @pytest.mark.parametrize("name", ["scan.zarr", "scan.h5"])
