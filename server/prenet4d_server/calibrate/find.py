@@ -149,7 +149,7 @@ def calibrate_service(
         tell: is told how far it is.
 
     Raises:
-        CalibrationError: it has not found one in time.
+        CalibrationError: it has not found one in time, or was frozen before it had.
         Prenet4dError: the service does not answer, or refuses.
     """
     needed = int(client.config()["corrector"]["patterns_to_lock"])
@@ -159,8 +159,13 @@ def calibrate_service(
         state, averaged = snapshot.result["state"], int(snapshot.result["patterns_averaged"])
         mean = snapshot.arrays.get("mean")
         if state in ("locked", "frozen") and mean is not None:
-            document = client.save_calibration(descan=descan)
-            return Found(Calibration.from_document(document), np.asarray(mean))
+            calibration = Calibration.from_document(client.save_calibration(descan=descan))
+            if _stands_for_nothing(calibration):
+                raise CalibrationError(
+                    "The service was frozen before it had found an ellipticity: there is none to "
+                    "take. Unfreeze it (prenet4d unfreeze) and scan a sample with rings or spots."
+                )
+            return Found(calibration, np.asarray(mean))
         how = "no acquisition has begun" if state is None else f"it is {state}"
         where = f"{how}, with {averaged} of {needed} patterns"
         if time.monotonic() >= deadline:
@@ -170,6 +175,14 @@ def calibrate_service(
             )
         tell(min(averaged / needed, 1.0), where)
         time.sleep(_ASK_EVERY_S)
+
+
+def _stands_for_nothing(calibration: Calibration) -> bool:
+    """Whether patterns were averaged and nothing was read from them.
+
+    One that was given has no sigma either, but no patterns of its own.
+    """
+    return calibration.ratio_sigma is None and calibration.ratio == 1 and calibration.patterns > 0
 
 
 def _read(file: ScanFile, indices: npt.NDArray[np.int64]) -> npt.NDArray[Any]:

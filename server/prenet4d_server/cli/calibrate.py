@@ -80,12 +80,12 @@ def calibrate(
                 found = find.calibrate_file(
                     file, most=patterns, gain=gain, descan=descan, tell=tell
                 )
-    if report is not None:
-        draw(found, report)
-        print(f"The report is in {report}.")
     write_calibration(found.calibration, output, overwrite=overwrite)
     print(f"{headline(found.calibration)}, from {found.calibration.patterns:,} patterns.")
     print(f"The calibration is in {output}: prenet4d serve --calibration {output}")
+    if report is not None:
+        draw(found, report)
+        print(f"The report is in {report}.")
 
 
 def add_to(app: typer.Typer) -> None:

@@ -126,7 +126,7 @@ def simulate_detector(
 
         def tell(sent: int, total: int) -> None:
             wait.end()
-            advance(sent / (total or sent), counted(sent, "frame"))
+            advance(sent / (total or sent or 1), counted(sent, "frame"))
 
         simulate(
             feed,
@@ -178,6 +178,7 @@ def replay(
     from prenet4d_client import FrameSender
     from prenet4d_server.cli.progress import Wait, bar
     from prenet4d_server.files import open_scan
+    from prenet4d_server.files.base import as_text
     from prenet4d_server.service import stopped_by_signals
 
     with (
@@ -197,7 +198,7 @@ def replay(
             expected_frames=source.n_frames,
             pixel_mask=source.pixel_mask,
             gain=gain,
-            detector=f"file {file.name}",
+            detector=f"file {as_text(file.name)}",
             metadata=source.metadata,
         )
         wait.end()

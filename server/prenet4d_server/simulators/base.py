@@ -228,9 +228,10 @@ def _prepare(detector: Detector, feed: FrameFeed, cycle: int) -> Callable[[], It
 
     def cycled() -> Iterator[_Shot]:
         first, turn = 0, itertools.cycle(known)
-        while first < feed.n_frames:
+        while (left := feed.n_frames - first) > 0:
             shot = next(turn)
-            yield _Shot(first, shot.frames, shot.encoded)
+            whole = len(shot.frames) <= left
+            yield _Shot(first, shot.frames[:left], shot.encoded if whole else None)
             first += len(shot.frames)
 
     return cycled

@@ -1,6 +1,8 @@
 """What goes wrong is one clear sentence on stderr and a non-zero exit, never a traceback."""
 
 import math
+import signal
+import subprocess
 import sys
 
 import numpy as np
@@ -142,6 +144,18 @@ def test_nobody_is_left_in_doubt_about_what_is_waited_for(prenet4d, free, monkey
     assert status == 1
     assert "Waiting up to 2 s for a service that" in said
     assert said.count(free) == 2  # for whom, and in the end that nobody came
+
+
+def test_an_endless_detector_can_be_stopped_before_anybody_comes(free):
+    command = ["simulate-detector", "native", "--address", free, "--repeat", "0"]
+    few = ["--scan", "2x2", "--frame", "16x16"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "prenet4d_server", *command, *few],
+        stderr=subprocess.PIPE, text=True,
+    ) as detector:  # fmt: skip
+        assert "Waiting up to 30 s for a service" in detector.stderr.readline()
+        detector.send_signal(signal.SIGINT)
+        assert not detector.stderr.read().strip()
 
 
 def test_config_prints_what_it_accepts(prenet4d, tmp_path):

@@ -172,6 +172,14 @@ def test_a_few_frames_can_be_shown_again_and_again(kind):
         np.testing.assert_array_equal(series.frames[number], seen.frames[number % 5])
 
 
+def test_messages_of_many_frames_that_are_shown_again_end_with_the_scan():
+    seen = feed()
+    with attached("native", seen, cycle=5, frames_per_message=5) as source:
+        series = read(poll_to_end(source))
+    assert sorted(series.frames) == list(range(12))
+    np.testing.assert_array_equal(series.frames[11], seen.frames[1])
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_goes_wrong_is_just_what_was_asked_for(kind):
     seen = feed(40)
