@@ -16,10 +16,11 @@ same, whichever way frames go in.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +41,7 @@ from prenet4d_engines.virtual import DetectorRadii, VirtualDetectors, figures
 
 _DTYPES = ("uint8", "uint16", "uint32", "float32")
 Indices = npt.NDArray[np.int64]
+T = TypeVar("T")
 
 
 class Memory(NamedTuple):
@@ -72,8 +74,9 @@ class _Flight:
 class Corrector:
     """Corrects the frames of one acquisition; holds its center track, running mean and ellipticity.
 
-    Instances share nothing but a backend that is handed to several of them. One thread at a time
-    may use an instance.
+    Instances share nothing but a backend that is handed to several of them; TensorRT's, whose
+    engines have one memory, serves one instance, or several on the same station, one after the
+    other. One thread at a time may use an instance.
 
     Args:
         frame_shape: ``(h, w)`` in pixels, at least 8 × 8.
@@ -223,6 +226,12 @@ class Corrector:
         self._calibrator.resume(standing, self.reference_center)
         self._detectors = failed._detectors
 
+    def _outlast_faults(self) -> None:
+        """Have what was commanded hold, too, where the batches on their way are done again."""
+        for flight in self._straightened:
+            if flight.before is not None:
+                flight.before = flight.before._replace(standing=self._calibrator.standing)
+
     def _advance(self, ahead: int) -> list[CorrectedBatch]:
         """Bring batches on, but for so many at either stage; return the finished ones."""
         while len(self._looked) > ahead:
@@ -250,10 +259,12 @@ class Corrector:
         flight = _Flight(indices, [], [], [])
         for start in range(0, max(len(frames), 1), size):
             some = frames[start : start + size]
-            slot = station.take(self._camera, frames.dtype.newbyteorder("="), max(len(some), 1))
+            with station.watched():
+                slot = station.take(self._camera, frames.dtype.newbyteorder("="), max(len(some), 1))
+                looked = slot.look(some)
             flight.slots.append(slot)
             flight.sizes.append(len(some))
-            flight.looks.append(slot.look(some))
+            flight.looks.append(looked)
         return flight
 
     def _straighten(self, flight: _Flight) -> None:
@@ -274,7 +285,7 @@ class Corrector:
             slot.place(applied[part], averaged[part], self.reference_center, ellipticity)
             start += n
         if averaged.any():
-            totals = [slot.average() for slot in flight.slots]
+            totals = [_on(slot, slot.average) for slot in flight.slots]
             home = self._stations[0].lanes.device
             total = sum(
                 (each.to(home, non_blocking=True) for each in totals[1:]), totals[0].to(home)
@@ -283,7 +294,7 @@ class Corrector:
         if detectors.searching:
             detectors.find(*self.mean())
         flight.patterns = [
-            slot.straighten(n, detectors.weights)
+            _on(slot, partial(slot.straighten, n, detectors.weights))
             for slot, n in zip(flight.slots, flight.sizes, strict=True)
         ]
         flight.result = placed.fields | {
@@ -334,14 +345,17 @@ class Corrector:
     def freeze(self) -> None:
         """Keep the ellipticity as it is until :meth:`unfreeze`; patterns are still averaged."""
         self._calibrator.freeze()
+        self._outlast_faults()
 
     def unfreeze(self) -> None:
         """Let the ellipticity follow the patterns again."""
         self._calibrator.unfreeze()
+        self._outlast_faults()
 
     def recalibrate(self) -> None:
         """Forget the running mean and the ellipticity, and start over; this also unfreezes."""
         self._calibrator.recalibrate()
+        self._outlast_faults()
 
     def calibration(self) -> Calibration:
         """Return the calibration as it stands."""
@@ -371,6 +385,7 @@ class Corrector:
         self._check_shape(calibration)
         sigma = (calibration.ratio_sigma or 0.0) / calibration.ratio
         self._calibrator.load(Reading(calibration.ellipticity, sigma))
+        self._outlast_faults()
 
     def set_reference_center(self, center: tuple[float, float] | None) -> None:
         """Move centers to ``(cy, cx)``, pixels, from the next frames on.
@@ -422,3 +437,9 @@ class Corrector:
 
 def _joined(parts: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _on(slot: Slot, work: Callable[[], T]) -> T:
+    """Have a slot do something, and its device noted if its memory does not suffice."""
+    with slot.station.watched():
+        return work()

@@ -15,6 +15,7 @@ the user allows it; else batches fail, each with a sentence that says what to do
 from __future__ import annotations
 
 import logging
+import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias, TypeVar
@@ -196,6 +197,7 @@ class RecoveringCorrector:
             give_up: the devices in use are not to be trusted any more.
         """
         why = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
+        _let_go(error)
         failed = self._corrector
         failed.abandon()  # or its slots would be in the way
         name = _name(self._stations)
@@ -203,7 +205,10 @@ class RecoveringCorrector:
             self._stations.clear()
         again = sum(len(indices) for _, indices in self._waiting)
         memory = isinstance(error, torch.OutOfMemoryError)
-        self._stations[:] = [each for each in self._stations if _works(each, smaller=memory)]
+        anyone = memory and not any(each.short for each in self._stations)
+        self._stations[:] = [
+            each for each in self._stations if _works(each, smaller=each.short or anyone)
+        ]
         if not self._stations and self._fallback is not None:
             self._stations.append(self._fallback())
             self._fallback = None
@@ -220,13 +225,12 @@ class RecoveringCorrector:
             )
             self._tell("error", "gpu_failed", str(self._dead))
             return
-        elif memory:
-            most = max(station.most or 0 for station in self._stations)
+        elif memory and (least := [each.most for each in self._stations if each.most]):
             self._tell(
                 "warning",
                 "smaller_batches",
-                f"{name} has not enough memory for so many frames at a time; {most} are used from "
-                f"now on, and the running mean starts over ({why}).",
+                f"{name} has not enough memory for so many frames at a time; {min(least)} are used "
+                f"from now on, and the running mean starts over ({why}).",
             )
         elif not isinstance(error, FAULTS):
             _log.error("The program has a fault.", exc_info=error)
@@ -253,6 +257,14 @@ class RecoveringCorrector:
 
 def _name(stations: Sequence[Station]) -> str:
     return "The CPU" if all(each.lanes.device.type == "cpu" for each in stations) else "The GPU"
+
+
+def _let_go(error: BaseException) -> None:
+    """Let go of what an error's traceback holds: all that a failed attempt had on the device."""
+    within: BaseException | None = error
+    while within is not None:
+        traceback.clear_frames(within.__traceback__)
+        within = within.__context__
 
 
 def _works(station: Station, *, smaller: bool) -> bool:

@@ -10,7 +10,8 @@ outlives their change.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -202,6 +203,8 @@ class Station:
         self.backend, self.lanes = backend, lanes or lanes_for(backend.device)
         self.most: int | None = None
         """Frames that a slot may hold; ``None``: any number."""
+        self.short = False
+        """Whether its memory did not suffice."""
         self._asked = 1
         self._kind: tuple[Camera, np.dtype[np.generic]] | None = None
         self._free: dict[int, list[Slot]] = {}
@@ -235,12 +238,22 @@ class Station:
         if self.lanes.keeps and (slot.camera, slot.dtype) == self._kind:
             self._free.setdefault(slot.capacity, []).append(slot)
 
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Note where the device's memory does not suffice for what is done meanwhile."""
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            self.short = True
+            raise
+
     def shrink(self) -> int:
         """Use smaller slots from now on, of half of what was asked for last.
 
         Returns:
             How many frames they hold at most; 0: they cannot be smaller.
         """
+        self.short = False
         if self._asked > 1:
             self.most = self._asked // 2
         return self._asked // 2

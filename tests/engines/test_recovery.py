@@ -127,6 +127,26 @@ def test_what_the_operator_chose_survives():
     assert case.corrector.state != "frozen"
 
 
+@pytest.mark.parametrize("command", ["freeze", "recalibrate", "load"])
+def test_what_the_operator_commanded_while_batches_were_under_way_survives(command):
+    frames, case = rings(), Case(device())
+    corrector = case.corrector
+    for part in parts((10,) * 6):
+        corrector.submit(frames[part], np.arange(90)[part])
+    if command == "load":
+        corrector.load(corrector.calibration().model_copy(update={"ratio": 1.2, "theta": 0.3}))
+    else:
+        getattr(corrector, command)()
+    state, ratio = corrector.state, corrector.calibration().ratio
+    assert (state == "calibrating") == (command == "recalibrate")
+    case.stations[0].lanes.fault = CUDA_ERROR
+    corrector.submit(frames[60:70], np.arange(60, 70))
+    assert case.codes == ["corrector_rebuilt"]
+    assert corrector.state == state
+    if command != "recalibrate":  # which has been found anew since
+        assert corrector.calibration().ratio == pytest.approx(ratio, abs=1e-6)
+
+
 def test_too_little_memory_makes_batches_smaller_and_says_so():
     frames = rings()
     case = Case(device(FailingBackend(NO_MEMORY, largest=2)))  # a call gets half of a slot
@@ -136,6 +156,55 @@ def test_too_little_memory_makes_batches_smaller_and_says_so():
     assert "8 are used from now on" in case.told[0][2]
     assert "4 are used from now on" in case.told[1][2]
     assert case.stations[0].most == 4
+
+
+class Activations:
+    """Memory of a device that has so much, for as long as somebody holds this."""
+
+    held = 0
+
+    def __init__(self, size: int, room: float):
+        self.size = 0
+        if Activations.held + size > room:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        self.size = size
+        Activations.held += size
+
+    def __del__(self):
+        Activations.held -= self.size
+
+
+class SmallBackend(MomentBackend):
+    """Needs room for two layers of a batch, all of it in one part."""
+
+    def __init__(self, room: float):
+        self.room = room
+
+    def spread(self, work, n):
+        return [work(slice(0, n))]
+
+    def denoise(self, x):
+        layers = [Activations(len(x), self.room)]
+        layers.append(Activations(len(x), self.room))
+        return super().denoise(x)
+
+
+def test_what_a_failed_attempt_held_is_let_go_of_before_a_smaller_one():
+    frames = rings()
+    case = Case(device(SmallBackend(room=17)))  # 16 frames fail with 16 of them held
+    assert_nothing_lost(case.run(frames, (16, 16)), undisturbed((16, 16)))
+    assert case.codes == ["smaller_batches"]
+    assert case.stations[0].most == 8
+
+
+@pytest.mark.parametrize("sizes", [(16, 16), (4, 1, 16, 4)])
+def test_a_device_short_of_memory_takes_none_of_the_others_along(sizes):
+    small, large = device(SmallBackend(room=17)), device(SmallBackend(room=np.inf))
+    case = Case(small, large)
+    assert_nothing_lost(case.run(rings(), sizes), undisturbed(sizes))
+    assert case.codes == ["smaller_batches"]
+    assert case.stations == [small, large]
+    assert (small.most, large.most) == (8, None)
 
 
 def test_too_little_memory_for_a_single_frame_is_the_end_of_a_device():
