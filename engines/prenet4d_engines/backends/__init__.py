@@ -67,7 +67,8 @@ def select_all(
 ) -> list[Backend]:
     """Make the backend that was asked for on every GPU here; see `select`.
 
-    The first one decides which it is. Without a GPU, it is the only one.
+    The first one decides which it is; with ``auto``, torch runs on a GPU that TensorRT has no
+    engines for. Without a GPU, it is the only one.
 
     Raises:
         BackendError: there is no such backend, or it does not run here.
@@ -78,7 +79,6 @@ def select_all(
         for index in range(torch.cuda.device_count()):
             if index != torch.cuda.current_device():
                 with torch.cuda.device(index):
-                    kind: Literal["tensorrt", "torch"]
-                    kind = "tensorrt" if first.name == "tensorrt" else "torch"
+                    kind = name if first.name == "tensorrt" else "torch"
                     found.append(select(kind, precision=precision, engines=engines))
     return found

@@ -75,6 +75,8 @@ class TensorRTBackend:
             place = (sidecar.recipe.network, sidecar.recipe.input_shape)
             self._sidecars.setdefault(place, []).append(sidecar)
         self._engines: dict[_Place, list[Engine]] = {}
+        self._failed: list[Engine] = []
+        """Kept: graphs that were recorded with them work on their memory."""
         self._torch = TorchBackend(device=str(self.device))
         inputs = "; ".join(
             f"{name} {h}×{w} for {', '.join(str(each.recipe.batch) for each in found)}"
@@ -120,6 +122,7 @@ class TensorRTBackend:
                 start += items
         except BackendError as error:
             _log.warning("%s From now on torch runs it on the same GPU.", error)
+            self._failed += engines
             self._engines[place] = []
             return self._run(name, x)
         return parts[0] if len(parts) == 1 else torch.cat(parts)
