@@ -148,15 +148,15 @@ def _vertex(before: Tensor, top: Tensor, after: Tensor) -> Tensor:
 def _counting_sigma(image: Tensor) -> Tensor:
     """Return what Poisson noise alone would leave: sigma of the center (n, 2) in bins.
 
-    With the gradient g of the expectation f, ``sigma^2 = sum f g^2 / (sum g^2)^2``.
+    With the gradient g of the expectation f, ``sigma^2 = sum f g^2 / (sum g^2)^2``; as far as is
+    looked where there is no gradient.
     """
     inner = image[:, 1:-1, 1:-1]
     squared = (  # of twice the gradient
         (image[:, 2:, 1:-1] - image[:, :-2, 1:-1]).square(),
         (image[:, 1:-1, 2:] - image[:, 1:-1, :-2]).square(),
     )
-    sigmas = [
-        2 * (inner * each).sum((1, 2)).sqrt() / each.sum((1, 2)).clamp_min(4e-12)
-        for each in squared
-    ]
-    return torch.stack(sigmas, 1).clamp_min(1e-6)
+    totals = torch.stack([each.sum((1, 2)) for each in squared], 1)
+    noise = torch.stack([(inner * each).sum((1, 2)) for each in squared], 1)
+    sigmas = 2 * noise.sqrt() / totals.clamp_min(4e-12)
+    return torch.where(totals > 0, sigmas.clamp_min(1e-6), REACH)
