@@ -373,8 +373,9 @@ class Samples(IterableDataset[Sample]):
 
     def __iter__(self) -> Iterator[Sample]:
         """Yield batches."""
-        torch.set_num_threads(1)
         info = get_worker_info()
+        if info is not None:  # without workers this is the optimiser's process
+            torch.set_num_threads(1)
         worker = info.id if info else 0
         rng = np.random.default_rng([self.seed, self.start, worker])
         invented = relatives(rng, _RELATIVES * len(TRAINING))

@@ -17,7 +17,8 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as as_safetensors
 from torch import Tensor, nn
 
 from prenet4d_engines import weights
@@ -39,6 +40,7 @@ from prenet4d_engines.simulate.multislice import Multislice
 from prenet4d_engines.train.samples import draw_mean
 from prenet4d_engines.train.sigmas import ONE_SIGMA_RADIUS, calibrate
 from prenet4d_engines.weights import FOLDER, Name
+from prenet4d_engines.whole_file import write_whole
 
 _FIGURES_SEED: Final = 10_000_001
 DOSES: Final = (1e2, 1e3, 1e4, 1e5)
@@ -74,21 +76,21 @@ def ship(
     network.eval()
     if task != "denoise":
         calibrate(task, network, samples=4 * samples, computed=computed)
-    path = folder / f"{task}.safetensors"
-    save_file({k: v.contiguous() for k, v in network.state_dict().items()}, path)
-    path.chmod(0o644)
+    content = as_safetensors({k: v.contiguous() for k, v in network.state_dict().items()})
     card = {
         "name": task,
         "network": type(network).__name__,
         "config": asdict(network.config),  # type: ignore[call-overload]
         "parameters": sum(p.numel() for p in network.parameters()),
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "sha256": hashlib.sha256(content).hexdigest(),
         "training": {**training, "materials": list(TRAINING)},
         "held_out_materials": list(HELD_OUT),
         "figures": figures(task, network, samples),
         "limits": list(limits),
     }
-    (folder / f"{task}.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    # One right after the other: weights that their card does not describe are never loaded.
+    write_whole(folder / f"{task}.safetensors", content)
+    write_whole(folder / f"{task}.json", (json.dumps(card, indent=2) + "\n").encode())
     return card
 
 
