@@ -26,6 +26,7 @@ from prenet4d_server.demo.score import (
     Truth,
     deviation,
 )
+from prenet4d_server.errors import FileError
 from prenet4d_server.feeds import Drawing, read_expectations
 from prenet4d_server.processes import Child, RunningService
 
@@ -89,13 +90,11 @@ def run(demo: Demo, say: Say) -> Outcome:
 
     Raises:
         ChildFailed: a process did not do its work.
-        FileError: the data cannot be read.
+        FileError: the data cannot be read, or files would be lost that no demo has made.
         EngineError: no scan can be drawn like that.
     """
-    demo.folder.mkdir(parents=True, exist_ok=True)
-    for name in (RECORDING, PICTURE, *(f"{process}.log" for process in _PROCESSES)):
-        (demo.folder / name).unlink(missing_ok=True)
     measured = None if demo.data is None else read_expectations(demo.data)
+    _clear(demo.folder, demo.data)
     intrinsic = None
     if measured is not None:
         say("Estimating the measured patterns' own ellipticity, once, at a high dose.")
@@ -109,6 +108,25 @@ def run(demo: Demo, say: Say) -> Outcome:
     counters = _stream(demo, drawing, scan, rate)
     say("Holding what was found against what is true.")
     return _reckon(demo, scan, intrinsic, counters)
+
+
+def _clear(folder: Path, data: Path | None) -> None:
+    """Make room for what the demo leaves behind, where nothing but an earlier demo's is lost.
+
+    Raises:
+        FileError: something else is in the way.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    logs = [folder / f"{process}.log" for process in _PROCESSES]
+    files = [file for file in (folder / RECORDING, folder / PICTURE, *logs) if file.exists()]
+    if data is not None and any(file.samefile(data) for file in files):
+        raise FileError(f"{data} would be lost to the demo's own files: name another --out.")
+    if files and not logs[0].exists():
+        raise FileError(
+            f"{files[0]} is in the way, and is none of an earlier demo's: name another --out."
+        )
+    for file in files:
+        file.unlink()
 
 
 def _stream(demo: Demo, drawing: Drawing, scan: Scan, rate: float) -> dict[str, int]:

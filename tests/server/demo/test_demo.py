@@ -3,8 +3,10 @@
 import math
 
 import numpy as np
+import pytest
 
 from prenet4d_server.demo import Demo, run
+from prenet4d_server.errors import FileError
 from prenet4d_server.feeds import Drawing
 
 
@@ -30,6 +32,21 @@ def test_simulated_scan(tmp_path):
     assert outcome.picture.read_bytes().startswith(b"\x89PNG")
     assert outcome.recording.exists()
     assert any("10 × 10 frames of 64 × 64" in sentence for sentence in said)
+
+
+@pytest.mark.parametrize("name", ["scan.h5", "demo.png", "mine.npy"])
+def test_what_no_demo_has_made_is_not_lost_to_one(tmp_path, name):
+    data = tmp_path / "mine.npy"
+    np.save(data, np.ones((1, 2, 16, 16), np.uint16))
+    kept = tmp_path / name
+    if name == "mine.npy":  # an earlier demo's folder, and the data in it under the demo's name
+        (tmp_path / "service.log").touch()
+        kept = data = data.rename(tmp_path / "scan.h5")
+    elif name != data.name:
+        kept.write_bytes(b"mine")
+    with pytest.raises(FileError, match="name another --out"):
+        run(Demo(tmp_path, Drawing(), data=data, rate=100.0), lambda _: None)
+    assert kept.exists()
 
 
 def test_measured_patterns_have_an_ellipticity_of_their_own(tmp_path):
