@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from prenet4d_server.config import ENVIRONMENT_PREFIX
 from prenet4d_server.errors import ServiceError
 
 _PR_SET_PDEATHSIG = 1
@@ -50,7 +51,12 @@ class Child:
     ) -> None:
         self.name = name
         self.log = log
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        # What a site sets for its own service is not meant for one on ports of its own.
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.upper().startswith(ENVIRONMENT_PREFIX)
+        } | {"PYTHONUNBUFFERED": "1"}
         if threads is not None:
             environment["OMP_NUM_THREADS"] = str(threads)
         with log.open("ab") as sink:

@@ -77,6 +77,14 @@ def test_reserved_addresses_are_for_who_is_told_of_them_and_nobody_else():
                     assert ours.recv() == b"frame"
 
 
+def test_a_service_of_ones_own_is_not_what_the_environment_says(tmp_path, monkeypatch):
+    monkeypatch.setenv("PRENET4D_BATCH__SIZE", "7")
+    monkeypatch.setenv("PRENET4D_SOURCE__ADDRESS", "tcp://127.0.0.1:9")
+    own = {"corrector": {"backend": "identity"}, "source": {"kind": "dectris2"}}
+    with RunningService(tmp_path, **own) as service:
+        assert service.status()["source"]["address"] == service.detector
+
+
 def test_a_service_keeps_its_ports_until_it_is_stopped(tmp_path):
     with RunningService(
         tmp_path, corrector={"backend": "identity"}, source={"kind": "dectris2"}
