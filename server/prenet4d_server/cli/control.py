@@ -62,13 +62,15 @@ def _for_people(answer: dict[str, Any]) -> dict[str, Any]:
 
 def _table(answer: dict[str, Any]) -> Any:
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(show_header=False, box=None, padding=(0, 2))
     table.add_column(style="dim", overflow="fold")
     table.add_column(overflow="fold", min_width=12)
     for name, value in answer.items():
-        shown = _table(value) if isinstance(value, dict) and value else _plain(value)
-        table.add_row(name.replace("_", " "), shown)
+        # As text: what came from elsewhere may look like markup.
+        shown = _table(value) if isinstance(value, dict) and value else Text(_plain(value))
+        table.add_row(Text(name.replace("_", " ")), shown)
     return table
 
 

@@ -110,7 +110,9 @@ def screen(view: View, address: str) -> RenderableType:
     events = [
         Text(event_line(event), style=_LEVEL_COLORS.get(event.level, "")) for event in view.events
     ]
-    return Panel(Group(body, Text(), *events), title=title, title_align="left", padding=(1, 2))
+    return Panel(
+        Group(body, Text(), *events), title=Text(title), title_align="left", padding=(1, 2)
+    )
 
 
 def _progress(telemetry: Any) -> RenderableType:

@@ -30,7 +30,7 @@ def snapshot(feed: Feed) -> bytes:
     """Draw what the page shows now; returns a PNG file."""
     figure = Figure(figsize=(16, 9), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(_headline(feed), fontsize=13)
+    figure.suptitle(_headline(feed), fontsize=13, parse_math=False)
     left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(1, 2.6))[0]
     _draw_patterns(feed, left)
     _draw_maps(feed, right)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from prenet4d_client import Message, messages
+from prenet4d_server.cli.control import _table
 from prenet4d_server.cli.watch import View, event_line, line, screen, sparkline
 
 
@@ -66,6 +67,17 @@ def test_screen_shows_the_figures(state, expected):
     ):
         assert figure in text
     assert ("of 100 frames" in text) == (expected is not None)
+
+
+def test_what_looks_like_markup_is_shown_as_it_came():
+    view = View()
+    view.take(telemetry(acquisition_id="scan [/x] of [a3]"))
+    assert "scan [/x] of [a3]" in shown(view)
+    console = Console(file=io.StringIO(), width=110, force_terminal=False)
+    told = {"address": "tcp://[fd00::5]:5561", "metadata": {"[b]comment": "see [/data/x]"}}
+    console.print(_table(told))
+    for part in ("tcp://[fd00::5]:5561", "[b]comment", "see [/data/x]"):
+        assert part in console.file.getvalue()
 
 
 def test_line_says_the_same():
