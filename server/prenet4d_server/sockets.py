@@ -134,9 +134,9 @@ def generate_keys(directory: Path) -> tuple[Path, Path]:
     Raises:
         ConfigError: the files exist already, or the directory cannot be written.
     """
-    secret = directory / "prenet4d.key_secret"
-    if secret.exists():
-        raise ConfigError(f"{secret} exists already. Delete it first, or use another directory.")
+    for file in (directory / "prenet4d.key_secret", directory / "prenet4d.key"):
+        if file.exists():
+            raise ConfigError(f"{file} exists already. Move it first, or use another directory.")
     try:
         directory.mkdir(parents=True, exist_ok=True)
         mask = os.umask(0o077)
@@ -167,4 +167,6 @@ def load_keys(secret_key_file: Path | None) -> KeyPair | None:
         raise ConfigError(
             f"{secret_key_file} holds no secret key; name the file that ends in .key_secret."
         )
+    if not all(is_curve_key(key.decode(errors="replace")) for key in (public, secret)):
+        raise ConfigError(f"{secret_key_file} is damaged: its keys are not 40 characters in Z85.")
     return public, secret

@@ -1,5 +1,6 @@
 """The settings: one truth from file, environment and arguments; errors are sentences."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,27 @@ def test_an_unreadable_file_and_a_misspelled_variable_are_refused(tmp_path, monk
         load_settings()
 
 
+def test_no_variable_of_ours_keeps_the_service_from_starting(monkeypatch):
+    root = Path(__file__).parents[2]
+    sources = [
+        file
+        for part in ("client", "server", "engines", "deploy")
+        for file in (root / part).rglob("*")
+        if file.suffix in (".py", ".ipynb", ".md", ".yaml")
+    ]
+    found = {
+        name for file in sources for name in re.findall(r"PRENET4D_\w+", file.read_text("utf-8"))
+    }
+    assert found
+    for name in found:
+        monkeypatch.setenv(name, "12345678")
+        try:
+            load_settings()
+        except ConfigError as error:
+            assert "unknown section" not in str(error), name
+        monkeypatch.delenv(name)
+
+
 def test_a_variable_that_sets_no_single_value_is_refused(monkeypatch):
     monkeypatch.setenv("PRENET4D_SOURCE", "native")
     with pytest.raises(ConfigError, match="PRENET4D_SOURCE__KIND=native"):
@@ -111,5 +133,14 @@ def test_keys_are_made_once_readable_by_their_owner_and_read_back(tmp_path):
         generate_keys(tmp_path / "keys")
     with pytest.raises(ConfigError, match="no secret key"):
         load_keys(public)
+    kept = public.read_text()
+    secret.rename(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match=r"prenet4d.key exists already"):
+        generate_keys(tmp_path / "keys")
+    assert public.read_text() == kept
+    damaged = (tmp_path / "elsewhere").read_text().replace(pair[1].decode(), "short")
+    secret.write_text(damaged)
+    with pytest.raises(ConfigError, match="is damaged"):
+        load_keys(secret)
     with pytest.raises(ConfigError, match="cannot be read"):
         load_keys(tmp_path / "none")
