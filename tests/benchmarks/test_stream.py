@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from prenet4d_server.bench import peer
-from prenet4d_server.bench.stream import Report, example_frames
+from prenet4d_server.bench import peer, stream
+from prenet4d_server.bench.stream import Options, Report, example_frames
 from prenet4d_server.cli import app
+from prenet4d_server.processes import ChildFailed
 from prenet4d_server.sources.compression import decompress
 
 
@@ -43,6 +44,38 @@ def test_tiny_run_is_complete(tmp_path):
     assert report["notes"] == [
         "LiberTEM-live is not installed here: name an interpreter that has it."
     ]
+
+
+def test_a_stream_may_take_as_long_as_the_service_gets_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(stream, "_SILENCE_S", 6.0)
+    options = Options(frame_shape=(32, 32))
+    bench = stream._Bench(options, Report.begin(options), tmp_path)
+    with bench._service("native", "identity") as service:
+        # The last --rate counts: a stream that is not known to take so long.
+        rate = bench._stream(service, "native", 400, "--rate", "40")
+        assert 0 < rate < 60
+        # and one that stops in the middle is told of
+        with pytest.raises(ChildFailed, match="has corrected nothing for 6 s"):
+            bench._stream(service, "native", 64, "--rate", "0.01")
+
+
+def test_what_was_measured_before_a_failure_is_kept(tmp_path):
+    theirs = tmp_path / "python"
+    theirs.write_text("#!/bin/sh\necho 1.0\n")  # says that it has LiberTEM-live, and has none
+    theirs.chmod(0o755)
+    file = tmp_path / "bench.json"
+    result = CliRunner().invoke(
+        app,
+        [
+            *("bench", "stream", "--frames", "64", "--seconds", "0.1", "--rounds", "1"),
+            *("--soak", "64", "--frame", "32x32", "--batch", "8", "--json", str(file)),
+            *("--peer-python", str(theirs)),
+        ],
+    )
+    assert result.exit_code != 0
+    report = json.loads(file.read_text())
+    assert report["medians"]["full service"] > 0
+    assert all(math.isfinite(goal["reached"]) for goal in report["goals"])
 
 
 def test_goals_are_ratios_of_medians():

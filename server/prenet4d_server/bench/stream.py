@@ -7,14 +7,16 @@ and what counts are their ratios.
 from __future__ import annotations
 
 import json
+import math
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -29,6 +31,7 @@ _DISTINCT = 128
 """Frames that are encoded before a stream starts, and then sent in turn."""
 _DOSE = 5000.0
 _SILENCE_S = 120.0
+"""A service that corrects nothing for so long is stuck."""
 _MESSAGES = {"one frame a message": 1, f"{_PER_MESSAGE} frames a message": _PER_MESSAGE}
 Say = Callable[[float, str], None]
 
@@ -86,13 +89,18 @@ class Report:
     """``before`` and ``after`` the soak: resident bytes of each process."""
     notes: list[str] = field(default_factory=list)
 
+    @classmethod
+    def begin(cls, options: Options) -> Self:
+        """An empty one, of this machine."""
+        return cls(machine.describe(), asdict(options))
+
     def median(self, name: str) -> float:
         """The median rate of one measurement; ``nan`` where it was not made."""
         values = self.rates.get(name)
         return statistics.median(values) if values else float("nan")
 
     def goals(self) -> list[Goal]:
-        """The goals, with what was reached of each."""
+        """The goals, with what was reached of each that was measured."""
         dectris = self.median("identity, DECTRIS V2")
         goals = [
             *(
@@ -116,7 +124,7 @@ class Report:
             theirs = self.median("LiberTEM-live")
             ratio = self.median("identity, their DECTRIS V1") / theirs
             goals.append(Goal("identity ÷ LiberTEM-live, same DECTRIS V1 stream", ratio, 1.0))
-        return goals
+        return [goal for goal in goals if not math.isnan(goal.reached)]
 
     def to_json(self) -> str:
         """Everything as JSON text."""
@@ -127,18 +135,18 @@ class Report:
         return json.dumps(content, indent=1, default=str)
 
 
-def run(options: Options, say: Say) -> Report:
+def run(options: Options, report: Report, say: Say) -> None:
     """Measure everything.
 
     Args:
         options: how much.
+        report: takes each figure as soon as it is there, so that a failure later costs none.
         say: told the share that is done and what is being measured.
 
     Raises:
         ChildFailed: one of the processes did not do its work.
         NoAnswer: a service fell silent.
     """
-    report = Report(machine.describe(), asdict(options))
     with TemporaryDirectory(prefix="prenet4d-bench-") as folder:
         bench = _Bench(options, report, Path(folder))
         steps: list[tuple[str, Callable[[], None]]] = [
@@ -167,7 +175,6 @@ def run(options: Options, say: Say) -> Report:
         bench.latency()
         say((done + 1) / total, "memory")
         bench.memory()
-    return report
 
 
 class _Bench:
@@ -246,8 +253,8 @@ class _Bench:
             self._stream(service, "dectris2", 4 * self.options.batch)
             frames = max(8 * self.options.batch, int(rate * self.options.seconds))
             self._stream(service, "dectris2", frames, rate=rate)
-            total = self._last_telemetry.latency.total
-        self.report.latency_ms = {"p50": total.p50, "p99": total.p99, "at_frames_per_second": rate}
+            total = service.status()["latency"]["total"]
+        self.report.latency_ms = {**total, "at_frames_per_second": rate}
 
     def memory(self) -> None:
         with self._service("dectris2", "identity") as service:
@@ -289,25 +296,36 @@ class _Bench:
                 log=self.folder / "detector.log",
             ) as detector,
         ):
-            detector.wait(timeout=_SILENCE_S + (frames / rate if rate else 0.0))
+            progress = _Progress(service)
+            while detector.process.poll() is None:
+                progress.check()
+                with suppress(subprocess.TimeoutExpired):
+                    detector.process.wait(_SILENCE_S)
+            detector.check()
         return result[0]
 
     @contextmanager
     def _timed(self, service: RunningService, frames: int) -> Iterator[list[float]]:
         """Time one acquisition by the service's own clock, and see that nothing was lost."""
         from prenet4d_client import Subscriber
+        from prenet4d_client.errors import NoAnswer
 
         result: list[float] = []
-        topics = ("acquisition_start", "acquisition_end", "telemetry")
-        with Subscriber(service.stream, topics=topics, timeout=_SILENCE_S, queue=4096) as stream:
+        progress = _Progress(service)
+        # No telemetry: that of a long stream would fill the queue, and its end be lost.
+        topics = ("acquisition_start", "acquisition_end")
+        with Subscriber(service.stream, topics=topics, timeout=_SILENCE_S) as stream:
             time.sleep(0.2)  # subscriptions travel to the service
             yield result
             start = None
-            for message in stream:
+            while not result:
+                try:
+                    message = stream.receive()
+                except NoAnswer:  # much may wait in the ring for a slow corrector
+                    progress.check()
+                    continue
                 if message.type == "acquisition_start":
                     start = message
-                elif message.type == "telemetry":
-                    self._last_telemetry = message
                 elif start is not None:
                     counters = message.counters
                     if counters is None or counters.corrected != frames:
@@ -315,7 +333,24 @@ class _Bench:
                             f"{frames} frames were sent; the service says {counters}."
                         )
                     result.append(frames / (message.time - start.time))
-                    return
+
+
+class _Progress:
+    """Sees that a service corrects more from one check to the next, however long it has to."""
+
+    def __init__(self, service: RunningService) -> None:
+        self._service = service
+        self._corrected = -1
+
+    def check(self) -> None:
+        """Compare with the last time; raises ChildFailed where nothing was corrected since."""
+        self._service.check()
+        before, self._corrected = self._corrected, self._service.status()["counters"]["corrected"]
+        if self._corrected == before:
+            raise ChildFailed(
+                f"The service has corrected nothing for {_SILENCE_S:g} s: "
+                f"{self._service.last_words()}"
+            )
 
 
 def example_frames(frame_shape: tuple[int, int], count: int = _DISTINCT) -> Any:

@@ -49,7 +49,7 @@ def demo(
     rate: Annotated[
         float | None, typer.Option(min=1, help="Frames per second; measured by default.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything that is drawn.")] = 0,
 ) -> None:
     """Show all of it at work: detector, service, watcher and recorder, and the truth beside it.
 
@@ -163,7 +163,7 @@ def bench_stream(
     """
     from rich.console import Console
 
-    from prenet4d_server.bench.stream import Options, run
+    from prenet4d_server.bench.stream import Options, Report, run
     from prenet4d_server.cli.progress import bar
 
     options = Options(
@@ -176,13 +176,16 @@ def bench_stream(
         batch=batch,
         peer=peer_python,
     )
-    with bar("measuring") as advance:
-        report = run(options, advance)
+    report = Report.begin(options)
+    try:
+        with bar("measuring") as advance:
+            run(options, report, advance)
+    finally:  # what was measured before a failure is kept
+        if json_file is not None:
+            json_file.write_text(report.to_json() + "\n", encoding="utf-8")
     console = Console()
     for part in _bench_tables(report):
         console.print(part)
-    if json_file is not None:
-        json_file.write_text(report.to_json() + "\n", encoding="utf-8")
 
 
 def bench_page(
@@ -261,6 +264,7 @@ def _figure(value: float) -> str:
 def doctor() -> None:
     """Look at this machine: what is here, what is missing, and what to do about it."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from prenet4d_server.doctor import examine
@@ -274,7 +278,8 @@ def doctor() -> None:
     with console.status("looking"):
         for finding in examine():
             verdict = f"[{colors[finding.verdict]}]{finding.verdict}[/]"
-            table.add_row(finding.name, verdict, finding.found, finding.advice)
+            # Where something is broken, others' words and paths stand there, brackets and all.
+            table.add_row(finding.name, verdict, escape(finding.found), escape(finding.advice))
             broken = broken or finding.verdict == "broken"
     console.print(table)
     if broken:
