@@ -62,7 +62,7 @@ def simulate_detector(
     drift: Annotated[
         float | None, typer.Option(min=0, help="Draw center drift of so many pixels over the scan.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything that is drawn.")] = 0,
     compression: Annotated[
         Literal["bslz4", "lz4", "none"], typer.Option(help="Of DECTRIS frames.")
     ] = "bslz4",
@@ -182,7 +182,6 @@ def replay(
     from prenet4d_server.service import stopped_by_signals
 
     with (
-        stopped_by_signals() as stop,
         open_scan(file, dataset=dataset, scan_shape=scan) as source,
         FrameSender(to, timeout=patience, server_key=server_key) as sender,
         bar(f"sending {file.name}") as advance,
@@ -204,14 +203,15 @@ def replay(
         wait.end()
         sent, began = 0, time.monotonic()
         size = max(1, min(_REPLAY_BLOCK, int(rate / 20))) if rate else _REPLAY_BLOCK
-        for block in source.blocks(size):
-            due = began + sent / rate if rate else 0.0
-            if stop.wait(max(0.0, due - time.monotonic())):
-                sender.end(aborted="stopped by the user")
-                raise typer.Exit(130)
-            sender.send(block)
-            sent += len(block)
-            advance(sent / source.n_frames, counted(sent, "frame"))
+        with stopped_by_signals() as stop:  # only now: a wait for a service ends at once by itself
+            for block in source.blocks(size):
+                due = began + sent / rate if rate else 0.0
+                if stop.wait(max(0.0, due - time.monotonic())):
+                    sender.end(aborted="stopped by the user")
+                    raise typer.Exit(130)
+                sender.send(block)
+                sent += len(block)
+                advance(sent / source.n_frames, counted(sent, "frame"))
     print(f"Sent {counted(sent, 'frame')} of {file} to {to}.")
 
 

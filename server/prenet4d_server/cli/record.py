@@ -47,19 +47,19 @@ def record(
     """Record scans to HDF5 that opens in HyperSpy, py4DSTEM and LiberTEM, or to Zarr, live."""
     from prenet4d_client import LosslessReceiver
     from prenet4d_server.cli.progress import counter
-    from prenet4d_server.recording.recorder import Recorder
+    from prenet4d_server.recording.recorder import STOPPED, Recorder
     from prenet4d_server.recording.recorder import record as run
     from prenet4d_server.service import stopped_by_signals
 
     chosen = ("corrected", "aligned") if content == "both" else (content,)
     with (
-        stopped_by_signals() as stop,
         Recorder(
             file, overwrite=overwrite, content=chosen, compression=compression, fill=fill
         ) as recorder,
         LosslessReceiver(
             lossless, name=name, topics=recorder.topics, server_key=server_key
         ) as receiver,
+        stopped_by_signals() as stop,  # only now: a wait for the service ends at once by itself
         counter("recording") as show,
     ):
 
@@ -73,7 +73,7 @@ def record(
     print(recorded(summary.patterns, summary.absent, "" if summary.complete else summary.reason))
     if summary.lost and summary.lost not in summary.reason:
         print(f"The recording ended because the service was lost: {summary.lost}")
-    if not summary.complete and not stop.is_set():
+    if not summary.complete and summary.reason != STOPPED:
         raise typer.Exit(1)
 
 

@@ -30,9 +30,11 @@ from prenet4d_server.recording.file import HDF5, ZARR, Recording, check_kind
 from prenet4d_server.recording.layout import Acquisition, Compression, Fill
 from prenet4d_server.wording import counted
 
-__all__ = ["Recorder", "Summary", "record"]
+__all__ = ["STOPPED", "Recorder", "Summary", "record"]
 
 _log = logging.getLogger(__name__)
+STOPPED = "it was stopped before the acquisition's end"
+"""The reason where nothing but the user's stop made a recording incomplete."""
 _FLUSH_S = 1.0
 _STOP_LOOK_S = 0.1
 KEEP_FREE_BYTES = 256 << 20
@@ -149,7 +151,7 @@ class Recorder:
             self._check_space(0)
             self._recording.flush()
 
-    def close(self, reason: str = "it was stopped before the acquisition's end") -> None:
+    def close(self, reason: str = STOPPED) -> None:
         """Close the file that is being written, if one is, as incomplete; may be called twice."""
         self._finish(complete=False, reason=reason)
         self._release()
@@ -245,8 +247,6 @@ class Recorder:
         self.summary.finished += 1
         self.summary.absent += recording.absent
         self.summary.refused += recording.refused
-        if not complete:
-            self._tell_incomplete(reason)
         self._release()  # the room is for this; where another file follows, it is held anew
         try:
             recording.close(complete=complete, reason=reason, counters=counters)
@@ -254,6 +254,8 @@ class Recorder:
             self._unclosed = f"{recording.path} could not be closed properly: {error}"
             self._tell_incomplete(self._unclosed)
             _log.error("%s", self._unclosed)
+        if not complete:
+            self._tell_incomplete(reason)
 
     def _release(self) -> None:
         if self._reserve is not None:

@@ -2,8 +2,10 @@
 
 import math
 import signal
+import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -64,6 +66,13 @@ def prenet4d(monkeypatch, capsys):
         (["serve", "--source", "merlin"], "'merlin' is not one of"),
         (["serve", "--source", "replay"], "A replay needs a file: name it with --data, or"),
         (["demo", "--ellipticity", "1.03"], "write the ratio of the axes (1 to 2) and the angle"),
+        (["demo", "--seed", "-1"], "should be greater than or equal to 0"),
+        (["simulate-detector", "native", "--seed", "-1"], "should be greater than or equal to 0"),
+        (["dashboard", "--connect", "host:5561"], "'host:5561' is no host: write its name or"),
+        (["dashboard", "--connect", "tcp://foo"], "'tcp://foo' is no host: write its name or"),
+        (["dashboard", "--stream", "tcp://a b:1"], "Cannot connect to 'tcp://a b:1'"),
+        (["dashboard", "--server-key", 40 * '"'], "server_key must be the service's public CURVE"),
+        (["dashboard", "--token", "x"], "has fewer than 8 characters and would be guessed"),
         (["demo", "--data", "nowhere.npy"], "'nowhere.npy' does not exist"),
         (["train", "everything"], "'everything' is not one of"),
         (["simulate-detector", "dectris"], "'kind': 'dectris' is not one of"),
@@ -156,6 +165,32 @@ def test_an_endless_detector_can_be_stopped_before_anybody_comes(free):
         assert "Waiting up to 30 s for a service" in detector.stderr.readline()
         detector.send_signal(signal.SIGINT)
         assert not detector.stderr.read().strip()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("command", ["record", "replay"])
+def test_whoever_waits_for_a_service_can_be_stopped_at_once(free, tmp_path, command, number):
+    frames = tmp_path / "frames.npy"
+    np.save(frames, np.ones((2, 16, 16), np.uint16))
+    arguments = {
+        "record": [tmp_path / "scan.h5", "--lossless", free],
+        "replay": [frames, "--to", free, "--patience", "inf"],
+    }[command]
+    with socket.create_server(("127.0.0.1", int(free.rpartition(":")[2])), reuse_port=False) as ear:
+        ear.settimeout(60)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "prenet4d_server", command, *map(str, arguments)],
+            stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        with process:
+            ear.accept()[0].close()  # it waits now: somebody is there, and is no service
+            time.sleep(0.5)
+            process.send_signal(number)
+            try:
+                process.wait(5)
+            finally:
+                process.kill()
+    assert process.returncode in (130, -number)
 
 
 def test_config_prints_what_it_accepts(prenet4d, tmp_path):

@@ -114,6 +114,27 @@ def test_a_scan_that_ended_early_is_recorded_as_such(service, tmp_path):
 
 
 @pytest.mark.parametrize("service", ["native"], indirect=True)
+@pytest.mark.parametrize(("first", "status"), [("beam dump", 1), ("", 0)])
+def test_a_stop_in_mid_scan_hides_no_scan_that_was_incomplete_before(
+    service, tmp_path, first, status
+):
+    file = tmp_path / "scan.h5"
+    with recorder(service, file) as recording:
+        service.wait_for_receivers(1)
+        with FrameSender(service.detector, timeout=TIMEOUT_S) as source:
+            for scan in ("first", "second"):
+                source.start(frame_shape=(32, 32), dtype="uint16", scan_shape=SCAN)
+                source.send(np.ones((12, 32, 32), np.uint16))
+                if scan == "first":
+                    source.end(aborted=first)
+            until((tmp_path / "scan_002.h5").exists)
+            recording.stop()
+    assert recording.process.returncode == status
+    reason = first or "it was stopped before the acquisition's end"
+    assert f"incomplete: {reason}" in recording.last_words()
+
+
+@pytest.mark.parametrize("service", ["native"], indirect=True)
 def test_replay_is_watched_and_the_recorder_closes_its_file_when_interrupted(
     service, frames, tmp_path
 ):
