@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -10,9 +12,23 @@ import typer
 from prenet4d_server.cli.arguments import ClientKeyOption, ServerKeyOption, address
 
 
+def _parse_host(text: str) -> str:
+    """A host as it is written in an address: IPv6 in brackets."""
+    bare = text.removeprefix("[").removesuffix("]")
+    try:
+        return f"[{bare}]" if ipaddress.ip_address(bare).version == 6 else bare
+    except ValueError:
+        if re.fullmatch(r"[\w.-]+", text):
+            return text
+    raise typer.BadParameter(
+        f"{text!r} is no host: write its name or number alone, for example microscope-pc; other "
+        "ports go with --stream and --control."
+    )
+
+
 def dashboard(
     connect: Annotated[
-        str, typer.Option(metavar="HOST", help="Where the service runs.")
+        str, typer.Option(parser=_parse_host, metavar="HOST", help="Where the service runs.")
     ] = "127.0.0.1",
     stream: Annotated[
         str | None, address("--stream", "The service's stream address; port 5561 by default.")
@@ -43,6 +59,7 @@ def dashboard(
     ] = False,
 ) -> None:
     """Serve the operator's page here, for a service that runs elsewhere."""
+    from prenet4d_client import ControlClient, Subscriber
     from prenet4d_server import logs
     from prenet4d_server.config import LogSettings
     from prenet4d_server.errors import ConfigError
@@ -64,6 +81,9 @@ def dashboard(
         server_key=server_key,
         client_keys=client_key,
     )
+    # Nobody needs to answer yet; what can be no address or key is refused here, before we listen.
+    Subscriber(service.stream, server_key=server_key).close()
+    ControlClient(service.control, server_key=server_key, keys=client_key).close()
     if token and token_file:
         raise ConfigError("Give --token or --token-file, not both.")
     operator = OperatorToken(token or None, token_file)

@@ -53,7 +53,7 @@ def serve(
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(exists=True, dir_okay=False, help="replay: the file (.npy, HDF5, .mib, …)."),
+        typer.Option(exists=True, help="replay: the file or store (.npy, HDF5, Zarr, .mib, …)."),
     ] = None,
     rate: Annotated[
         float | None,

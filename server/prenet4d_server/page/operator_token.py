@@ -22,10 +22,15 @@ class OperatorToken:
             new token, for its owner alone to read.
 
     Raises:
-        ConfigError: the file cannot be read or made, or what it holds is no token.
+        ConfigError: the file cannot be read or made, or what it holds or was said is no token.
     """
 
     def __init__(self, said: str | None, file: Path | None) -> None:
+        if said is not None and len(said) < LEAST_CHARACTERS:
+            raise ConfigError(
+                f"The operator's token has fewer than {LEAST_CHARACTERS} characters and would be "
+                "guessed: give a longer one, or none to have one made."
+            )
         self._file, self._said = file, said is not None
         self.secret = said or (_kept(file) if file else secrets.token_urlsafe(16))
 

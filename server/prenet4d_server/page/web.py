@@ -220,8 +220,10 @@ def server(settings: PageSettings, feed: Feed, listening: socket.socket) -> Base
         [
             (r"/?", PageHandler, {**context, "access": access}),
             (r"/ws", OwnSocket, {**context, "compression_level": COMPRESSION_LEVEL}),
-            # Bokeh's ways to embed the page elsewhere, which nobody needs.
-            (r"/autoload\.js|/metadata", ErrorHandler, {"status_code": 404}),
+            # Bokeh's ways to embed the page elsewhere, which nobody needs; its own patterns, in
+            # which the dot stands for any character.
+            (r"/autoload.js", ErrorHandler, {"status_code": 404}),
+            (r"/metadata", ErrorHandler, {"status_code": 404}),
         ],
     )
     http = HTTPServer(tornado)

@@ -10,6 +10,7 @@ import pytest
 
 from prenet4d_server.errors import FileError
 from prenet4d_server.files import open_scan
+from prenet4d_server.processes import Child
 from prenet4d_server.service import Service
 
 from ..live import settings, until
@@ -98,3 +99,19 @@ def test_a_recording_is_replayed_through_the_service(tmp_path: Path, name: str) 
         until(lambda: service.status().counters.in_flight == 0)
         counters = service.status().counters
     assert (counters.corrected, counters.rejected) == (20, 0)
+
+
+def test_the_command_line_takes_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "scan.zarr"
+    write(path, whole_scan(patterns_of(20)))
+    for name in ("STREAM", "LOSSLESS", "CONTROL", "HTTP"):
+        monkeypatch.setenv(f"PRENET4D_{name}__ADDRESS", "tcp://127.0.0.1:*")
+    log = tmp_path / "log"
+    command = ("serve", "--data", str(path), "--backend", "identity")
+    with Child.command("service", *command, log=log) as service:
+
+        def is_replayed() -> bool:
+            service.check()
+            return "The acquisition ended" in log.read_text()
+
+        until(is_replayed, timeout_s=60)

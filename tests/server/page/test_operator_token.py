@@ -33,6 +33,11 @@ def test_a_token_that_was_set_is_not_told_again():
     assert "open-sesame" not in token.address(URL)
 
 
+def test_a_token_that_is_guessed_is_refused():
+    with pytest.raises(ConfigError, match="fewer than 8 characters"):
+        OperatorToken("1234567", None)
+
+
 @pytest.mark.parametrize("content", ["", "short\n", "not one word\n"])
 def test_a_file_that_holds_no_token_is_refused_with_what_to_do(tmp_path, content):
     file = tmp_path / "token"

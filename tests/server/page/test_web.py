@@ -111,11 +111,8 @@ def test_the_page_and_all_it_needs_come_from_here(service):
     assert not [link for link in links if b"//" in link]
     for name in (b"page.css", b"panel.css", b"page.js", b"icon.svg"):
         assert get(f"{url}/assets/{name.decode()}")[0] == 200
-    for path in (
-        "/autoload.js?bokeh-autoload-element=1",
-        "/autoloadXjs?bokeh-autoload-element=1",
-        "/metadata",
-    ):
+    scripts = (f"/autoload{dot}js?bokeh-autoload-element=1" for dot in (".", "X"))
+    for path in (*scripts, "/metadata"):
         assert get(url + path)[0] == 404
 
 
