@@ -37,8 +37,8 @@ def test_the_notebook_maps_a_scan_live(tmp_path: Path, monkeypatch: pytest.Monke
             log=tmp_path / "detector.log",
         ),
     ):
-        monkeypatch.setenv("PRENET4D_STREAM_ADDRESS", service.stream)
-        monkeypatch.setenv("PRENET4D_CONTROL_ADDRESS", service.control)
+        monkeypatch.setenv("LIVE_MAP_STREAM", service.stream)
+        monkeypatch.setenv("LIVE_MAP_CONTROL", service.control)
         client = nbclient.NotebookClient(
             notebook, timeout=100, resources={"metadata": {"path": str(tmp_path)}}
         )

@@ -22,7 +22,7 @@ from prenet4d_engines.errors import EvaluationError
 
 Array = NDArray[np.float64]
 
-PYTHON_VARIABLE: Final = "PRENET4D_PY4DSTEM_PYTHON"
+PYTHON_VARIABLE: Final = "PY4DSTEM_PYTHON"
 _WORKER: Final = Path(__file__).with_name("py4dstem_worker.py")
 
 
