@@ -51,7 +51,7 @@ contracts: .venv/.dev
 
 define venv
 @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "prenet4d needs Python 3.11 or newer; set PYTHON=python3.x")'
-@test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
+@test -x $(1)/bin/python || $(PYTHON) -m venv $(1) || { rm -rf $(1); exit 1; }
 endef
 
 clean:

@@ -10,7 +10,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -28,7 +28,6 @@ OPTIONAL = {
     "hyperspy": "one of the programs that open recordings",
     "py4DSTEM": "one of the programs that open recordings",
 }
-WANTED_SHM = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +44,7 @@ class Finding:
 
 def examine() -> Iterator[Finding]:
     """Look at everything in turn; each finding comes as soon as it is known."""
-    checks: tuple[Callable[[], Iterator[Finding]], ...] = (
-        *(_python, _cores, _memory, _shared_memory, _required, _gpu, _tensorrt, _backend),
-        *(_ports, _clock, _optional),
-    )
+    checks = (_python, _cores, _memory, _required, _networks, _ports, _clock, _optional)
     for check in checks:
         yield from check()
 
@@ -85,21 +81,6 @@ def _memory() -> Iterator[Finding]:
     )
 
 
-def _shared_memory() -> Iterator[Finding]:
-    path = Path("/dev/shm")
-    if not path.is_dir():
-        advice = "The ring where frames wait needs it: run the service on Linux."
-        yield Finding("shared memory", "broken", "no /dev/shm", advice)
-        return
-    usage = shutil.disk_usage(path)
-    found = f"/dev/shm: {_gib(usage.free)} free of {_gib(usage.total)}"
-    if usage.free < WANTED_SHM:
-        advice = "The ring shrinks to fit. In a container: --shm-size=1g."
-        yield Finding("shared memory", "note", found, advice)
-    else:
-        yield Finding("shared memory", "ok", found)
-
-
 def _required() -> Iterator[Finding]:
     absent = [name for name in REQUIRED if _version(name) is None]
     if absent:
@@ -109,9 +90,21 @@ def _required() -> Iterator[Finding]:
         yield Finding("packages", "ok", ", ".join(f"{n} {_version(n)}" for n in ("torch", "pyzmq")))
 
 
-def _gpu() -> Iterator[Finding]:
+def _networks() -> Iterator[Finding]:
+    """What runs them; nothing of it can be looked at without a torch that works."""
     if importlib.util.find_spec("torch") is None:
+        return  # it is among the missing packages
+    try:
+        import torch  # noqa: F401 - whether it can be
+    except (ImportError, OSError) as error:
+        advice = "Install torch anew, with the libraries it needs: deploy/GPU.md."
+        yield Finding("torch", "broken", f"cannot be imported: {error}", advice)
         return
+    for check in (_gpu, _tensorrt, _backend):
+        yield from check()
+
+
+def _gpu() -> Iterator[Finding]:
     import torch
 
     from prenet4d_engines.backends.tensorrt.flavors import cuda_fault
@@ -155,8 +148,6 @@ def nvidia_smi() -> str:
 
 
 def _tensorrt() -> Iterator[Finding]:
-    if importlib.util.find_spec("torch") is None:
-        return
     from prenet4d_engines.backends.tensorrt.flavors import (
         HOW_TO_INSTALL,
         cuda_fault,
@@ -225,8 +216,6 @@ def _engines() -> Iterator[Finding]:
 
 
 def _backend() -> Iterator[Finding]:
-    if importlib.util.find_spec("torch") is None:
-        return
     from prenet4d_engines.backends import select
     from prenet4d_engines.errors import EngineError
 

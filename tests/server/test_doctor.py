@@ -1,7 +1,10 @@
 """The doctor finds what is there and says what to do about the rest."""
 
+import os
 import re
 import socket
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -12,7 +15,7 @@ from prenet4d_server import doctor
 def test_every_finding_is_complete():
     findings = list(doctor.examine())
     names = {finding.name for finding in findings}
-    assert {"python", "cores", "memory", "shared memory", "packages", "gpu", "tensorrt"} <= names
+    assert {"python", "cores", "memory", "packages", "gpu", "tensorrt"} <= names
     assert {"backend", "ports", "clock"} <= names
     for finding in findings:
         assert finding.found
@@ -43,6 +46,25 @@ def test_a_missing_package_is_broken(monkeypatch):
     (finding,) = (finding for finding in doctor.examine() if finding.name == "packages")
     assert finding.verdict == "broken"
     assert finding.found == "missing: no-such-package-of-ours"
+
+
+@pytest.mark.parametrize("error", ["ImportError", "OSError"])
+def test_a_torch_that_cannot_be_imported_is_one_finding_among_the_others(tmp_path, error):
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text(f"raise {error}('libcudnn.so.9: [/no] file')")
+    ran = subprocess.run(
+        [sys.executable, "-m", "prenet4d_server", "doctor"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path), "COLUMNS": "200"},
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert (ran.returncode, ran.stderr) == (1, "")
+    lines = [line.split() for line in ran.stdout.splitlines()]
+    names = [line[0] for line in lines if line]
+    (told,) = (line for line in lines if line[:1] == ["torch"])
+    assert told[1] == "broken"
+    assert "libcudnn.so.9: [/no] file" in ran.stdout
+    assert {"python", "memory", "ports", "clock"} <= set(names)
+    assert not {"gpu", "tensorrt", "backend"} & set(names)
 
 
 @pytest.mark.skipif(torch.version.cuda is not None, reason="this torch was built with CUDA")
