@@ -167,6 +167,11 @@ def test_an_endless_detector_can_be_stopped_before_anybody_comes(free):
         assert not detector.stderr.read().strip()
 
 
+def _interruptible():
+    """As in a terminal, though the tests may run in the background, where SIGINT is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("command", ["record", "replay"])
 def test_whoever_waits_for_a_service_can_be_stopped_at_once(free, tmp_path, command, number):
@@ -180,7 +185,7 @@ def test_whoever_waits_for_a_service_can_be_stopped_at_once(free, tmp_path, comm
         ear.settimeout(60)
         process = subprocess.Popen(
             [sys.executable, "-m", "prenet4d_server", command, *map(str, arguments)],
-            stderr=subprocess.PIPE, text=True,
+            stderr=subprocess.PIPE, text=True, preexec_fn=_interruptible,
         )  # fmt: skip
         with process:
             ear.accept()[0].close()  # it waits now: somebody is there, and is no service
