@@ -99,7 +99,8 @@ class PatternCorrector(Protocol):
     def stands(self) -> bool:
         """Whether the ellipticity is good for the next acquisition.
 
-        It is once it was locked, until patterns contradict it; also where the beam has gone since.
+        It is once it was locked, until patterns contradict it, also where the beam has gone since;
+        and while it is frozen, if anything had been found.
         """
         ...
 

@@ -149,9 +149,9 @@ class Calibrator:
 
     @property
     def stands(self) -> bool:
-        """Whether nothing has contradicted the reading since it was locked, or it is frozen."""
+        """Whether there is a reading that is frozen, or uncontradicted since it was locked."""
         self.settle()
-        return self._frozen or self._stands
+        return self._reading is not None and (self._frozen or self._stands)
 
     @property
     def reading(self) -> Reading | None:

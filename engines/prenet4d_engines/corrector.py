@@ -16,11 +16,10 @@ same, whichever way frames go in.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -41,7 +40,6 @@ from prenet4d_engines.virtual import DetectorRadii, VirtualDetectors, figures
 
 _DTYPES = ("uint8", "uint16", "uint32", "float32")
 Indices = npt.NDArray[np.int64]
-T = TypeVar("T")
 
 
 class Memory(NamedTuple):
@@ -259,12 +257,10 @@ class Corrector:
         flight = _Flight(indices, [], [], [])
         for start in range(0, max(len(frames), 1), size):
             some = frames[start : start + size]
-            with station.watched():
-                slot = station.take(self._camera, frames.dtype.newbyteorder("="), max(len(some), 1))
-                looked = slot.look(some)
+            slot = station.take(self._camera, frames.dtype.newbyteorder("="), max(len(some), 1))
             flight.slots.append(slot)
             flight.sizes.append(len(some))
-            flight.looks.append(looked)
+            flight.looks.append(slot.look(some))
         return flight
 
     def _straighten(self, flight: _Flight) -> None:
@@ -285,7 +281,7 @@ class Corrector:
             slot.place(applied[part], averaged[part], self.reference_center, ellipticity)
             start += n
         if averaged.any():
-            totals = [_on(slot, slot.average) for slot in flight.slots]
+            totals = [slot.average() for slot in flight.slots]
             home = self._stations[0].lanes.device
             total = sum(
                 (each.to(home, non_blocking=True) for each in totals[1:]), totals[0].to(home)
@@ -294,7 +290,7 @@ class Corrector:
         if detectors.searching:
             detectors.find(*self.mean())
         flight.patterns = [
-            _on(slot, partial(slot.straighten, n, detectors.weights))
+            slot.straighten(n, detectors.weights)
             for slot, n in zip(flight.slots, flight.sizes, strict=True)
         ]
         flight.result = placed.fields | {
@@ -437,9 +433,3 @@ class Corrector:
 
 def _joined(parts: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-
-def _on(slot: Slot, work: Callable[[], T]) -> T:
-    """Have a slot do something, and its device noted if its memory does not suffice."""
-    with slot.station.watched():
-        return work()

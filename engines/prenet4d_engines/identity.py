@@ -29,7 +29,7 @@ class IdentityCorrector:
     """
 
     state: State = "frozen"
-    stands = True
+    stands = False
 
     def __init__(
         self,

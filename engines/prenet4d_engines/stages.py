@@ -86,8 +86,9 @@ class Slot:
         n = len(frames)
         if n == 0:  # no network reads an empty batch
             frames = np.zeros((1, *self.camera.frame_shape), self.dtype)
-        self._frames = self._lanes.send(frames, self._frames)
-        return self._lanes.fetch(self._looking()[:n])
+        with self.station.watched():
+            self._frames = self._lanes.send(frames, self._frames)
+            return self._lanes.fetch(self._looking()[:n])
 
     def place(
         self,
@@ -113,7 +114,8 @@ class Slot:
 
     def average(self) -> Tensor:
         """Add up the recentered raw frames; returns (2, h, w) on the device: counts, weights."""
-        return self._averaging()
+        with self.station.watched():
+            return self._averaging()
 
     def straighten(
         self, n: int, weights: npt.NDArray[np.float32]
@@ -128,10 +130,11 @@ class Slot:
             The corrected and the aligned patterns, (n, h, w) counts each, and what the virtual
             detectors add up, (n, 5).
         """
-        if weights is not self._weights_sent:
-            self._weights, self._weights_sent = self._lanes.put(weights, self._weights), weights
-        added = self._lanes.fetch(self._straightening()[:n])
-        corrected, aligned = (self._lanes.deliver(each[:n]) for each in self._moved)
+        with self.station.watched():
+            if weights is not self._weights_sent:
+                self._weights, self._weights_sent = self._lanes.put(weights, self._weights), weights
+            added = self._lanes.fetch(self._straightening()[:n])
+            corrected, aligned = (self._lanes.deliver(each[:n]) for each in self._moved)
         return corrected, aligned, added
 
     @cached_property
@@ -230,7 +233,7 @@ class Station:
         self._asked = self.lanes.bucket(n)
         if free := self._free.get(self._asked):
             return free.pop()
-        with self.lanes.computing():
+        with self.watched(), self.lanes.computing():
             return Slot(self, camera, dtype, self._asked)
 
     def give_back(self, slot: Slot) -> None:

@@ -236,7 +236,8 @@ class Correction:
         """Keep the ellipticity as it is, in this acquisition and the next ones like it."""
         self._existing().freeze()
         frozen = self.calibration()
-        self._keep(frozen)
+        if self._existing().stands:
+            self._keep(frozen)
         self._frozen.add(frozen.frame_shape)
 
     def unfreeze(self) -> None:
@@ -285,8 +286,7 @@ class Correction:
             self._corrector.load(calibration)
             if not self._center_is_configured:
                 self._corrector.set_reference_center(calibration.reference_center)
-        self._calibrations[calibration.frame_shape] = calibration
-        self._latest = calibration.frame_shape
+        self._keep(calibration)
         if not self._center_is_configured:
             self._center = (calibration.frame_shape, calibration.reference_center)
 
@@ -295,10 +295,8 @@ class Correction:
         return {self._frame_shape} if self._running else {self._frame_shape, self._latest}
 
     def _keep(self, calibration: Calibration) -> None:
-        """Keep what was found; what was frozen before anything was found is none."""
-        if calibration.ratio_sigma is not None:
-            self._latest = calibration.frame_shape
-            self._calibrations[self._latest] = calibration
+        self._latest = calibration.frame_shape
+        self._calibrations[self._latest] = calibration
 
     def _existing(self) -> PatternCorrector:
         if self._corrector is None:
