@@ -103,17 +103,21 @@ def test_every_dtype_of_counts_becomes_one_of_the_wire(
             np.testing.assert_array_equal(scan.read(0, 5), truth.astype(handed_out))
 
 
+def write_frames(path: Path, frames: np.ndarray, **of_hdf5: Any) -> None:
+    """Write frames as the suffix says; HDF5 with these options of the dataset."""
+    if path.suffix == ".npy":
+        np.save(path, frames)
+    elif path.suffix == ".npz":
+        np.savez(path, frames)
+    else:
+        with h5py.File(path, "w") as file:
+            file.create_dataset("frames", data=frames, **of_hdf5)
+
+
 @pytest.mark.parametrize("suffix", ["npy", "npz", "h5"])
 def test_a_file_without_frames_is_refused(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"scan.{suffix}"
-    none = np.zeros((0, 16, 16), np.uint16)
-    if suffix == "npy":
-        np.save(path, none)
-    elif suffix == "npz":
-        np.savez(path, none)
-    else:
-        with h5py.File(path, "w") as file:
-            file.create_dataset("frames", data=none, maxshape=(None, 16, 16))
+    write_frames(path, np.zeros((0, 16, 16), np.uint16), maxshape=(None, 16, 16))
     with pytest.raises(FileError, match="holds no frames"):
         open_scan(path)
 
@@ -192,13 +196,7 @@ def test_a_truncated_npy_says_what_is_there_and_reads_it_when_asked(tmp_path: Pa
 def test_a_file_cut_anywhere_is_told_as_such(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"scan.{suffix}"
     truth = scan_of((10, 16, 16))
-    if suffix == "npy":
-        np.save(path, truth)
-    elif suffix == "npz":
-        np.savez(path, truth)
-    else:
-        with h5py.File(path, "w") as file:
-            file.create_dataset("frames", data=truth, chunks=(1, 16, 16), compression="gzip")
+    write_frames(path, truth, chunks=(1, 16, 16), compression="gzip")
     whole = path.read_bytes()
     for size in (0, 9, 60, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:size])

@@ -101,13 +101,13 @@ def test_a_recording_is_replayed_through_the_service(tmp_path: Path, name: str) 
     assert (counters.corrected, counters.rejected) == (20, 0)
 
 
-def test_the_command_line_takes_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_line_takes_a_store(tmp_path: Path) -> None:
     path = tmp_path / "scan.zarr"
     write(path, whole_scan(patterns_of(20)))
-    for name in ("STREAM", "LOSSLESS", "CONTROL", "HTTP"):
-        monkeypatch.setenv(f"PRENET4D_{name}__ADDRESS", "tcp://127.0.0.1:*")
-    log = tmp_path / "log"
-    command = ("serve", "--data", str(path), "--backend", "identity")
+    free = [f'{name}.address = "tcp://127.0.0.1:*"' for name in ("stream", "lossless", "control")]
+    config, log = tmp_path / "prenet4d.toml", tmp_path / "log"
+    config.write_text("\n".join([*free, "http.enabled = false"]))
+    command = ("serve", "--config", str(config), "--data", str(path), "--backend", "identity")
     with Child.command("service", *command, log=log) as service:
 
         def is_replayed() -> bool:
