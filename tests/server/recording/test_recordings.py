@@ -119,7 +119,7 @@ def test_a_recording_that_is_stopped_early_says_so(
     assert not recording["complete"]
     assert "stopped" in recording["reason"]
     assert recording["absent"] == 3
-    told = listener.of("event")[-1].message
+    told = listener.wait_for_event("recording_stopped").message
     assert told.startswith("Recording ended with 3 of 6 patterns in 1 file; incomplete: it was st")
     with h5py.File(folder / f"{name}.h5") as file:
         assert not file["prenet4d"].attrs["complete"]
