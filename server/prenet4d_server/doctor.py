@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import os
 import platform
+import re
 import shutil
 import socket
 import subprocess
@@ -15,14 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from prenet4d_engines import processor
+
 Verdict = Literal["ok", "note", "missing", "broken"]
 
 PORTS = {5560: "ingest", 5561: "stream", 5562: "lossless", 5563: "control", 5564: "http"}
-REQUIRED = (
-    *("numpy", "pyzmq", "msgpack", "pydantic", "torch", "safetensors", "scipy", "cbor2", "h5py"),
-    *("hdf5plugin", "lz4", "matplotlib", "prometheus-client", "psutil", "pydantic-settings"),
-)
 OPTIONAL = {
+    "numba": "decodes sparse DECTRIS frames faster: pip install numba",
     "bm3d": "only a rival in `prenet4d evaluate` (its license forbids commercial use)",
     "scikit-image": "only a rival in `prenet4d evaluate`: pip install scikit-image",
     "hyperspy": "one of the programs that open recordings",
@@ -59,10 +58,10 @@ def _python() -> Iterator[Finding]:
 
 
 def _cores() -> Iterator[Finding]:
-    cores = usable_cores()
-    flags = cpu_flags()
+    cores = processor.usable_cores()
+    flags = processor.flags()
     units = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags]
-    found = f"{cores:g} usable, {cpu_name()}; {', '.join(units) or 'no vector units known'}"
+    found = f"{cores:g} usable, {processor.name()}; {', '.join(units) or 'no vector units known'}"
     if cores < 2:
         advice = "The detector's side and the networks want a core each: give it two or more."
         yield Finding("cores", "note", found, advice)
@@ -82,12 +81,21 @@ def _memory() -> Iterator[Finding]:
 
 
 def _required() -> Iterator[Finding]:
-    absent = [name for name in REQUIRED if _version(name) is None]
+    absent = [name for name in _installed_with() if _version(name) is None]
     if absent:
         advice = "pip install 'prenet4d[server]'"
         yield Finding("packages", "broken", f"missing: {', '.join(absent)}", advice)
     else:
         yield Finding("packages", "ok", ", ".join(f"{n} {_version(n)}" for n in ("torch", "pyzmq")))
+
+
+def _installed_with() -> Iterator[str]:
+    """Name what the service is to be installed with, as its own package lists it."""
+    for each in importlib.metadata.requires("prenet4d") or ():
+        name = re.split(r"[^\w.-]", each)[0]
+        extra = re.search(r"extra == .(\w+)", each)
+        if (extra is None or extra[1] == "server") and name not in OPTIONAL:
+            yield name
 
 
 def _networks() -> Iterator[Finding]:
@@ -257,34 +265,6 @@ def _optional() -> Iterator[Finding]:
             yield Finding(name, "missing", "not installed", purpose[0].upper() + purpose[1:] + ".")
         else:
             yield Finding(name, "ok", version)
-
-
-def usable_cores() -> float:
-    """Cores this process may use: the affinity mask, or the container's quota where it is less."""
-    cores = float(len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else 1.0
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-    except (OSError, ValueError):
-        return cores
-    return cores if quota == "max" else min(cores, int(quota) / int(period))
-
-
-def cpu_name() -> str:
-    """The processor's name as the machine tells it."""
-    return _cpuinfo("model name") or platform.processor() or platform.machine()
-
-
-def cpu_flags() -> frozenset[str]:
-    """The processor's feature flags; empty where they cannot be known."""
-    return frozenset(_cpuinfo("flags").split())
-
-
-def _cpuinfo(key: str) -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return ""
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), "")
 
 
 def _version(distribution: str) -> str | None:

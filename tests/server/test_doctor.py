@@ -1,5 +1,6 @@
 """The doctor finds what is there and says what to do about the rest."""
 
+import importlib.metadata
 import os
 import re
 import socket
@@ -42,7 +43,12 @@ def test_a_port_in_use_is_noticed(monkeypatch):
 
 
 def test_a_missing_package_is_broken(monkeypatch):
-    monkeypatch.setattr(doctor, "REQUIRED", ("numpy", "no-such-package-of-ours"))
+    listed = [
+        "numpy>=1.26",
+        "no-such-package-of-ours>=1; extra == 'server'",
+        "nor-this; extra == 'dev'",
+    ]
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: listed)
     (finding,) = (finding for finding in doctor.examine() if finding.name == "packages")
     assert finding.verdict == "broken"
     assert finding.found == "missing: no-such-package-of-ours"

@@ -13,7 +13,6 @@ the corrector records it in CUDA graphs (`cuda`).
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, TypeVar
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from prenet4d_engines import weights
+from prenet4d_engines import processor, weights
 from prenet4d_engines.backends import parity
 from prenet4d_engines.errors import BackendError
 
@@ -70,7 +69,7 @@ class TorchBackend:
             raise BackendError(
                 "float16 needs an NVIDIA GPU; on the CPU choose auto, float32 or bfloat16."
             )
-        self._threads = 1 if on_gpu else threads or _cores()
+        self._threads = 1 if on_gpu else threads or max(1, int(processor.usable_cores()))
         self._pool = ThreadPoolExecutor(self._threads, "correct")
         if not on_gpu:
             torch.set_num_threads(1)
@@ -83,7 +82,7 @@ class TorchBackend:
             else f"the CPU with {self._threads} threads"
         )
         why = "as asked" if precision != "auto" else "this CPU has no units for bfloat16"
-        if precision == "auto" and (on_gpu or _has_bfloat16_units()):
+        if precision == "auto" and (on_gpu or processor.has_bfloat16_units()):
             why = self._gate(exact, torch.float16 if on_gpu else torch.bfloat16)
         elif precision not in ("auto", "float32"):
             for name in _OFTEN:
@@ -158,14 +157,3 @@ def folded(network: nn.Module) -> nn.Module:
         if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
             block.conv, block.norm = fuse_conv_bn_eval(conv, norm), nn.Identity()
     return network
-
-
-def _has_bfloat16_units() -> bool:
-    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
-    return any(capabilities.get(unit) for unit in ("avx512_bf16", "amx_bf16", "bf16", "arm_bf16"))
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return allowed or 1

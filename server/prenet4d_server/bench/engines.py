@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prenet4d_engines import weights
+from prenet4d_engines import processor, weights
 from prenet4d_engines.backends import Backend, TorchBackend, select
 from prenet4d_engines.config import CorrectorConfig
 from prenet4d_engines.corrector import Corrector
@@ -36,7 +36,7 @@ from prenet4d_engines.tracking import CenterTracker
 from prenet4d_engines.virtual import DetectorRadii, VirtualDetectors
 from prenet4d_server.bench import machine
 from prenet4d_server.bench.stream import example_frames
-from prenet4d_server.doctor import cpu_name, nvidia_smi
+from prenet4d_server.doctor import nvidia_smi
 
 SHAPES = ((128, 128), (192, 192), (256, 256), (512, 512))
 GPU_BATCHES = (1, 4, 16, 64, 128, 256, 512)
@@ -192,7 +192,7 @@ def run(
 
 def about(backend: Backend) -> dict[str, str]:
     """Say what a backend runs on, for the record."""
-    found = {"description": backend.description, "device": cpu_name()}
+    found = {"description": backend.description, "device": processor.name()}
     if backend.device.type == "cuda":
         found["device"] = torch.cuda.get_device_name(backend.device)
         found["driver"] = nvidia_smi() or "unknown"

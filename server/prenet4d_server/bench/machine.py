@@ -7,7 +7,7 @@ import os
 import platform
 import time
 
-from prenet4d_server import doctor
+from prenet4d_engines import processor
 
 _VERSIONS = ("prenet4d", "numpy", "pyzmq", "torch")
 
@@ -19,8 +19,8 @@ def describe() -> dict[str, str | float]:
 
     about: dict[str, str | float] = {
         "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "processor": doctor.cpu_name(),
-        "cores": doctor.usable_cores(),
+        "processor": processor.name(),
+        "cores": processor.usable_cores(),
         "memory_gib": round(psutil.virtual_memory().total / (1 << 30), 1),
         "load_before": round(os.getloadavg()[0], 2),
         "system": platform.platform(terse=True),
