@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from prenet4d_engines import weights
+from prenet4d_engines import processor, weights
 from prenet4d_engines.errors import TrainingError
 from prenet4d_engines.models import Denoiser
 from prenet4d_engines.models.denoiser import DenoiserConfig
@@ -145,6 +145,35 @@ def test_training_leaves_weights_log_and_picture_and_resumes(tmp_path: Path) -> 
     train("denoise", steps=5, batch_size=2, out_dir=tmp_path, threads=2, workers=0, resume=True)
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [3, 5]
+
+
+def test_a_training_goes_on_only_as_it_was_begun(tmp_path: Path) -> None:
+    begun = {"batch_size": 2, "out_dir": tmp_path, "threads": 1, "workers": 0, "seed": 3}
+    train("ellipse", steps=1, peak_rate=1e-4, **begun)
+    for other, message in (
+        ({}, r"begun with --rate 0\.0001, not 0\.002"),
+        ({"peak_rate": 1e-4, "batch_size": 4}, "begun with --batch-size 2, not 4"),
+        ({"peak_rate": 1e-4, "seed": 4}, "begun with --seed 3, not 4"),
+    ):
+        with pytest.raises(TrainingError, match=message):
+            train("ellipse", steps=2, resume=True, **(begun | other))
+    train("ellipse", steps=2, peak_rate=1e-4, resume=True, **begun)
+
+
+def test_a_processor_without_units_for_bfloat16_trains_in_float32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = []
+    for units in (False, True):
+        monkeypatch.setattr(processor, "has_bfloat16_units", lambda units=units: units)
+        out = tmp_path / str(units)
+        train("ellipse", steps=1, batch_size=2, out_dir=out, threads=1, workers=0)
+        losses.append(json.loads((out / "log.jsonl").read_text())["loss"])
+    sample = next(iter(Samples("ellipse", 2, 0)))
+    torch.manual_seed(0)
+    exact, _ = LOSSES["ellipse"](untrained("ellipse").train(), sample)
+    assert losses[0] == pytest.approx(float(exact.detach()), rel=1e-5)
+    assert losses[1] != pytest.approx(losses[0], rel=1e-7)
 
 
 def test_simulating_in_a_worker_process_works_too(tmp_path: Path) -> None:

@@ -20,12 +20,14 @@ from typing import Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as as_safetensors
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from prenet4d_engines import processor
 from prenet4d_engines.errors import TrainingError
 from prenet4d_engines.simulate.materials import TRAINING, relatives
 from prenet4d_engines.simulate.multislice import Multislice
@@ -97,11 +99,12 @@ def train(
         seed: Below 9,000,000; the same seed on the same machine gives the same samples.
         threads: Threads of the optimiser.
         workers: Simulator processes; 0 simulates in this process.
-        resume: Go on from `checkpoint.pt` in `out_dir`.
+        resume: Go on from `checkpoint.pt` in `out_dir`, with the rate, batch size, seed and
+            computed patterns that it was begun with; steps and minutes may be others.
         minutes: Stop after that long even if steps are left; the schedule then follows the
             clock, so that the rate still reaches zero.
         start_from: Weights (safetensors) to begin with instead of random ones; those of a network
-            with fewer channels are widened.
+            with fewer channels are widened. A training that is resumed goes on with its own.
         peak_rate: Learning rate after the warm-up; None for the network's own. Half of it or less
             suits weights that were trained before.
         multislice: Computed patterns of training materials (`prenet4d simulate --multislice`), of
@@ -113,8 +116,9 @@ def train(
 
     Raises:
         TrainingError: Unknown task, bad numbers, nothing that can be resumed, a training in
-            `out_dir` that would be lost, weights that do not fit, computed patterns of materials
-            that are kept for evaluation, or a loss that is not finite.
+            `out_dir` that would be lost, one that was begun otherwise, weights that do not fit,
+            computed patterns of materials that are kept for evaluation, or a loss that is not
+            finite.
         SimulationError: `multislice` holds no computed patterns.
         OSError: What is to be kept cannot be written.
     """
@@ -148,13 +152,14 @@ def train(
 
     rate = _PEAK_RATE[task] if peak_rate is None else peak_rate
     network = untrained(task).to(device)
-    if start_from is not None:
+    if start_from is not None and not resume:
         _begin_with(network, start_from, task)
     average = copy.deepcopy(network).eval()
     optimiser = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=1e-2)
     step, spent = 0, 0.0
+    begun = {"rate": rate, "batch-size": batch_size, "seed": seed, "multislice": bool(multislice)}
     if resume:
-        step, spent = _restore(checkpoint, task, network, average, optimiser, device)
+        step, spent = _restore(checkpoint, task, network, average, optimiser, device, begun)
         _cut(log, step)
     else:
         out_dir.mkdir(parents=True, exist_ok=True)
@@ -163,6 +168,7 @@ def train(
     loader = DataLoader(
         Samples(task, batch_size, seed, start=step, computed=computed),
         batch_size=None,
+        collate_fn=_by_value,  # type: ignore[arg-type]  # batches come ready-made
         num_workers=workers,
         prefetch_factor=8 if workers else None,
     )
@@ -189,7 +195,7 @@ def train(
             figures: dict[str, float] = {}
             if step % CHECKPOINT_EVERY == 0 or share >= 1.0:
                 figures = validate(task, average, validation, device)
-                _save(checkpoint, task, network, average, optimiser, step, seconds)
+                _save(checkpoint, task, network, average, optimiser, step, seconds, begun)
             speed = (step - first) / (time.monotonic() - first_time)
             left = max(0.0, (1 - share) * seconds / max(share, 1e-6))
             progress = Progress(step, share, smooth, figures, batch_size * speed, left)
@@ -257,20 +263,26 @@ def _step(
 
 
 class _HalfPrecision(nn.Module):
-    """The network under bf16 autocast, inside a loss that stays in FP32."""
+    """The network in bf16 where that is fast, inside a loss that stays in FP32."""
 
     def __init__(self, network: nn.Module, device: torch.device):
         super().__init__()
         self.network, self.device = network, device
+        self.short = device.type == "cuda" or processor.has_bfloat16_units()
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.short):
             y: Tensor = self.network(x)
         return y.float()
 
 
-def _to(sample: Sample, device: torch.device) -> Sample:
-    return {name: value.to(device) for name, value in sample.items()}
+def _by_value(sample: Sample) -> dict[str, NDArray[np.generic]]:
+    """Have workers send arrays through their pipe: containers give little shared memory."""
+    return {name: value.numpy() for name, value in sample.items()}
+
+
+def _to(sample: Sample | dict[str, NDArray[np.generic]], device: torch.device) -> Sample:
+    return {name: torch.as_tensor(value).to(device) for name, value in sample.items()}
 
 
 @torch.no_grad()
@@ -312,6 +324,7 @@ def _save(
     optimiser: torch.optim.Optimizer,
     step: int,
     seconds: float,
+    begun: dict[str, float],
 ) -> None:
     buffer = io.BytesIO()
     torch.save(
@@ -322,6 +335,7 @@ def _save(
             "optimiser": optimiser.state_dict(),
             "step": step,
             "seconds": seconds,
+            "begun": begun,
         },
         buffer,
     )
@@ -335,14 +349,24 @@ def _restore(
     average: nn.Module,
     optimiser: torch.optim.Optimizer,
     device: torch.device,
+    begun: dict[str, float],
 ) -> tuple[int, float]:
-    """Take over what `_save` wrote; return the steps done and the seconds spent."""
+    """Take over what `_save` wrote; return the steps done and the seconds spent.
+
+    What decides which samples come and how they are learned from must be as it was.
+    """
     if not path.exists():
         raise TrainingError(f"There is no checkpoint to resume in {path.parent}.")
     try:
         state = torch.load(path, map_location=device, weights_only=True)
         if state["task"] != task:
             raise TrainingError(f"The checkpoint in {path.parent} is of {state['task']!r}.")
+        for name, value in begun.items():
+            if (was := state["begun"][name]) != value:
+                raise TrainingError(
+                    f"The training in {path.parent} was begun with --{name} {was}, not {value}: "
+                    "give what it was begun with to go on."
+                )
         network.load_state_dict(state["network"])
         average.load_state_dict(state["average"])
         optimiser.load_state_dict(state["optimiser"])

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
+from prenet4d_engines import processor
 from prenet4d_engines import weights as shipped
 from prenet4d_engines.models import center, refine
 from prenet4d_engines.models.bins import Bins, bin_factor
@@ -45,6 +46,7 @@ VALIDATION_SEED: Final = 9_000_000
 
 _CENTER_SHAPES: Final = (
     *3 * ((128, 128),),
+    (64, 64),
     (96, 96),
     (160, 160),
     (96, 192),
@@ -105,7 +107,8 @@ def denoise_batch(
     """Frames, rates and masks (n, 128, 128): windows of frames of 128 to 384 pixels.
 
     The network is local; a window of a larger frame trains it for that frame at a fraction of
-    the cost.
+    the cost. Disks and background share the window's electrons as the whole frame's would be
+    shared, so that a window beside the beam may show them in other proportions than the frame.
     """
     side = 128
     patterns: list[Pattern] = []
@@ -178,7 +181,8 @@ def refine_batch(
     guess and sigma (n, 2) in px, counting (n, 2), asymmetry (n,).
     """
     sample = center_batch(rng, batch_size, materials, computed)
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+    short = torch.autocast("cpu", torch.bfloat16, enabled=processor.has_bfloat16_units())
+    with torch.inference_mode(), short:
         bins = Bins.of(sample["frame"], sample["mask"])
         x = center.prepare(bins).contiguous(memory_format=torch.channels_last)
         maps = _shipped_center_network()(x)
