@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from prenet4d_server.errors import FileError
-from prenet4d_server.files.base import Mask, Metadata, Pixels, ScanFile, make_counts
+from prenet4d_server.files.base import Metadata, Pixels, ScanFile, make_counts
 
 MARKS = ("zarr.json", ".zgroup", ".zarray")
 """A folder with one of these is a Zarr store."""
@@ -40,7 +40,6 @@ class ZarrScan(ScanFile):
         try:
             root: Any = zarr.open(path, mode="r")
             self._array = _find(root, path, dataset)
-            mask = _pixel_mask(root, self._array.shape[-2:])
         except _DAMAGE as error:
             raise FileError(f"{path} cannot be read as Zarr: {error}. Copy it again.") from error
         super().__init__(
@@ -48,7 +47,6 @@ class ZarrScan(ScanFile):
             self._array.shape,
             self._array.dtype,
             scan_shape=scan_shape,
-            pixel_mask=mask,
             metadata=_metadata(root, self._array),
         )
         self.corrected = _is_recording(root)
@@ -129,14 +127,6 @@ def _find(root: Any, path: Path, dataset: str | None) -> Any:
 def _is_recording(root: Any) -> bool:
     """Whether prenet4d's recorder made it."""
     return bool(root.attrs.get("format") == "prenet4d recording")
-
-
-def _pixel_mask(root: Any, frame_shape: tuple[int, ...]) -> Mask | None:
-    """The recorder's, ``True`` where a pixel can be trusted."""
-    if not hasattr(root, "arrays") or "pixel_mask" not in root:
-        return None
-    mask = root["pixel_mask"]
-    return np.asarray(mask[:], np.bool_) if getattr(mask, "shape", ()) == frame_shape else None
 
 
 def _metadata(root: Any, array: Any) -> Metadata:
