@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -76,6 +77,36 @@ def test_patterns_are_kept_and_nonsense_is_refused(tmp_path: Path) -> None:
     np.savez(path, roots=np.zeros((1, SIDE, SIDE)), radii=1.0, materials=["Al"], thicknesses=[1.0])
     with pytest.raises(SimulationError, match="no computed patterns"):
         Multislice.load(path)
+    whole = {
+        "roots": computed.roots,
+        "radii": computed.radii,
+        "materials": np.array(computed.materials),
+        "thicknesses": computed.thicknesses,
+    }
+    for nonsense in (
+        {"roots": np.full_like(computed.roots, np.nan)},
+        {"roots": np.zeros_like(computed.roots)},
+        {"roots": computed.roots.astype(str)},
+        {"radii": np.full_like(computed.radii, np.nan)},
+        {"thicknesses": np.append(computed.thicknesses, 1.0)},
+    ):
+        np.savez(path, **(whole | nonsense))
+        with pytest.raises(SimulationError, match=r"holds (no computed )?patterns"):
+            Multislice.load(path)
+
+
+def test_what_was_computed_is_not_lost_to_a_full_disk(tmp_path: Path) -> None:
+    path = tmp_path / "computed.npz"
+    path.write_bytes(b"hours of work")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OSError, match=r"computed\.npz"):
+            _computed().save(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == b"hours of work"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_damaged_file_is_refused_wherever_the_damage_is(tmp_path: Path) -> None:

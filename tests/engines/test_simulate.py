@@ -27,6 +27,7 @@ from prenet4d_engines.simulate import (
     draw_pattern,
     draw_scan,
     expose,
+    filled,
     ideal_detector,
     relatives,
     render,
@@ -36,11 +37,23 @@ from prenet4d_engines.simulate import (
 from prenet4d_engines.simulate.content import (
     crystal_disks,
     direct_disk,
+    grain_disks,
     kikuchi_bands,
     precessed,
     tilt_matrix,
 )
-from prenet4d_engines.simulate.pattern import FLAT, ROCK, S0, SX, SY, X, Y
+from prenet4d_engines.simulate.pattern import (
+    EDGE,
+    EPSILON,
+    FLAT,
+    RADIUS,
+    ROCK,
+    S0,
+    SX,
+    SY,
+    X,
+    Y,
+)
 from prenet4d_engines.simulate.scattering import (
     extinction_distance,
     reflections,
@@ -156,7 +169,47 @@ def test_no_reflection_takes_more_from_the_direct_beam_than_there_is() -> None:
         taken = disks[np.hypot(disks[:, Y], disks[:, X]) == 0, ROCK]
         faint += disks[0, FLAT] < 0.6
         assert taken.min() >= -0.9 * disks[0, FLAT]
+        curves = disks[np.hypot(disks[:, Y], disks[:, X]) == 0][1:, [S0, SX, SY]]
+        assert len(np.unique(curves, axis=0)) == len(curves)  # each reflection takes once
     assert faint > 5
+
+
+def test_fringes_finer_than_a_pixel_are_not_seen() -> None:
+    disk = np.zeros((1, 10))
+    disk[0, [ROCK, RADIUS, EDGE, EPSILON, SX]] = 1.0, 25.0, 0.5, 0.5, 1.03  # a fringe a pixel
+    image = render([Pattern("cbed", (32.0, 32.0), (1.0, 0.0), disk)], (65, 65))[0].numpy()
+    x = np.arange(4, 18)
+    mean = image[32, 32 + x] * ((1.03 * x) ** 2 + 0.5**2)  # without the fringes' envelope
+    np.testing.assert_allclose(mean, mean.mean(), rtol=0.1)
+
+
+def test_spotty_rings_are_as_bright_as_those_of_a_powder() -> None:
+    rng = np.random.default_rng(0)
+    material = TRAINING["Al"]
+    optics = Optics(scale=1.0, volts=2e5, pixels_per_inverse_angstrom=100.0, radius=2.0, edge=0.5)
+    found = reflections(material)
+    spots = np.concatenate([grain_disks(rng, material, optics, 256.0) for _ in range(300)])
+    at = np.hypot(spots[:, Y], spots[:, X]) / 100.0
+    rings = np.unique(np.round(found.length, 4))[:4]
+    seen = np.array([spots[np.abs(at - ring) < 1e-3, FLAT].sum() for ring in rings])
+    power = [
+        (found.amplitude**2 * np.exp(-0.6 * found.length**2) / found.length)[
+            np.abs(found.length - ring) < 1e-3
+        ].sum()
+        for ring in rings
+    ]
+    np.testing.assert_allclose(seen / seen[0], np.array(power) / power[0], rtol=0.25)
+
+
+def test_bad_pixels_are_filled_from_those_around_them() -> None:
+    y, x = np.mgrid[:32, :32]
+    frame = 100.0 + x
+    valid = np.ones((32, 32), np.bool_)
+    valid[10, 12] = valid[20:24] = False
+    valid[(y - 8) ** 2 + (x - 24) ** 2 < 36] = False
+    broken = np.where(valid, frame, 1e9)
+    np.testing.assert_allclose(filled(broken, valid), frame, rtol=0.08)
+    assert not filled(broken, np.zeros((32, 32), np.bool_)).any()
 
 
 def test_kikuchi_bands_move_with_the_crystal_and_leave_the_electrons_alone() -> None:
@@ -357,17 +410,22 @@ def test_drawn_cameras_and_doses_stay_in_range() -> None:
 def test_difficult_frames_hide_the_beam_and_say_where_it_is() -> None:
     rng = np.random.default_rng(8)
     shape = (96, 128)
-    drawn = [draw_difficult(rng, shape) for _ in range(80)]
-    assert 0 < sum(not pattern.has_beam for pattern, _ in drawn) < 20
+    drawn = [draw_difficult(rng, shape) for _ in range(160)]
+    assert 0 < sum(not pattern.has_beam for pattern, _ in drawn) < 40
     off = np.array([p.center for p, _ in drawn if p.has_beam]) / shape - 0.5
-    assert 0.3 < np.abs(off).max() < 0.5
+    assert 0.3 < np.abs(off).max() < 0.7  # some centers lie just outside
+    widest = max(p.disks[0, RADIUS] for p, _ in drawn if len(p.disks))
+    assert 0.4 < widest / min(shape) < 0.5
     stopped = [
         (pattern, camera)
         for pattern, camera in drawn
         if camera.transmission is not None and camera.transmission.min() < 0.2
     ]
     assert len(stopped) > 10
-    covered = [c.transmission[tuple(np.round(p.center).astype(int))] for p, c in stopped]
+    covered = [
+        c.transmission[tuple(np.clip(np.round(p.center).astype(int), 0, np.array(shape) - 1))]
+        for p, c in stopped
+    ]
     assert np.median(covered) < 0.1
     for pattern, camera in drawn:
         frames, rate = expose(render([pattern], shape), 1e4, replace(camera, hot=None))
@@ -490,6 +548,15 @@ def test_bad_pixels_of_a_scan_read_nothing() -> None:
         lambda: simulate_scan((4, 4), (64, 64), drift=Drift(plane=float("nan"))),
         lambda: simulate_scan((4, 4), (64, 64), drift=Drift(jump=-1.0)),
         lambda: simulate_scan((4, 4), (64, 64), ellipticity=(1e6, 0.0)),
+        lambda: simulate_scan((4, 4), (64, 64), drift=Drift(plane=1e5)),
+        lambda: draw_scan(np.ones((64, 64)), (4, 4), drift=Drift(plane=1e5)),
+        lambda: simulate_scan((4, 4), (64, 64), center=(1e6, 5.0)),
+        lambda: simulate_scan((4, 4), (64, 64), seed=-1),
+        lambda: draw_pattern(np.random.default_rng(), (64, 64), kind="cebd"),  # type: ignore[arg-type]
+        lambda: draw_pattern(np.random.default_rng(), (64, 64), center=(float("nan"), 3.0)),
+        lambda: draw_pattern(np.random.default_rng(), (64, 64), ellipticity=(0.5, 0.0)),
+        lambda: expose(torch.ones(1, 8, 8), float("inf"), ideal_detector((8, 8))),
+        lambda: expose(torch.ones(1, 8, 8), 1e3, ideal_detector((8, 1))),
         lambda: simulate_scan((4, 4), (64, 64), grains=0),
         lambda: simulate_scan((4, 4), (64, 64), ellipticity=(0.9, 0.0)),
         lambda: simulate_scan((4, 4), (64, 64), ellipticity=(1.1, float("inf"))),

@@ -11,6 +11,7 @@ from prenet4d_engines.simulate.detector import (
     draw_dose,
     expected_counts,
     expose,
+    filled,
     ideal_detector,
 )
 from prenet4d_engines.simulate.difficult import draw_difficult, draw_without_beam
@@ -61,6 +62,7 @@ __all__ = [
     "draw_without_beam",
     "expected_counts",
     "expose",
+    "filled",
     "ideal_detector",
     "relatives",
     "render",

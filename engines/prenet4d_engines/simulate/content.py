@@ -158,6 +158,7 @@ def crystal_disks(
         deficits[:, ROCK] = -0.9 * scatter[:4] / max(1.0, scatter[:4].sum())
         steep = np.linalg.norm(slope[chosen], axis=1) * optics.radius
         narrow = np.flatnonzero((steep > _HOLZ_STEEPNESS) & (np.abs(s0[chosen]) < steep))
+        narrow = narrow[narrow >= len(deficits)]
         lines = disks[narrow[:_HOLZ_LINES]].copy()
         lines[:, ROCK] = -0.9
         lines = np.concatenate([deficits, lines])
@@ -265,7 +266,8 @@ def grain_disks(rng: np.random.Generator, material: Material, optics: Optics, si
     azimuth = rng.uniform(0, 2 * np.pi, count)
     disks = np.zeros((count, 10))
     disks[:, Y], disks[:, X] = at[picked] * np.sin(azimuth), at[picked] * np.cos(azimuth)
-    disks[:, FLAT] = rng.exponential(1.0, count) * found.amplitude[picked] ** 2
-    disks[:, FLAT] /= max(float(disks[:, FLAT].max()), 1e-30)
+    # how often a reflection is picked makes the rings' intensities; grains differ in size
+    disks[:, FLAT] = rng.exponential(1.0, count)
+    disks[:, FLAT] /= disks[:, FLAT].max()
     disks[:, RADIUS], disks[:, EDGE] = optics.radius, optics.edge
     return disks

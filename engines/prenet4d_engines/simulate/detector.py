@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import ndimage
 from torch import Tensor
 
+from prenet4d_engines.errors import SimulationError
+
+_FILLING: Final = 2.0
+"""Reach in px of the neighbours that stand in for a pixel that is known to be bad."""
 LOWEST_DOSE, HIGHEST_DOSE = 10**1.5, 1e6
 """Range of electrons per pattern that training draws from, log-uniformly."""
 
@@ -141,7 +147,16 @@ def expose(
     Returns:
         The frames (n, h, w) float32 in electrons, bad pixels 0; and the clean expectation
         (n, h, w) float32 in electrons that a perfect denoiser would return.
+
+    Raises:
+        SimulationError: A dose that is no number of electrons, or a camera of another shape.
     """
+    if detector.valid.shape != tuple(expected.shape[1:]):
+        raise SimulationError(
+            f"The camera has {detector.valid.shape} pixels, the frames {tuple(expected.shape[1:])}."
+        )
+    if not bool((torch.as_tensor(dose) >= 0).logical_and(torch.as_tensor(dose) < torch.inf).all()):
+        raise SimulationError(f"The dose is a number of electrons from 0 up, not {dose}.")
     rate = expected_counts(expected, dose, detector)
     frames = torch.poisson(rate, generator=generator)
     if detector.hot is not None:
@@ -177,3 +192,20 @@ def _blur(image: Tensor, sigma: float) -> Tensor:
     padded = torch.nn.functional.pad(image[:, None], (2, 2, 2, 2), mode="replicate")
     rows = torch.nn.functional.conv2d(padded, taps.view(1, 1, 5, 1))
     return torch.nn.functional.conv2d(rows, taps.view(1, 1, 1, 5))[:, 0]
+
+
+def filled(frame: NDArray[np.floating], valid: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return a frame (h, w) whose bad pixels hold the weighted mean of the valid ones around them.
+
+    Far from any valid pixel, as inside a wide beam stop, they hold what the nearest one near the
+    edge does; a frame without any valid pixel is 0.
+    """
+    counts = np.where(valid, frame, 0.0).astype(np.float64)
+    if valid.all() or not valid.any():
+        return counts
+    weight = ndimage.gaussian_filter(valid.astype(np.float64), _FILLING)
+    mean = ndimage.gaussian_filter(counts, _FILLING) / np.maximum(weight, 1e-9)
+    nearest = ndimage.distance_transform_edt(
+        weight < 0.05, return_distances=False, return_indices=True
+    )
+    return np.where(valid, counts, mean[tuple(nearest)])

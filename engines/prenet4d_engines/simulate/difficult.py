@@ -2,9 +2,9 @@
 
 `draw_difficult` draws a pattern together with its camera, since what hides the direct beam sits at
 the direct beam. Most of such frames have one to three of these, one in eight has none: the direct
-beam near the frame's edge or cut by it; a beam stop in front of it that nobody flagged; a
-reflection brighter than it; strong stray light elsewhere; a flat-field error. A few have no beam at
-all.
+beam near the frame's edge or cut by it, its center in the frame or just outside; a disk that fills
+much of the frame; a beam stop in front of it that nobody flagged; a reflection brighter than it;
+strong stray light elsewhere; a flat-field error. A few have no beam at all.
 """
 
 from __future__ import annotations
@@ -18,14 +18,17 @@ from scipy.special import expit
 
 from prenet4d_engines.simulate.content import log_uniform
 from prenet4d_engines.simulate.detector import Detector, draw_detector
-from prenet4d_engines.simulate.draw import draw_center, draw_pattern
-from prenet4d_engines.simulate.materials import Material
+from prenet4d_engines.simulate.draw import draw_center, draw_optics, draw_pattern
+from prenet4d_engines.simulate.materials import TRAINING, Material
 from prenet4d_engines.simulate.pattern import FLAT, RADIUS, ROCK, Array, Kind, Pattern, X, Y
 
 EDGE_REACH: Final = 0.45
 """Centers lie within this share of the frame's sides around its middle."""
 _WITHOUT_BEAM: Final = 0.12
 _CUT: Final = 0.12
+_WIDE: Final = 0.1
+_WIDEST: Final = 0.48
+"""Radius of the widest disk, as a share of the frame's smaller side."""
 _STOPPED: Final = 0.35
 _STOPPED_KINDS: Final[dict[Kind, float]] = {
     "rings": 0.4,
@@ -54,6 +57,8 @@ def draw_difficult(
         return draw_without_beam(rng, frame_shape), draw_detector(rng, frame_shape)
     if rng.random() < _CUT:
         return _cut_beam(rng, frame_shape, material)
+    if rng.random() < _WIDE:
+        return _wide_beam(rng, frame_shape, material), draw_detector(rng, frame_shape)
     reach = EDGE_REACH if rng.random() < 0.5 else 0.2
     center = draw_center(rng, frame_shape, reach)
     stopped = rng.random() < _STOPPED
@@ -96,7 +101,7 @@ def _cut_beam(
     if kind == "vacuum":
         disks[:, RADIUS] = log_uniform(rng, 0.02, 0.14) * size
     radius = float(disks[0, RADIUS])
-    across = min(radius * rng.uniform(0.1, 1.2), 0.4 * size)
+    across = min(radius * rng.uniform(-0.8, 1.2), 0.4 * size)  # negative: its center lies outside
     # one axis near an edge, the other anywhere
     axis, far = int(rng.integers(2)), bool(rng.integers(2))
     center = [float(rng.uniform(0.1, 0.9) * side) for side in frame_shape]
@@ -111,6 +116,19 @@ def _cut_beam(
     if rng.random() < 0.5:
         camera = replace(camera, saturation=float(2 ** rng.integers(2, 12)))
     return replace(pattern.moved((center[0], center[1])), disks=disks, blobs=blobs), camera
+
+
+def _wide_beam(
+    rng: np.random.Generator, frame_shape: tuple[int, int], material: Material | None
+) -> Pattern:
+    """Draw a disk that fills much of the frame, as ptychography and bright-field imaging use it."""
+    kinds: tuple[Kind, ...] = ("vacuum", "amorphous", "cbed")
+    kind = kinds[int(rng.integers(len(kinds)))]
+    if material is None:
+        material = list(TRAINING.values())[rng.integers(len(TRAINING))]
+    radius = float(rng.uniform(0.2, _WIDEST)) * min(frame_shape)
+    optics = replace(draw_optics(rng, kind, material, frame_shape), radius=radius)
+    return draw_pattern(rng, frame_shape, kind=kind, material=material, optics=optics)
 
 
 def draw_without_beam(rng: np.random.Generator, frame_shape: tuple[int, int]) -> Pattern:

@@ -7,6 +7,7 @@ from typing import Final
 
 import numpy as np
 
+from prenet4d_engines.errors import SimulationError
 from prenet4d_engines.simulate.content import (
     crystal_disks,
     diffuse_profile,
@@ -113,7 +114,18 @@ def draw_pattern(
         center: Direct beam (cy, cx) in px, or None for anywhere within +-20 %.
         ellipticity: (ratio, theta), or None for a ratio up to 1.12 at any angle.
         optics: The instrument, or None to draw one that suits the content.
+
+    Raises:
+        SimulationError: No such kind, a center that is no place, or a ratio below 1.
     """
+    if kind is not None and kind not in (*KINDS, "blank"):
+        raise SimulationError(f"There is no kind of pattern {kind!r}. Known: {', '.join(KINDS)}.")
+    if center is not None and not np.isfinite(center).all():
+        raise SimulationError(f"The center is a pair of pixel coordinates, not {center}.")
+    if ellipticity is not None and not (np.isfinite(ellipticity).all() and ellipticity[0] >= 1):
+        raise SimulationError(
+            f"An ellipticity is a ratio a/b from 1 up and an angle in radians, not {ellipticity}."
+        )
     if kind is None:
         kind = list(KINDS)[rng.choice(len(KINDS), p=np.array(list(KINDS.values())))]
     if material is None:

@@ -9,6 +9,7 @@ takes minutes to make them and tens of megabytes to keep them, so they are made 
 
 from __future__ import annotations
 
+import io
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -29,6 +30,7 @@ from prenet4d_engines.simulate.content import draw_orientation, log_uniform, til
 from prenet4d_engines.simulate.materials import Material
 from prenet4d_engines.simulate.render import distortion
 from prenet4d_engines.simulate.scattering import reflections, wavelength
+from prenet4d_engines.whole_file import write_whole
 
 Array = NDArray[np.float64]
 
@@ -50,8 +52,10 @@ _DAMAGE: Final = (
     BadZipFile,
     EOFError,
     KeyError,
+    MemoryError,
     NotImplementedError,
     OSError,
+    RuntimeError,
     TokenError,
     TypeError,
     ValueError,
@@ -82,14 +86,15 @@ class Multislice:
 
     def save(self, path: Path) -> None:
         """Write everything into one compressed file."""
-        with path.open("wb") as file:
-            np.savez_compressed(
-                file,
-                roots=self.roots,
-                radii=self.radii,
-                materials=np.array(self.materials),
-                thicknesses=self.thicknesses,
-            )
+        archive = io.BytesIO()
+        np.savez_compressed(
+            archive,
+            roots=self.roots,
+            radii=self.radii,
+            materials=np.array(self.materials),
+            thicknesses=self.thicknesses,
+        )
+        write_whole(path, archive.getvalue())
 
     @classmethod
     def load(cls, path: Path) -> Multislice:
@@ -101,10 +106,10 @@ class Multislice:
         try:
             with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 found = cls(
-                    file["roots"],
-                    file["radii"],
+                    file["roots"].astype(np.float16, casting="same_kind"),
+                    file["radii"].astype(np.float32, casting="same_kind"),
                     tuple(str(name) for name in file["materials"]),
-                    file["thicknesses"],
+                    file["thicknesses"].astype(np.float32, casting="same_kind"),
                 )
             n = len(found.radii)
         except _DAMAGE as error:
@@ -116,6 +121,12 @@ class Multislice:
             raise SimulationError(
                 f"{path} holds patterns {found.roots.shape}; expected ({n}, {SIDE}, {SIDE})."
             )
+        largest = found.roots.max((1, 2))  # NaN where one pixel is
+        if (
+            len(found.thicknesses) != n
+            or not ((largest > 0) & np.isfinite(largest) & (found.radii > 0)).all()
+        ):
+            raise SimulationError(f"{path} holds patterns without intensity, radius or thickness.")
         return found
 
     def place(

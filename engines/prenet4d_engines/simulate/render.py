@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from prenet4d_engines.simulate.pattern import RADIAL_STEP, Pattern
+from prenet4d_engines.simulate.pattern import RADIAL_STEP, SX, SY, Pattern
 
 _PATCHES = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024, 2048, 4096, 8192)
 """Sides in px of the patches that disks are drawn on: enough for frames of 8192 px a side."""
@@ -219,8 +219,14 @@ def _add_patches(
     value = torch.sigmoid((radius**2 - uy * uy - ux * ux) / (2 * radius * edge))
     if bool((rock != 0).any()):
         s = s0 + sy * uy + sx * ux
-        square = s * s + epsilon * epsilon + 1e-12
-        curve = (epsilon * torch.sin(torch.pi * square.sqrt())) ** 2 / square
+        sy_of, sx_of = disks[:, SY], disks[:, SX]
+        root = (s * s + epsilon * epsilon + 1e-12).sqrt()
+        # the mean over a pixel of sin² = (1 - cos) / 2: fringes finer than pixels fade
+        along = s / root
+        per_row = along * column(sy_of * inverse[:, 0, 0] + sx_of * inverse[:, 1, 0])
+        per_column = along * column(sy_of * inverse[:, 0, 1] + sx_of * inverse[:, 1, 1])
+        fringes = torch.cos(2 * torch.pi * root) * torch.sinc(per_row) * torch.sinc(per_column)
+        curve = 0.5 * (epsilon / root) ** 2 * (1 - fringes)
         value = value * (flat + rock * curve)
     else:
         value = value * flat

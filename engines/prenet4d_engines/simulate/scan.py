@@ -30,6 +30,8 @@ _FEW_ELECTRONS: Final = 20_000
 """Below this many electrons a frame, throwing each one is cheaper than counting every pixel."""
 _MOST_ELECTRONS: Final = 1e9
 """In a frame: all of them fit one pixel of uint32."""
+_FARTHEST: Final = 3
+"""Centers lie within so many sides of the frame."""
 _LARGEST_RATIO: Final = 10
 """No lens distorts like that; beyond, disks find no patch to be drawn on."""
 _OVERSHOOT: Final = 1.28125
@@ -188,12 +190,12 @@ def simulate_scan(
         raise SimulationError(f"There is no kind of pattern {kind!r}. Known: {', '.join(KINDS)}.")
     if material not in MATERIALS:
         raise SimulationError(f"There is no material {material!r}. Known: {', '.join(MATERIALS)}.")
-    _check(scan_shape, frame_shape, dose, ellipticity, grains)
-    if center is not None and not np.isfinite(center).all():
-        raise SimulationError(f"The center is a pair of pixel coordinates, not {center}.")
+    _check(scan_shape, frame_shape, dose, ellipticity, grains, seed)
+    if center is not None and not (np.abs(center) <= _FARTHEST * max(frame_shape)).all():
+        raise SimulationError(f"The center is a pair of pixels in or near the frame, not {center}.")
     rng = np.random.default_rng(seed)
     path = (drift or Drift()).path(scan_shape, rng)
-    margin = int(np.ceil(np.abs(path).max())) + 4
+    margin = _margin(path, frame_shape)
     h, w = frame_shape
     if center is None:
         center = ((h - 1) / 2, (w - 1) / 2)
@@ -279,7 +281,7 @@ def draw_scan(
             "A measured pattern holds no positive counts; subtract its offset first."
         )
     k, h, w = measured.shape
-    _check(scan_shape, (h, w), dose, ellipticity, k)
+    _check(scan_shape, (h, w), dose, ellipticity, k, seed)
     middle = ((h - 1) / 2, (w - 1) / 2)
     at = np.asarray(centers if centers is not None else [middle] * k, np.float64)
     if at.shape != (k, 2):
@@ -289,7 +291,7 @@ def draw_scan(
 
     rng = np.random.default_rng(seed)
     path = (drift or Drift()).path(scan_shape, rng)
-    margin = int(np.ceil(np.abs(path).max())) + 4
+    margin = _margin(path, (h, w))
     origin = at[0] + margin
     inverse = np.linalg.inv(distortion(ellipticity))
     shape = (h + 2 * margin, w + 2 * margin)
@@ -331,6 +333,7 @@ def _check(
     dose: float,
     ellipticity: tuple[float, float],
     grains: int,
+    seed: int,
 ) -> None:
     if min(scan_shape) < 1 or min(frame_shape) < 16:
         raise SimulationError(
@@ -349,6 +352,19 @@ def _check(
         )
     if grains < 1:
         raise SimulationError("A scan needs at least one grain.")
+    if seed < 0:
+        raise SimulationError(f"A seed is a whole number from 0 up, not {seed}.")
+
+
+def _margin(path: Array, frame_shape: tuple[int, int]) -> int:
+    """Return by how many pixels canvases reach beyond the frame on each side."""
+    farthest = float(np.abs(path).max())
+    if farthest > _FARTHEST * max(frame_shape):
+        raise SimulationError(
+            f"The center drifts by up to {farthest:.0f} px, far out of frames of {frame_shape}: "
+            "give the drift in pixels."
+        )
+    return int(np.ceil(farthest)) + 4
 
 
 def _valid(valid: NDArray[np.bool_] | None, frame_shape: tuple[int, int]) -> NDArray[np.bool_]:
