@@ -33,23 +33,19 @@ class CenterNetworks(Protocol):
         ...
 
 
-def find_centers(
-    frames: Tensor, mask: Tensor, networks: CenterNetworks, trusted: Tensor | None = None
-) -> CenterEstimate:
+def find_centers(frames: Tensor, mask: Tensor, networks: CenterNetworks) -> CenterEstimate:
     """Find the centers of raw frames.
 
     Args:
         frames: (n, h, w) float32 electrons.
         mask: (h, w) or (n, h, w) bool, True where a pixel is valid.
         networks: Both networks.
-        trusted: The same, without pixels that say less than they saw, which would break the
-            inversion symmetry; None: all valid ones can be trusted.
     """
     bins = Bins.of(frames, mask)
     found = center.decode(networks.center(center.prepare(bins)), bins)
     if len(frames) == 0:
         return found
-    guess = inversion(bins if trusted is None else Bins.of(frames, trusted), found.center)
+    guess = inversion(bins, found.center)
     votes = networks.refine(refine.prepare(bins, guess, found.sigma))
     refined = refine.settle(guess, refine.decode(votes, guess))
     # Where the network hesitates between beams, how well one of them is known says little.

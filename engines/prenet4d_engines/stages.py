@@ -162,13 +162,10 @@ class Slot:
         electrons = counts / gain if gain != 1 else counts
         dose = electrons.sum((1, 2))
         self._both[part, 0] = self._denoise(electrons, dose <= 0)
-        trusted, saturated = None, torch.zeros_like(dose)
-        if saturation is not None:
-            # of counts as they came: divided by the gain, they are rounded
+        saturated = torch.zeros_like(dose)
+        if saturation is not None:  # of counts as they came: divided by the gain, they are rounded
             saturated = (counts.amax((1, 2)) >= saturation).float()
-            # a pixel that says less than it saw breaks the symmetry
-            trusted = self._mask & (counts < saturation)
-        found = find_centers(electrons, self._mask, self._backend, trusted)
+        found = find_centers(electrons, self._mask, self._backend)
         few = torch.stack((found.usable, dose, saturated), 1)
         return torch.cat((found.center, found.sigma, few, found.others.flatten(1)), 1)
 
