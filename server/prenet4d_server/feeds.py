@@ -164,7 +164,8 @@ def read_expectations(path: Path) -> npt.NDArray[np.float32]:
     """Read up to ``MAX_EXPECTATIONS`` patterns of a file, evenly spread.
 
     Where most of a pattern is negative, as cameras with an offset leave it, its lowest hundredth is
-    taken for zero; what is negative then counts as nothing.
+    taken for zero; what is negative then counts as nothing. Pixels that the file says are bad hold
+    what those around them do.
 
     Returns:
         (k, h, w) counts ≥ 0.
@@ -179,11 +180,16 @@ def read_expectations(path: Path) -> npt.NDArray[np.float32]:
             np.linspace(0, file.n_frames - 1, min(file.n_frames, MAX_EXPECTATIONS)).astype(int)
         )
         patterns = np.concatenate([file.read(i, i + 1) for i in map(int, chosen)])
+        mask = file.pixel_mask
     counts = np.nan_to_num(patterns.astype(np.float32), posinf=0.0, neginf=0.0)
     for pattern in counts:
         if np.median(pattern) < 0:
             pattern -= np.percentile(pattern, 1)
     counts = counts.clip(min=0)
+    if mask is not None:
+        from prenet4d_engines.simulate import filled
+
+        counts = np.stack([filled(pattern, mask) for pattern in counts]).astype(np.float32)
     if not (counts.sum(axis=(1, 2)) > 0).all():
         raise FileError(f"{path} holds a pattern without counts: nothing can be drawn from it.")
     return counts

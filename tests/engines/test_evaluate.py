@@ -218,6 +218,8 @@ def test_a_python_without_py4dstem_is_told_apart(monkeypatch, capfd) -> None:
         with pytest.raises(EvaluationError, match="could not run py4DSTEM"):
             fits[0].run(1e5 * drawn(), np.ones(SHAPE), CENTER, RADIUS, 0)
         assert "py4DSTEM" in capfd.readouterr().err
+        with pytest.raises(EvaluationError, match="could not run py4DSTEM"):
+            evaluate(["strain", "ellipse"], quick=True, patterns=1_000_000)
 
 
 def test_a_python_that_is_not_there_is_told_in_a_sentence(monkeypatch, tmp_path) -> None:
@@ -490,6 +492,15 @@ def test_strain_is_found_and_its_noise_falls_with_dose() -> None:
         for dose in (1e3, 1e6)
     )
     assert high < 0.5 * low
+
+
+def test_reflections_that_nobody_saw_say_nothing_about_the_lattice() -> None:
+    (crystal,) = strain._crystals("spots", 1, 0)
+    frame = 1e6 * crystal.strained(np.array([[0.01, -0.01]]))[0]
+    whole = strain.fitted_strain(frame, crystal)
+    for y, x in np.round(crystal.places[-2:]).astype(int):
+        frame[y - 8 : y + 9, x - 8 : x + 9] = 0.0
+    assert strain.fitted_strain(frame, crystal) == pytest.approx(whole, abs=2e-3)
 
 
 @pytest.mark.parametrize("kind", strain._KINDS)

@@ -93,6 +93,16 @@ def test_before_and_after_are_told_and_a_tenth_is_the_goal() -> None:
     assert [check.passed for check in checks] == [False, True, True, True]
 
 
+@pytest.mark.parametrize(("rival", "below"), [(0.99, True), (0.9999, False)])
+def test_every_rival_is_to_be_bettered(rival: float, below: bool) -> None:
+    kinds, truths = np.array(KINDS), np.tile(vector(1.08, 20), (len(KINDS), 1))
+    found = dict.fromkeys((OURS, FOUND_CENTERS), 0.999 * truths[None, :, None])
+    found["rival"] = rival * truths[None, :, None]
+    part = _part(128, (1e4,), kinds, truths, found, Stopwatch())
+    checks = [check for check in part.checks if "best rival" in check.goal]
+    assert [check.passed for check in checks] == [below, below]
+
+
 def test_scans_too_round_to_have_an_angle_are_told_as_such() -> None:
     kinds = np.array(KINDS)
     truths = np.tile(vector(1.005, 20), (len(KINDS), 1))

@@ -100,9 +100,9 @@ def test_a_track_must_remove_most_wrong_beams_where_there_are_any() -> None:
         "tracking.wrong.dynamical",
         "wrong",
         "method",
-        ("10^2 e", "10^3 e", "10^4 e"),
-        ((SINGLE, (10.0, 10.0, 0.0)), (TRACKED, (1.0, 9.0, 0.0))),
+        ("10^2 e", "10^3 e", "10^4 e", "10^5 e"),
+        ((SINGLE, (10.0, 10.0, 0.0, 0.0)), (TRACKED, (1.0, 9.0, 0.0, 2.0))),
     )
     checks = list(wrong_checks(table))
-    assert [check.passed for check in checks] == [True, False]
+    assert [check.passed for check in checks] == [True, False, True, False]
     assert "10^2 e" in checks[0].goal

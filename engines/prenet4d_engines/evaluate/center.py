@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Final
 
 import numpy as np
@@ -22,6 +23,7 @@ from prenet4d_engines.evaluate.datasets import PatternSet
 from prenet4d_engines.evaluate.metrics import lengths, wrong_beams
 from prenet4d_engines.evaluate.report import OURS, Check, Part, Table, largest, most_of_the_best
 from prenet4d_engines.evaluate.run import Run, Stopwatch, dose_label, time_table, within
+from prenet4d_engines.simulate import filled
 
 Array = NDArray[np.float64]
 
@@ -100,11 +102,14 @@ def _classical(
     patterns: PatternSet, frames: NDArray[np.float32], watch: Stopwatch
 ) -> dict[str, Array]:
     """Return each method's distances from the truth, (settings, patterns), in px."""
-    counts = frames.astype(np.float64)
+    # a method knows no mask: it gets the frames as they are, and with their bad pixels filled
+    inputs = [list(frames.astype(np.float64))]
+    if not patterns.masks.all():
+        inputs.append([filled(f, valid) for f, valid in zip(frames, patterns.masks, strict=True)])
     results = {}
     for method in CENTER_METHODS:
         errors = []
-        for setting in method.settings:
+        for counts, setting in product(inputs, method.settings):
             with watch.timing(method.name, len(patterns)):
                 found = [
                     method.run(frame, radius, *setting)

@@ -57,6 +57,10 @@ multislice.npz --held-out --patterns 144 --seed 10000000``."""
 
 Array = NDArray[np.float64]
 
+_LEAST_GROUP: Final = 24
+"""Patterns drawn from one measured one: each group's own median is taken off its errors, which
+makes them smaller where a group is small."""
+
 
 @dataclass(frozen=True)
 class Exposure:
@@ -360,7 +364,8 @@ def measured_patterns(
     Raises:
         SimulationError: The patterns cannot serve as an expectation.
     """
-    chosen = measured[np.linspace(0, len(measured) - 1, min(len(measured), 4)).astype(int)]
+    several = min(len(measured), 4, max(1, n // _LEAST_GROUP))
+    chosen = measured[np.linspace(0, len(measured) - 1, several).astype(int)]
     side = int(np.ceil(np.sqrt(n)))
     scan = draw_scan(
         chosen,

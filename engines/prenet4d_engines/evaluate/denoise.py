@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import product
 from typing import Final
 
 import numpy as np
@@ -16,6 +17,7 @@ from prenet4d_engines.evaluate.pictures import Denoised
 from prenet4d_engines.evaluate.report import NOISY, OURS, Check, Part, Table, most_of_the_best
 from prenet4d_engines.evaluate.run import Run, Stopwatch, dose_label, time_table
 from prenet4d_engines.evaluate.scan_denoise import evaluate_scan_denoising
+from prenet4d_engines.simulate import filled
 
 _PICTURED_DOSE: Final = 1e4
 
@@ -129,14 +131,18 @@ def _at_dose(
             for name, measure in measures.items()
         }
 
+    # a filter knows no mask: it gets the frames as they are, and with their bad pixels filled
+    inputs = [list(noisy)]
+    if not masks.all():
+        inputs.append([filled(frame, mask) for frame, mask in zip(noisy, masks, strict=True)])
     results = {NOISY: measured([list(noisy)])}
     for method in DENOISE_METHODS:
         if not method.installed:
             continue
         found: list[list[Array]] = []
-        for setting in method.settings:
+        for frames, setting in product(inputs, method.settings):
             with watch.timing(method.name, len(patterns)):
-                filtered = [method.run(frame, *setting) for frame in noisy]
+                filtered = [method.run(frame, *setting) for frame in frames]
             found.append(filtered)
             if any(dark):
                 found.append([np.maximum(f - d, 0.0) for f, d in zip(filtered, dark, strict=True)])

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from prenet4d_engines import processor
 from prenet4d_engines.backends import Backend, select
 from prenet4d_engines.errors import SimulationError
 from prenet4d_engines.evaluate.center import evaluate_centers
@@ -23,6 +22,7 @@ from prenet4d_engines.evaluate.classical import (
     ELLIPSE_METHODS,
     Method,
 )
+from prenet4d_engines.evaluate.classical.py4dstem import start_py4dstem
 from prenet4d_engines.evaluate.datasets import (
     PatternSet,
     computed_patterns,
@@ -68,13 +68,15 @@ def evaluate(
             get a third. Unset: 96, or 24 when quick.
         seed: 0 is the standard evaluation, whose figures are quoted.
         data: Measured patterns (k, h, w) of many counts by name, to draw semi-real sets from.
-        backend: Runs the networks; None takes the best that works here.
+        backend: Runs the networks; None takes the best that works here, on one core of a CPU, as
+            the classical methods use one.
         on_progress: Told the share done (0 to 1) and what is being done.
 
     Raises:
         ValueError: ``what`` names no part, or ``patterns`` is less than 6.
         SimulationError: ``data`` cannot serve as an expectation.
         BackendError: No backend runs here.
+        EvaluationError: The Python that is named for py4DSTEM does not run it.
     """
     unknown = [subject for subject in what if subject not in SUBJECTS]
     if unknown or not what:
@@ -86,8 +88,10 @@ def evaluate(
         raise ValueError(f"There must be at least 6 patterns, one of each kind, not {patterns}.")
     start = time.perf_counter()
     parts = list(dict.fromkeys(what))
+    if "ellipse" in parts:
+        start_py4dstem()
     tell = on_progress or (lambda _share, _what: None)
-    networks = Networks(backend or select())
+    networks = Networks(backend or select(threads=1))
     run = Run(
         networks=networks,
         patterns=patterns,
@@ -117,7 +121,7 @@ def evaluate(
             "torch": version("torch"),
             "seed": seed,
             "patterns": patterns,
-            "processor": _processor(),
+            "processor": processor.name(),
             "backend": networks.backend.description,
             "seconds": round(time.perf_counter() - start, 1),
         },
@@ -218,13 +222,3 @@ def _checked(data: NDArray[np.generic]) -> NDArray[np.float32]:
             f"Measured patterns are numbers (k, h, w); these are {patterns.dtype} {patterns.shape}."
         )
     return patterns.reshape(-1, *patterns.shape[-2:]).astype(np.float32)
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

@@ -32,6 +32,8 @@ _LEAST, _MOST = 5, 12
 """Reflections that a lattice is fitted to."""
 _REACH: Final = 3
 """A reflection is looked for within so many pixels of its place without strain."""
+_ROUNDING: Final = 1e-9
+"""Of a correlation's largest value: what is less was left by its arithmetic."""
 _LARGEST: Final = 0.02
 """Strains are drawn up to here, either way."""
 
@@ -132,15 +134,21 @@ def strain_noise(frames: Array, strains: Array, crystal: Crystal) -> float:
 def fitted_strain(frame: Array, crystal: Crystal) -> Array:
     """Return the normal strains (2,), [yy, xx], of the lattice found in a frame (h, w)."""
     correlation = fftconvolve(frame, crystal.template, mode="same")
-    found = np.array([_peak(correlation, place) for place in crystal.places])
+    peaks = np.array([_peak(correlation, place) for place in crystal.places])
+    found, counts = peaks[:, :2], peaks[:, 2].clip(min=0)
+    # a place is known as the square root of its counts, and not at all where there are none
+    weight = np.sqrt(counts)[:, None]
     middle = crystal.places.mean(0)
     design = np.column_stack([np.ones(len(found)), crystal.places - middle])
-    lattice = np.linalg.lstsq(design, found, rcond=None)[0][1:]
+    lattice = np.linalg.lstsq(weight * design, weight * found, rcond=None)[0][1:]
     return np.asarray(np.diag(lattice) - 1.0, np.float64)
 
 
 def _peak(image: Array, place: Array) -> Array:
-    """Return the highest place near another one, to a fraction of a pixel by parabolas."""
+    """Return y, x and height of the highest place near another one, by parabolas.
+
+    What is no more than a convolution's rounding has no height.
+    """
     y, x = np.round(place).astype(int)
     near = image[y - _REACH : y + _REACH + 1, x - _REACH : x + _REACH + 1]
     dy, dx = np.unravel_index(int(near.argmax()), near.shape)
@@ -154,6 +162,7 @@ def _peak(image: Array, place: Array) -> Array:
         [
             y + vertex(image[y - 1, x], image[y, x], image[y + 1, x]),
             x + vertex(image[y, x - 1], image[y, x], image[y, x + 1]),
+            image[y, x] if image[y, x] > _ROUNDING * image.max() else 0.0,
         ]
     )
 

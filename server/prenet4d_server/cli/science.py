@@ -100,7 +100,10 @@ def _stopping(checkpoint: Path, every: int) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         if checkpoint.exists():
-            kept = f"{checkpoint} is of at most {every} steps before: --resume goes on from there"
+            kept = (
+                f"{checkpoint} is of at most {every} steps before: the same command with --resume "
+                "goes on from there"
+            )
         else:
             kept = f"nothing is kept, for the first {every} steps were not done"
         print(f"prenet4d: The training was stopped; {kept}.", file=sys.stderr)
@@ -164,7 +167,9 @@ def evaluate(
     what: Annotated[
         list[Part] | None, typer.Argument(help="What to evaluate; everything by default.")
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer patterns: about a minute.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Fewer patterns: two minutes on one core.")
+    ] = False,
     data: Annotated[
         list[Path] | None,
         typer.Option(exists=True, help="Measured patterns to use as well; may be repeated."),
@@ -174,16 +179,22 @@ def evaluate(
         Path | None, typer.Option(file_okay=False, help="Write plots into this folder.")
     ] = None,
     seed: Annotated[
-        int, typer.Option(min=0, help="Of the patterns; 0 gives the figures that are quoted.")
+        int,
+        typer.Option(
+            min=0, max=2**32, help="Of the patterns; 0 gives the figures that are quoted."
+        ),
     ] = 0,
 ) -> None:
     """Compare the networks with classical methods on patterns that training never saw."""
     from rich.console import Console
+    from rich.text import Text
 
     from prenet4d_engines.evaluate import evaluate as run
     from prenet4d_server.cli.progress import bar
     from prenet4d_server.feeds import read_expectations
 
+    if plots is not None:
+        plots.mkdir(parents=True, exist_ok=True)
     names = [path.stem for path in data or ()]
     if len(set(names)) < len(names):
         raise typer.BadParameter("Of files with the same name only one would be told: rename them.")
@@ -197,21 +208,22 @@ def evaluate(
             data={path.stem: read_expectations(path) for path in data or ()},
             on_progress=advance,
         )
-    console = Console()
+    if json_file is not None:
+        json_file.write_text(report.to_json() + "\n", encoding="utf-8")
+    drawn = report.plots(plots) if plots is not None else ()
+    console = Console(markup=False)
     for table in report.tables():
         console.print(_drawn(table))
         if table.note:
             console.print(table.note, style="dim")
     for check in report.checks:
-        verdict = "[green]met[/green]" if check.passed else "[red]missed[/red]"
-        console.print(f"{verdict}  {check.goal}  ({check.value:.4g}, must be < {check.limit:g})")
+        verdict = Text("met", "green") if check.passed else Text("missed", "red")
+        compared = f"  {check.goal}  ({check.value:.4g}, must be < {check.limit:g})"
+        console.print(verdict + compared)
     for missing in report.missing:
-        console.print(f"[yellow]not compared[/yellow]  {missing}")
-    if json_file is not None:
-        json_file.write_text(report.to_json() + "\n", encoding="utf-8")
-    if plots is not None:
-        for path in report.plots(plots):
-            console.print(f"plot: {path}", style="dim")
+        console.print(Text("not compared", "yellow") + f"  {missing}")
+    for path in drawn:
+        console.print(f"plot: {path}", style="dim")
     if not report.passed:
         raise typer.Exit(1)
 

@@ -105,7 +105,7 @@ DENOISE_METHODS: tuple[Method[Denoise], ...] = (
         "NLM",
         "A. Buades, B. Coll, J.-M. Morel, CVPR 2005 (scikit-image), on Anscombe-transformed counts",
         nonlocal_means,
-        ((0.5, 1), (0.8, 1), (0.8, 2), (0.8, 4)),
+        ((0.3, 1), (0.5, 1), (0.8, 1), (0.3, 2), (0.5, 2), (0.8, 2), (0.5, 4), (0.8, 4)),
         needs="skimage",
     ),
     Method(

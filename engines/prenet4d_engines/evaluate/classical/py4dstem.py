@@ -26,6 +26,16 @@ PYTHON_VARIABLE: Final = "PY4DSTEM_PYTHON"
 _WORKER: Final = Path(__file__).with_name("py4dstem_worker.py")
 
 
+def start_py4dstem() -> None:
+    """Start the other Python, if one is named, so that a fault is told before hours of work.
+
+    Raises:
+        EvaluationError: It does not.
+    """
+    if python := os.environ.get(PYTHON_VARIABLE):
+        _worker(python)
+
+
 def fit_by_py4dstem(
     kind: Literal["rings", "bragg"],
     mean: Array,
@@ -54,26 +64,20 @@ def fit_by_py4dstem(
         "radius": radius,
     }
     python = os.environ[PYTHON_VARIABLE]
-    try:
-        worker = _worker(python)
-    except OSError as error:
-        raise EvaluationError(
-            f"{python} ({PYTHON_VARIABLE}) cannot be started: {error.strerror}."
-        ) from error
+    worker = _worker(python)
     assert worker.stdin is not None
-    assert worker.stdout is not None
     try:
         worker.stdin.write(json.dumps(task).encode() + b"\n" + mean.astype(np.float64).tobytes())
         worker.stdin.flush()
     except BrokenPipeError:
         line = b""
     else:
-        line = worker.stdout.readline()
+        line = _line_of(worker)
     if not line:
         _stop(worker)
         _worker.cache_clear()
         raise EvaluationError(
-            f"{python} ({PYTHON_VARIABLE}) could not run py4DSTEM; what it said stands above."
+            f"{python} ({PYTHON_VARIABLE}) died in py4DSTEM; what it said stands above."
         )
     answer = json.loads(line)
     if answer is None or not np.isfinite(answer).all() or min(answer[:2]) <= 0:
@@ -86,12 +90,27 @@ def fit_by_py4dstem(
 
 @lru_cache(maxsize=1)
 def _worker(python: str) -> subprocess.Popen[bytes]:
-    """Start the other Python, once; importing py4DSTEM takes it seconds."""
-    worker = subprocess.Popen(
-        [python, str(_WORKER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=-1
-    )
+    """Start the other Python, once, and wait the seconds until it has imported py4DSTEM."""
+    try:
+        worker = subprocess.Popen(
+            [python, str(_WORKER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=-1
+        )
+    except OSError as error:
+        raise EvaluationError(
+            f"{python} ({PYTHON_VARIABLE}) cannot be started: {error.strerror}."
+        ) from error
+    if not _line_of(worker):
+        _stop(worker)
+        raise EvaluationError(
+            f"{python} ({PYTHON_VARIABLE}) could not run py4DSTEM; what it said stands above."
+        )
     atexit.register(_stop, worker)
     return worker
+
+
+def _line_of(worker: subprocess.Popen[bytes]) -> bytes:
+    assert worker.stdout is not None
+    return worker.stdout.readline()
 
 
 def _stop(worker: subprocess.Popen[bytes]) -> None:

@@ -1,8 +1,9 @@
 """Runs in another environment, one that has py4DSTEM: fits ellipses to what it reads on stdin.
 
-Each task is a line of JSON (``kind``, ``shape``, ``center``, ``inner``, ``outer``, ``radius``) and
-the image as float64 bytes; each answer is a line of JSON, ``[a, b, theta]`` as py4DSTEM has them
-(theta from the first axis toward the second), or null where no fit succeeded.
+Once it has imported py4DSTEM it writes an empty line. Each task is a line of JSON (``kind``,
+``shape``, ``center``, ``inner``, ``outer``, ``radius``) and the image as float64 bytes; each answer
+is a line of JSON, ``[a, b, theta]`` as py4DSTEM has them (theta from the first axis toward the
+second), or null where no fit succeeded.
 """
 
 from __future__ import annotations
@@ -69,6 +70,10 @@ def main() -> None:
     """Answer until stdin ends; whatever py4DSTEM prints goes to stderr."""
     answers, sys.stdout = sys.stdout, sys.stderr
     warnings.simplefilter("ignore")
+    import py4DSTEM  # noqa: F401 - whether it can be
+
+    answers.write("\n")
+    answers.flush()
     for line in sys.stdin.buffer:
         task = json.loads(line)
         size = 8 * task["shape"][0] * task["shape"][1]
