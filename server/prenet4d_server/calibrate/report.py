@@ -20,11 +20,9 @@ from prenet4d_server.calibrate.unrolled import (
     ring_radii,
     show_unrolled,
 )
-from prenet4d_server.errors import FileError
 
 Array = npt.NDArray[Any]
 
-FORMATS = (".png", ".pdf", ".svg")
 _ELLIPSE, _CIRCLE = "#35d0ff", "#ffffff"
 _RINGS = 3
 
@@ -38,7 +36,7 @@ def draw(found: Found, path: Path) -> None:
 
     Args:
         found: the calibration and the mean that it was read from.
-        path: the file to write; its suffix is one of ``FORMATS``.
+        path: the file to write; its suffix names the kind of picture.
 
     Raises:
         OSError: the file cannot be written.
@@ -91,22 +89,6 @@ def draw(found: Found, path: Path) -> None:
         ax.set_title(f"unrolled around the center: {name}", fontsize=10)
         ax.tick_params(labelsize=8)
     figure.savefig(path, dpi=100)
-
-
-def check_picture(path: Path, *, overwrite: bool = False) -> None:
-    """Tell early whether the report can be written there.
-
-    Raises:
-        FileError: there is a file already, its folder is missing, or no picture has that suffix.
-    """
-    if not path.parent.is_dir():
-        raise FileError(f"There is no folder {path.parent}. Make it first.")
-    if path.suffix.lower() not in FORMATS:
-        raise FileError(f"The report is a picture ({', '.join(FORMATS)}); {path.name!r} is none.")
-    if path.exists() and not overwrite:
-        raise FileError(
-            f"There is a file {path} already: choose another name, or overwrite it (--overwrite)."
-        )
 
 
 def undistorted(mean: Array, calibration: Calibration) -> Array:

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from prenet4d_server.cli.arguments import ScanOption, ServerKeyOption
+from prenet4d_server.cli.arguments import ScanOption, ServerKeyOption, picture_file
+from prenet4d_server.errors import FileError
 
 _EXAMPLES = (
     "Examples:\n\n"
@@ -37,7 +38,7 @@ def calibrate(
     ] = Path("calibration.toml"),
     report: Annotated[
         Path | None,
-        typer.Option(dir_okay=False, help="A picture that shows whether to trust it (.png)."),
+        picture_file(text="A picture that shows whether to trust it (.png)."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the files.")] = False,
     patterns: Annotated[
@@ -59,12 +60,14 @@ def calibrate(
     """Find the ellipticity of a file's patterns, or take it from a service, and keep it."""
     from prenet4d_engines.calibration_file import check_target, write_calibration
     from prenet4d_server.calibrate import find
-    from prenet4d_server.calibrate.report import check_picture, draw, headline
+    from prenet4d_server.calibrate.report import draw, headline
     from prenet4d_server.cli.progress import bar
 
     check_target(output, overwrite=overwrite)
-    if report is not None:
-        check_picture(report, overwrite=overwrite)
+    if report is not None and report.exists() and not overwrite:
+        raise FileError(
+            f"There is a file {report} already: choose another name, or overwrite it (--overwrite)."
+        )
     with bar("calibrating") as tell:
         if data.startswith(("tcp://", "ipc://")):
             from prenet4d_client import ControlClient

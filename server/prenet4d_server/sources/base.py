@@ -3,7 +3,7 @@
 A *source* speaks one detector's protocol and knows nothing of rings, batches or corrections. It is
 polled by the ingest loop and answers with the events below, in the order in which the detector
 said them. Frames stay encoded: ``FrameBlock.read_into`` decodes them straight into the slots of the
-ring, on as many threads as the ingest loop likes. A new detector is one new file beside this one.
+ring, on as many threads as the ingest loop likes.
 """
 
 from __future__ import annotations
