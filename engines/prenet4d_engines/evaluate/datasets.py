@@ -38,8 +38,7 @@ from prenet4d_engines.simulate import (
     render,
     speckled,
 )
-from prenet4d_engines.simulate.content import log_uniform
-from prenet4d_engines.simulate.multislice import SIDE
+from prenet4d_engines.simulate.multislice import draw_zoom
 from prenet4d_engines.simulate.pattern import RADIUS, X, Y
 
 FIRST_SEED: Final = 10_000_000
@@ -288,7 +287,7 @@ def computed_patterns(
     expected, moved, centers, radii = [], [], [], []
     for i in range(n):
         center, ellipticity = draw_center(rng, frame_shape), draw_ellipticity(rng)
-        zoom = log_uniform(rng, 1.1, 2.2) * min(frame_shape) / SIDE
+        zoom = draw_zoom(rng, frame_shape)
         turn = float(rng.uniform(0, 2 * np.pi))
         here, *near = (
             computed.place(

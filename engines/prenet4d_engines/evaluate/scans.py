@@ -18,7 +18,7 @@ from prenet4d_engines.simulate import (
     draw_scan,
     simulate_scan,
 )
-from prenet4d_engines.simulate.multislice import SIDE
+from prenet4d_engines.simulate.multislice import SIDE, draw_zoom
 
 _WEAK: Final = 0.25
 """A direct beam with less than this share of the electrons is one that dynamical diffraction has
@@ -88,7 +88,7 @@ def dynamical_scan(
     grains = np.concatenate(
         [rng.choice(np.flatnonzero(of), _GRAINS // 2, replace=False) for of in (weak, ~weak)]
     )
-    zoom = float(np.exp(rng.uniform(np.log(1.1), np.log(2.2)))) * min(frame_shape) / SIDE
+    zoom = draw_zoom(rng, frame_shape)
     center = ((frame_shape[0] - 1) / 2, (frame_shape[1] - 1) / 2)
     patterns = np.stack(
         [

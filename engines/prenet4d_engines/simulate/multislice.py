@@ -179,7 +179,7 @@ class Multislice:
             The pattern (h, w), sum 1, and the radius of its disks in px.
         """
         index = int(rng.integers(len(self)))
-        zoom = log_uniform(rng, 1.1, 2.2) * min(frame_shape) / SIDE
+        zoom = draw_zoom(rng, frame_shape)
         image = self.place(
             index,
             frame_shape,
@@ -191,6 +191,11 @@ class Multislice:
         floor = log_uniform(rng, 1e-4, 0.1)
         image = (1 - floor) * image + np.float32(floor / image.size)
         return image, zoom * float(self.radii[index])
+
+
+def draw_zoom(rng: np.random.Generator, frame_shape: tuple[int, int]) -> float:
+    """Draw how much larger than computed a pattern is shown: a camera length for frames (h, w)."""
+    return log_uniform(rng, 1.1, 2.2) * min(frame_shape) / SIDE
 
 
 def compute(
