@@ -57,7 +57,7 @@ class Service:
     leaving, what has been received is drained, for at most ``drain_s``.
 
     Args:
-        settings: what :func:`~prenet4d_server.load_settings` returns.
+        settings: what :func:`~prenet4d_server.config_file.load_settings` returns.
         calibration: begin with it.
 
     Raises:
@@ -349,7 +349,7 @@ def serve(settings: Settings, calibration: Calibration | None = None) -> int:
     """Run the service until Ctrl-C or SIGTERM, in the main thread.
 
     Args:
-        settings: what :func:`~prenet4d_server.load_settings` returns.
+        settings: what :func:`~prenet4d_server.config_file.load_settings` returns.
         calibration: begin with it.
 
     Returns:

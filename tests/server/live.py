@@ -13,7 +13,9 @@ import numpy as np
 from prenet4d_client import FrameSender, Subscriber
 from prenet4d_client.errors import NoAnswer
 from prenet4d_client.wire import Message
-from prenet4d_server import Service, Settings, load_settings
+from prenet4d_server.config import Settings
+from prenet4d_server.config_file import load_settings
+from prenet4d_server.service import Service
 
 FREE = "tcp://127.0.0.1:*"
 TIMEOUT_S = 60.0

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.server import live
 
-from prenet4d_server import Service
+from prenet4d_server.service import Service
 
 ROOT = Path(__file__).parents[2]
 SEND, SUBSCRIBE = re.findall(

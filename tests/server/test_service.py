@@ -15,7 +15,6 @@ import psutil
 import pytest
 import zmq
 
-import prenet4d_server
 from prenet4d_client import ControlClient, FrameSender, LosslessReceiver
 from prenet4d_client.errors import ConnectionRefused, NoAnswer
 from prenet4d_client.messages import AcquisitionEnd, AcquisitionStart, FrameFlag, Frames
@@ -98,17 +97,6 @@ def service():
 def listener(service):
     with listening(service) as made:
         yield made
-
-
-def test_the_public_face():
-    assert prenet4d_server.__all__ == [
-        "Service", "ServiceError", "Settings", "example_toml", "generate_keys", "load_settings",
-        "serve",
-    ]  # fmt: skip
-    for name in prenet4d_server.__all__:
-        assert getattr(prenet4d_server, name).__doc__
-    with pytest.raises(AttributeError):
-        prenet4d_server.nothing  # noqa: B018
 
 
 def test_flags_mean_the_same_on_the_wire_and_in_the_engines():
@@ -560,7 +548,8 @@ def test_a_killed_ingest_process_ends_the_service_where_it_is_not_to_be_restarte
 
 SERVE = """
 import sys
-from prenet4d_server import Settings, serve
+from prenet4d_server.config import Settings
+from prenet4d_server.service import serve
 sys.exit(serve(Settings.model_validate_json(sys.stdin.read())))
 """
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from queued import QueuedLanes
 
-from prenet4d_server import Service
+from prenet4d_server.service import Service
 
 from ..live import balanced, listening, sender, settings, until
 from .test_correction import SHAPE, disks

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from prenet4d_client.messages import Ellipticity
-from prenet4d_server import Service
 from prenet4d_server.page import words
 from prenet4d_server.page.feed import EVENTS, Feed
 from prenet4d_server.page.history import GAP_S, ROWS, History
@@ -17,6 +16,7 @@ from prenet4d_server.page.settings import ServiceAddress
 from prenet4d_server.page.theme import DARK
 from prenet4d_server.page.traces import Traces
 from prenet4d_server.processes import RunningService
+from prenet4d_server.service import Service
 
 from ..live import frames, sender, settings, until
 from .telling import event, start, telemetry
