@@ -21,14 +21,10 @@ from prenet4d_server.simulators import (
     simulate_dectris_v2,
     simulate_native,
 )
-from prenet4d_server.sources import (
-    AcquisitionEnd,
-    AcquisitionStart,
-    DectrisV1Source,
-    DectrisV2Source,
-    Fault,
-    NativeSource,
-)
+from prenet4d_server.sources.base import AcquisitionEnd, AcquisitionStart, Fault
+from prenet4d_server.sources.dectris_v1 import DectrisV1Source
+from prenet4d_server.sources.dectris_v2 import DectrisV2Source
+from prenet4d_server.sources.native import NativeSource
 
 from ..sources.detector import blocks_of, of, poll_to_end, poll_until, push_socket, read
 

@@ -19,7 +19,7 @@ import hdf5plugin
 import numpy as np
 import zmq
 
-from prenet4d_server.sources import AcquisitionEnd, AcquisitionStart, Fault
+from prenet4d_server.sources.base import AcquisitionEnd, AcquisitionStart, Fault
 
 WAIT_S = 20.0
 

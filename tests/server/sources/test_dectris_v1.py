@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from prenet4d_server.errors import BadMessage, BadStart, CorruptFrame, SequenceError, WrongFrame
-from prenet4d_server.sources import AcquisitionEnd, AcquisitionStart, DectrisV1Source, Fault
+from prenet4d_server.sources.base import AcquisitionEnd, AcquisitionStart, Fault
+from prenet4d_server.sources.dectris_v1 import DectrisV1Source
 
 from .detector import blocks_of, bslz4, of, poll_to_end, push_socket, read
 

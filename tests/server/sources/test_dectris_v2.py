@@ -16,7 +16,8 @@ from prenet4d_server.errors import (
     SequenceError,
     WrongFrame,
 )
-from prenet4d_server.sources import AcquisitionEnd, AcquisitionStart, DectrisV2Source, Fault
+from prenet4d_server.sources.base import AcquisitionEnd, AcquisitionStart, Fault
+from prenet4d_server.sources.dectris_v2 import DectrisV2Source
 
 from .detector import (
     Tag,

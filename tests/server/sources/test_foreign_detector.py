@@ -20,7 +20,7 @@ import lz4.block
 import numpy as np
 import pytest
 
-from prenet4d_server.sources import DectrisV1Source
+from prenet4d_server.sources.dectris_v1 import DectrisV1Source
 
 from .detector import WAIT_S, bslz4, poll_to_end, read
 

@@ -13,13 +13,9 @@ from hypothesis import strategies as st
 
 from prenet4d_client import messages, wire
 from prenet4d_server.errors import BadMessage, BindError, CorruptFrame, WrongFrame
-from prenet4d_server.sources import (
-    AcquisitionEnd,
-    AcquisitionStart,
-    Fault,
-    NativeSource,
-    turns,
-)
+from prenet4d_server.sources import turns
+from prenet4d_server.sources.base import AcquisitionEnd, AcquisitionStart, Fault
+from prenet4d_server.sources.native import NativeSource
 
 from .detector import WAIT_S, blocks_of, of, poll_to_end, poll_until, read
 

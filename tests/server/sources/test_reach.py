@@ -9,7 +9,8 @@ import pytest
 import zmq
 
 from prenet4d_server.errors import NotReached
-from prenet4d_server.sources import DectrisV1Source, Fault
+from prenet4d_server.sources.base import Fault
+from prenet4d_server.sources.dectris_v1 import DectrisV1Source
 from prenet4d_server.sources.reach import Reach
 from prenet4d_server.sources.zmq_source import connect
 
