@@ -12,7 +12,6 @@ from datetime import datetime
 from typing import Any, TypeAlias
 
 import numpy as np
-import zmq
 
 from prenet4d_server.errors import BadMessage, BadStart, CorruptFrame, SequenceError
 from prenet4d_server.sources.base import (
@@ -58,7 +57,6 @@ class DectrisSource(ZmqSource):
         address: ``tcp://detector:port``.
         scan_shape: ``(ny, nx)``, which the detector does not know.
         gain: counts per electron.
-        context: the ZeroMQ context to live in; a context of its own by default.
         max_bytes: larger messages are refused.
 
     Raises:
@@ -73,10 +71,9 @@ class DectrisSource(ZmqSource):
         *,
         scan_shape: tuple[int, int] | None = None,
         gain: float = 1.0,
-        context: zmq.Context[Any] | None = None,
         max_bytes: int = MAX_BYTES,
     ) -> None:
-        super().__init__(address, context=context, max_bytes=max_bytes, high_water=_HIGH_WATER)
+        super().__init__(address, max_bytes=max_bytes, high_water=_HIGH_WATER)
         self._scan_shape = scan_shape
         self._gain = gain
         self._held: Announcement | None = None

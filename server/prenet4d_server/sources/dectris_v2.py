@@ -12,7 +12,6 @@ from typing import Any
 
 import cbor2
 import numpy as np
-import zmq
 from cbor2 import CBORTag
 
 from prenet4d_server.errors import BadMessage, BadStart, CorruptFrame, WrongFrame
@@ -62,7 +61,6 @@ class DectrisV2Source(DectrisSource):
             order in which a series' start names them; the first by default.
         scan_shape: ``(ny, nx)``, which the detector does not know.
         gain: counts per electron.
-        context: the ZeroMQ context to live in; a context of its own by default.
         max_bytes: larger messages are refused.
 
     Raises:
@@ -78,12 +76,9 @@ class DectrisV2Source(DectrisSource):
         channel: str | int | None = None,
         scan_shape: tuple[int, int] | None = None,
         gain: float = 1.0,
-        context: zmq.Context[Any] | None = None,
         max_bytes: int = MAX_BYTES,
     ) -> None:
-        super().__init__(
-            address, scan_shape=scan_shape, gain=gain, context=context, max_bytes=max_bytes
-        )
+        super().__init__(address, scan_shape=scan_shape, gain=gain, max_bytes=max_bytes)
         self._channel = channel
         self._chosen: str | None = None
         """The channel's name, as the last start had it."""

@@ -11,12 +11,10 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate
-from typing import Any
 
 import msgpack
 import numpy as np
 import numpy.typing as npt
-import zmq
 
 from prenet4d_client import messages, wire
 from prenet4d_client.errors import ProtocolError
@@ -47,7 +45,6 @@ class NativeSource(ZmqSource):
 
     Args:
         address: where to listen, ``tcp://127.0.0.1:5560``.
-        context: the ZeroMQ context to live in; a context of its own by default.
         max_bytes: larger messages are refused.
         curve: the service's CURVE keys, where senders must know the public one.
 
@@ -60,16 +57,11 @@ class NativeSource(ZmqSource):
     bite = 2 << 20  # copied into the ring while it is still in the processor's cache
 
     def __init__(
-        self,
-        address: str,
-        *,
-        context: zmq.Context[Any] | None = None,
-        max_bytes: int = MAX_BYTES,
-        curve: KeyPair | None = None,
+        self, address: str, *, max_bytes: int = MAX_BYTES, curve: KeyPair | None = None
     ) -> None:
         self._curve = curve
         self._turns = Turns(most_bytes=max_bytes)
-        super().__init__(address, context=context, max_bytes=max_bytes, high_water=_HIGH_WATER)
+        super().__init__(address, max_bytes=max_bytes, high_water=_HIGH_WATER)
 
     def _attach(self) -> None:
         protect(self._socket, self._curve)

@@ -30,7 +30,6 @@ class ZmqSource(ABC):
 
     Args:
         address: to listen on or to connect to; see ``listens``.
-        context: the ZeroMQ context to live in; a context of its own by default.
         max_bytes: larger messages become faults. Parts of more than four times this size are not
             even received: ZeroMQ cuts the connection, and the sender connects anew.
         high_water: messages that may wait in ZeroMQ before the sender is held back.
@@ -42,14 +41,11 @@ class ZmqSource(ABC):
     bite: ClassVar[int] = 32 << 20
     """A poll returns when it has taken so many bytes."""
 
-    def __init__(
-        self, address: str, *, context: zmq.Context[Any] | None, max_bytes: int, high_water: int
-    ) -> None:
+    def __init__(self, address: str, *, max_bytes: int, high_water: int) -> None:
         self.address = address
         self._max_bytes = max_bytes
-        home = context or zmq.Context()
-        self._own_context = None if context else home
-        self._socket = home.socket(zmq.PULL)
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._socket = self._context.socket(zmq.PULL)
         self._socket.rcvhwm = high_water
         self._socket.maxmsgsize = 4 * max_bytes
         self._socket.linger = 0
@@ -123,8 +119,7 @@ class ZmqSource(ABC):
     def close(self) -> None:
         """Close the socket; may be called twice."""
         self._socket.close()
-        if self._own_context is not None:
-            self._own_context.term()
+        self._context.term()
 
     def __enter__(self) -> Self:
         return self
