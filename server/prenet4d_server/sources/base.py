@@ -109,10 +109,8 @@ def idle() -> bool:
 
 
 class Source(Protocol):
-    """A detector's protocol, polled by the ingest loop; used as a context manager."""
+    """A detector's protocol, polled by the ingest loop."""
 
-    name: str
-    """``native``, ``dectris2``, …"""
     address: str
     """Where it listens or what it is connected to, for a person to read."""
 

@@ -44,7 +44,6 @@ class DectrisV1Source(DectrisSource):
     The arguments are those of :class:`~prenet4d_server.sources.dectris.DectrisSource`.
     """
 
-    name = "dectris1"
     _header: list[Buffer] | None = None
     """The parts so far of a header that comes one part a message."""
 

@@ -67,8 +67,6 @@ class DectrisV2Source(DectrisSource):
         ConfigError: the address makes no sense.
     """
 
-    name = "dectris2"
-
     def __init__(
         self,
         address: str,

@@ -52,7 +52,6 @@ class NativeSource(ZmqSource):
         BindError: the address cannot be bound; the message says why.
     """
 
-    name = "native"
     copies = False
     bite = 2 << 20  # copied into the ring while it is still in the processor's cache
 

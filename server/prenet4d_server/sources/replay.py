@@ -71,8 +71,6 @@ class ReplaySource:
         FileError: the file cannot be read; the message says what to do.
     """
 
-    name = "replay"
-
     def __init__(
         self,
         path: str | Path,

@@ -29,13 +29,12 @@ class ZmqSource(ABC):
     the same thread.
 
     Args:
-        address: to listen on or to connect to; see ``listens``.
+        address: to listen on or to connect to.
         max_bytes: larger messages become faults. Parts of more than four times this size are not
             even received: ZeroMQ cuts the connection, and the sender connects anew.
         high_water: messages that may wait in ZeroMQ before the sender is held back.
     """
 
-    name: str
     copies: ClassVar[bool]
     """Whether parts are copied into ``bytes`` (faster for small parts) or handed on as they are."""
     bite: ClassVar[int] = 32 << 20

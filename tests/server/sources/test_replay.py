@@ -53,7 +53,7 @@ def read(start: AcquisitionStart, blocks: Sequence[SourceEvent]) -> npt.NDArray[
 def test_a_replay_is_a_source(tmp_path: Path) -> None:
     np.save(tmp_path / "scan.npy", frames_of(3, 8, 8))
     source: Source = ReplaySource(tmp_path / "scan.npy")
-    assert (source.name, source.address) == ("replay", str(tmp_path / "scan.npy"))
+    assert source.address == str(tmp_path / "scan.npy")
     source.close()
     source.close()
 
