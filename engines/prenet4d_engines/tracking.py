@@ -29,8 +29,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -44,45 +43,34 @@ Estimate: TypeAlias = tuple[float, float, float, float]
 Beam: TypeAlias = Sequence[float]
 """cy, cx, sigma, and how likely it is in units of the likeliest beam."""
 
-_LEAST_OWN = 0.01
+_FILTERS: Final = ((0.001, 1.0), (0.01, 1.0), (0.1, 1.0), (0.1, 0.03), (0.3, 0.003))
+"""Of each filter, how far the center may walk from one frame to the next, in pixels, and the share
+of the claimed variances that it believes in."""
+_MEMORY: Final = 0.98
+"""How much of its past evidence a filter keeps from one frame to the next."""
+_GATE: Final = 25.0
+"""Squared deviation of both axes in sigmas beyond which a center is an outlier."""
+_SLACK: Final = 0.2
+"""A center is no outlier for a deviation of a few times this, in pixels, however sure the track
+is."""
+_JUMP_FRAMES: Final = 3
+"""As many outliers in a row that agree with each other are a jump."""
+_MOST_OUTLIERS: Final = 6
+"""After as many outliers in a row, agreeing or not, it is the track that is wrong."""
+_OTHER_GATE: Final = 9.0
+"""As ``_GATE``: up to there another beam than the likeliest is the one that was expected."""
+_LEAST_ODDS: Final = 1e-5
+"""Beams that are less likely than this, in units of the likeliest, are none."""
+_MOST_CREDIT: Final = 64.0
+"""So many frames that agreed with the track count, at most, against those that do not, ..."""
+_LEAD: Final = 8.0
+"""... which must be so many more to outvote it."""
+_MIN_SIGMA: Final = 0.003
+"""No single-frame center is trusted more than this, in pixels."""
+_LEAST_OWN: Final = 0.01
 """Share of a center's claimed variance that is its own noise, at least."""
-_LATE = 256
+_LATE: Final = 256
 """Frames up to this far behind the newest one are late; farther, the scan has started over."""
-
-
-@dataclass(frozen=True, slots=True)
-class TrackerConfig:
-    """Constants of the filter; lengths in pixels."""
-
-    filters: tuple[tuple[float, float], ...] = (
-        (0.001, 1.0),
-        (0.01, 1.0),
-        (0.1, 1.0),
-        (0.1, 0.03),
-        (0.3, 0.003),
-    )
-    """Of each filter, how far the center may walk from one frame to the next, and the share of the
-    claimed variances that it believes in."""
-    memory: float = 0.98
-    """How much of its past evidence a filter keeps from one frame to the next."""
-    gate: float = 25.0
-    """Squared deviation of both axes in sigmas beyond which a center is an outlier."""
-    slack: float = 0.2
-    """A center is no outlier for a deviation of a few times this, however sure the track is."""
-    jump_frames: int = 3
-    """As many outliers in a row that agree with each other are a jump."""
-    most_outliers: int = 6
-    """After as many outliers in a row, agreeing or not, it is the track that is wrong."""
-    other_gate: float = 9.0
-    """As ``gate``: up to there another beam than the likeliest is the one that was expected."""
-    least_odds: float = 1e-5
-    """Beams that are less likely than this, in units of the likeliest, are none."""
-    most_credit: float = 64.0
-    """So many frames that agreed with the track count, at most, against those that do not, ..."""
-    lead: float = 8.0
-    """... which must be so many more to outvote it."""
-    min_sigma: float = 0.003
-    """No single-frame center is trusted more than this."""
 
 
 class CenterTracker:
@@ -91,20 +79,16 @@ class CenterTracker:
     Args:
         scan_shape: ``(ny, nx)``; frame ``i`` lies at ``(i // nx, i % nx)``. ``None`` where it is
             not known: the scan then counts as one endless line.
-        config: the filter's constants.
     """
 
-    def __init__(
-        self, scan_shape: tuple[int, int] | None = None, config: TrackerConfig | None = None
-    ):
-        self._config = config or TrackerConfig()
+    def __init__(self, scan_shape: tuple[int, int] | None = None):
         columns = scan_shape[1] if scan_shape and scan_shape[1] > 2 else 0
         self._axes: tuple[Walk, Walk] | None = None
         self._index = 0
         self._noise = Noise()
         self._shared = (0.0, 0.0)
         self._lines = LineProfile(columns)
-        self._majority = Majority(self._config.most_credit, self._config.lead)
+        self._majority = Majority(_MOST_CREDIT, _LEAD)
         # Outliers in a row: their mean distance to the prediction, and how many.
         self._suspect = (0.0, 0.0)
         self._suspects = 0
@@ -147,7 +131,7 @@ class CenterTracker:
         tracked = np.empty((len(indices), 4))
         outlier = np.zeros(len(indices), dtype=bool)
         places = np.asarray(centers, dtype=np.float64)
-        variances = np.maximum(np.asarray(sigmas, dtype=np.float64), self._config.min_sigma) ** 2
+        variances = np.maximum(np.asarray(sigmas, dtype=np.float64), _MIN_SIGMA) ** 2
         good = np.isfinite(places).all(axis=1) & np.isfinite(variances).all(axis=1)
         if usable is not None:
             good &= usable
@@ -210,7 +194,7 @@ class CenterTracker:
                 self._learn_fly_back((y, x, ry, rx) if other is None else (*other[:2], *noise))
             if other is not None:
                 outlier = self._follow(other, dy, dx, ry, rx)
-            elif self._far(dy, dx, ry, rx) > self._config.gate:
+            elif self._far(dy, dx, ry, rx) > _GATE:
                 outlier = self._deviation(y, x, ry, rx)
             else:
                 self._majority.agree()
@@ -249,7 +233,7 @@ class CenterTracker:
         """Return the squared deviation from the prediction in sigmas."""
         assert self._axes is not None
         vertical, horizontal = self._axes
-        slack = self._config.slack**2
+        slack = _SLACK**2
         far = dy * dy / (vertical.variance + ry + slack)
         return far + dx * dx / (horizontal.variance + rx + slack)
 
@@ -262,16 +246,15 @@ class CenterTracker:
         """
         assert self._axes is not None
         vertical, horizontal = self._axes
-        found, odds = None, self._config.least_odds
+        found, odds = None, _LEAST_ODDS
         for other in others:
             cy, cx, sigma, likely = other
             r = sigma * sigma
             # The center's own sigma may say "it may be another beam": how far is it off as a beam?
             if (
                 likely > odds
-                and self._far(cy - vertical.mean, cx - horizontal.mean, r, r)
-                <= self._config.other_gate
-                and self._far(dy, dx, min(ry, r), min(rx, r)) > self._config.gate
+                and self._far(cy - vertical.mean, cx - horizontal.mean, r, r) <= _OTHER_GATE
+                and self._far(dy, dx, min(ry, r), min(rx, r)) > _GATE
             ):
                 found, odds = other, likely
         return found
@@ -285,8 +268,8 @@ class CenterTracker:
         assert self._axes is not None
         vertical, horizontal = self._axes
         cy, cx, sigma, likely = other
-        r, gate = sigma * sigma, self._config.gate
-        reach = (gate * (vertical.variance + ry + r), gate * (horizontal.variance + rx + r))
+        r = sigma * sigma
+        reach = (_GATE * (vertical.variance + ry + r), _GATE * (horizontal.variance + rx + r))
         if self._majority.contradict((dy, dx), reach, 1 - likely):
             self._restarts += 1
             vertical.restart(vertical.mean + dy, ry)
@@ -297,20 +280,19 @@ class CenterTracker:
         return True
 
     def _walk(self, level: float, variance: float) -> Walk:
-        return Walk(self._config.filters, self._config.memory, level, variance)
+        return Walk(_FILTERS, _MEMORY, level, variance)
 
     def _deviation(self, y: float, x: float, ry: float, rx: float) -> bool:
         """Decide about a center far from the prediction; return whether it is an outlier."""
         assert self._axes is not None
         vertical, horizontal = self._axes
         offset = (y - vertical.mean, x - horizontal.mean)
-        gate = self._config.gate
         if self._before_jump:
             old_y, old_x = self._before_jump
             back = (y - old_y.mean) ** 2 / (old_y.variance + ry) + (x - old_x.mean) ** 2 / (
                 old_x.variance + rx
             )
-            if back <= gate:
+            if back <= _GATE:
                 # The jump was none: one center was wrong, and the track is where it was.
                 self._axes, self._before_jump = self._before_jump, None
                 self._axes[0].update(y, ry)
@@ -327,13 +309,13 @@ class CenterTracker:
         spread = 1 + 1 / max(n, 1)
         vy, vx = ry * spread + vertical.walk, rx * spread + horizontal.walk
         apart = (offset[0] - sy) ** 2 / vy + (offset[1] - sx) ** 2 / vx
-        n = n + 1 if n and apart <= gate else 1
+        n = n + 1 if n and apart <= _GATE else 1
         sy, sx = (s + (o - s) / n if n > 1 else o for s, o in zip((sy, sx), offset, strict=True))
         self._suspect, self._suspects = (sy, sx), n
         self._distrusted += 1
         # In the first line nothing tells a steep descan from outliers, but that they are a few.
-        most = self._config.most_outliers if self._lines.known else self._config.jump_frames
-        if n < self._config.jump_frames and self._distrusted < most:
+        most = _MOST_OUTLIERS if self._lines.known else _JUMP_FRAMES
+        if n < _JUMP_FRAMES and self._distrusted < most:
             return True
         self._majority.start_over()
         self._jumped(vertical.mean + sy, horizontal.mean + sx, ry / n, rx / n)
@@ -363,7 +345,7 @@ class CenterTracker:
                 place, variance = place + gain * (z - place), gain * r
             places.append(place)
             variances.append(variance)
-        outlier = far > self._config.gate
+        outlier = far > _GATE
         if outlier:
             places = [axis.mean - step for axis, step in zip(self._axes, steps, strict=True)]
             variances = [axis.variance + frames * axis.walk for axis in self._axes]
