@@ -25,7 +25,6 @@ class IdentityCorrector:
         frame_shape: ``(h, w)`` in pixels.
         pixel_mask: (h, w) bool, ``True`` where a pixel can be trusted; ``None``: all can.
         wants_virtual: tells, before each batch, whether to look at it with the virtual detectors.
-        scan_shape, gain, …: everything else that a corrector takes is accepted and ignored.
     """
 
     state: State = "frozen"
@@ -37,7 +36,6 @@ class IdentityCorrector:
         *,
         pixel_mask: npt.NDArray[np.bool_] | None = None,
         wants_virtual: Callable[[], bool] = lambda: True,
-        **_ignored: object,
     ):
         self.frame_shape = frame_shape
         self.reference_center = reference_center(frame_shape)

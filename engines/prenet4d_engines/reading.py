@@ -81,13 +81,7 @@ class Asked:
 
 
 @torch.inference_mode()
-def read_ellipticity(
-    mean: Tensor,
-    reference: tuple[float, float],
-    backend: Backend,
-    *,
-    start: Ellipticity | None = None,
-) -> Reading:
+def read_ellipticity(mean: Tensor, reference: tuple[float, float], backend: Backend) -> Reading:
     """Read the distortion of one mean pattern.
 
     Each pass undistorts the original mean by the estimate so far (one interpolation, never two on
@@ -97,12 +91,10 @@ def read_ellipticity(
         mean: (h, w) float32 counts centered on ``reference``; NaN where nothing was measured.
         reference: ``(cy, cx)``, pixels.
         backend: runs the ellipse network; ``mean`` lies on its device.
-        start: an estimate to begin with; ``None``: the circle, and one pass more.
     """
-    known = ((start or Ellipticity()).vector, reference)
-    vector, origin = torch.tensor(known, dtype=torch.float64, device=mean.device)
-    passes = PASSES_FROM_NEAR if start else PASSES
-    return _reading(_read(mean, origin, vector, passes, backend).cpu().numpy())
+    known = (reference, Ellipticity().vector)
+    origin, circle = torch.tensor(known, dtype=torch.float64, device=mean.device)
+    return _reading(_read(mean, origin, circle, PASSES, backend).cpu().numpy())
 
 
 def _reading(answer: npt.NDArray[np.float64]) -> Reading:

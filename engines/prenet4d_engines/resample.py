@@ -30,8 +30,6 @@ def resample(
     reference: tuple[float, float],
     ellipticity: Ellipticity,
     valid: Tensor | None = None,
-    *,
-    out: Tensor | None = None,
 ) -> Tensor:
     """Center and undistort images in one interpolation: out(p) = image(c + D (p − c_ref)).
 
@@ -47,7 +45,6 @@ def resample(
         reference: ``(cy, cx)`` where the centers shall lie afterwards.
         ellipticity: the distortion to take out.
         valid: (h, w) bool, ``False`` where a pixel is not to be trusted; ``None``: all are.
-        out: takes the result, where given.
 
     Returns:
         (n, k, h, w) float32, NaN where there is no source.
@@ -55,7 +52,7 @@ def resample(
     motion = (torch.as_tensor(ellipticity.matrix), torch.tensor(reference, dtype=torch.float64))
     matrix, origin = (part.to(images.device) for part in motion)
     centers = centers.to(images.device, torch.float64)
-    return resample_by(images, centers, origin, matrix, valid, out=out)
+    return resample_by(images, centers, origin, matrix, valid)
 
 
 def resample_by(

@@ -472,7 +472,7 @@ def test_shipped_networks_correct_a_scan():
 class TestIdentity:
     def test_frames_go_through_as_they_are(self):
         frames, _ = rings(3)
-        corrector = IdentityCorrector(SHAPE, scan_shape=(1, 3), config=QUICK)
+        corrector = IdentityCorrector(SHAPE)
         batch = corrector.process(frames, np.arange(3))
         assert batch.corrected is frames
         assert batch.aligned is frames

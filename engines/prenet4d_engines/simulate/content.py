@@ -34,6 +34,8 @@ from prenet4d_engines.simulate.scattering import (
     wavelength,
 )
 
+_REFLECTIONS: Final = 120
+"""Of one crystal, the strongest, that are drawn at most."""
 _HOLZ_LINES: Final = 8
 _HOLZ_STEEPNESS: Final = 4.0
 """Reflections whose rocking curve is that steep across the disk draw lines, not fringes."""
@@ -46,7 +48,7 @@ def log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
     return float(np.exp(rng.uniform(np.log(low), np.log(high))))
 
 
-def draw_orientation(rng: np.random.Generator, cell: Array, tilt: float | None = None) -> Array:
+def draw_orientation(rng: np.random.Generator, cell: Array) -> Array:
     """Draw a rotation (3, 3) that takes crystal to microscope axes, beam along z.
 
     Two of three crystals stand near a low-index zone axis, mistilted by up to a few degrees.
@@ -56,7 +58,7 @@ def draw_orientation(rng: np.random.Generator, cell: Array, tilt: float | None =
         while not axis.any():
             axis = rng.integers(-2, 3, 3).astype(float)
         beam = axis @ cell
-        mistilt = abs(rng.normal(0, 0.8)) if tilt is None else tilt
+        mistilt = abs(rng.normal(0, 0.8))
     else:
         beam, mistilt = rng.normal(size=3), 0.0
     z = beam / np.linalg.norm(beam)
@@ -105,7 +107,6 @@ def crystal_disks(
     rocking: bool,
     strain: Array | None = None,
     precession: float = 0.0,
-    most: int = 120,
 ) -> Array:
     """Return the disks (k, 10) of one crystal: reflections first, deficits of the beam last.
 
@@ -120,7 +121,6 @@ def crystal_disks(
         strain: In-plane strain tensor (2, 2), or None.
         precession: Half angle in radians of the cone that the beam precesses on, the pattern
             descanned; 0 for a beam that stands still.
-        most: Keep at most that many reflections, the strongest.
     """
     found = reflections(material)
     lam = wavelength(optics.volts)
@@ -141,7 +141,7 @@ def crystal_disks(
         envelope = epsilon**2 * np.minimum(1.0, 1.0 / (nearest**2 + epsilon**2)) * warm
     inside = np.abs(xy).max(1) < frame_size * per_px
     candidates = np.flatnonzero(inside & (envelope > 1e-4))
-    chosen = candidates[np.argsort(envelope[candidates])[::-1][:most]]
+    chosen = candidates[np.argsort(envelope[candidates])[::-1][:_REFLECTIONS]]
 
     disks = np.zeros((len(chosen), 10))
     disks[:, X], disks[:, Y] = (xy[chosen] / per_px).T

@@ -13,7 +13,6 @@ from torch import Tensor
 from prenet4d_engines.backends.tensorrt.cache import EngineCache, Sidecar
 from prenet4d_engines.backends.tensorrt.engine import Engine
 from prenet4d_engines.backends.tensorrt.flavors import (
-    Flavor,
     cuda_fault,
     gpu,
     installed,
@@ -34,11 +33,11 @@ _Place = tuple[Name, tuple[int, ...]]
 class TensorRTBackend:
     """Runs the engines that `prenet4d engines build` made on this machine.
 
-    They are loaded when frames of their shape first come. A shape for which there are none runs in
-    torch on the same GPU, and that is said once.
+    They are those of the first TensorRT that is installed and has engines here, loaded when frames
+    of their shape first come. A shape for which there are none runs in torch on the same GPU, and
+    that is said once.
 
     Args:
-        flavor: Which TensorRT; unset: the first that is installed and has engines here.
         cache: Folder of the engines; unset: the user's cache folder.
 
     Raises:
@@ -47,14 +46,14 @@ class TensorRTBackend:
 
     name = "tensorrt"
 
-    def __init__(self, flavor: Flavor | None = None, cache: Path | None = None):
+    def __init__(self, cache: Path | None = None):
         fault = cuda_fault()
         if fault is not None:
             raise BackendError(fault)
         self.device = torch.device("cuda", torch.cuda.current_device())
         self._cache = EngineCache(cache)
         here = gpu(self.device)
-        toolkits = [load(each) for each in ([flavor] if flavor else installed())] or [load()]
+        toolkits = [load(each) for each in installed()] or [load()]
         for self._toolkit in toolkits:
             usable = self._cache.usable(
                 self._toolkit.flavor, self._toolkit.version, here, source_sha256()
