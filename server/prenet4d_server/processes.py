@@ -20,6 +20,8 @@ from prenet4d_server.config import ENVIRONMENT_PREFIX
 from prenet4d_server.errors import ServiceError
 
 _PR_SET_PDEATHSIG = 1
+_READY_WITHIN_S = 90.0
+_RECEIVERS_WITHIN_S = 30.0
 
 
 class ChildFailed(ServiceError):
@@ -37,7 +39,6 @@ class Child:
         log: where its stderr goes, and its stdout too unless ``show``.
         show: leave its stdout on ours.
         python: the interpreter.
-        threads: cap on the threads of its numerical libraries.
     """
 
     def __init__(
@@ -47,7 +48,6 @@ class Child:
         log: Path,
         show: bool = False,
         python: Path | str = sys.executable,
-        threads: int | None = None,
     ) -> None:
         self.name = name
         self.log = log
@@ -57,8 +57,6 @@ class Child:
             for name, value in os.environ.items()
             if not name.upper().startswith(ENVIRONMENT_PREFIX)
         } | {"PYTHONUNBUFFERED": "1"}
-        if threads is not None:
-            environment["OMP_NUM_THREADS"] = str(threads)
         with log.open("ab") as sink:
             self.process = subprocess.Popen(
                 [python, *arguments],
@@ -192,19 +190,19 @@ class RunningService(Child):
         with ControlClient(self.control) as client:
             return client.status()
 
-    def wait_for_receivers(self, count: int, timeout: float = 30.0) -> None:
+    def wait_for_receivers(self, count: int) -> None:
         """Wait until so many lossless receivers have registered.
 
         Raises:
             ChildFailed: they have not, in that time.
         """
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + _RECEIVERS_WITHIN_S
         while time.monotonic() < deadline:
             self.check()
             if len(self.status()["receivers"]) >= count:
                 return
             time.sleep(0.1)
-        raise ChildFailed(f"The service saw no {count} receivers within {timeout:g} s.")
+        raise ChildFailed(f"The service saw no {count} receivers within {_RECEIVERS_WITHIN_S:g} s.")
 
     def resident_bytes(self) -> dict[str, int]:
         """Resident memory of the main process and of the one that talks to the detector."""
@@ -215,11 +213,11 @@ class RunningService(Child):
         sizes = {"service": main.memory_info().rss}
         return sizes if ingest is None else {**sizes, "ingest": ingest.memory_info().rss}
 
-    def _wait_until_ready(self, timeout: float = 90.0) -> None:
+    def _wait_until_ready(self) -> None:
         from prenet4d_client import ControlClient
         from prenet4d_client.errors import NoAnswer
 
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + _READY_WITHIN_S
         with ControlClient(self.control, timeout=0.5) as client:
             while time.monotonic() < deadline:
                 self.check()
@@ -228,7 +226,9 @@ class RunningService(Child):
                 except NoAnswer:
                     continue
                 return
-        raise ChildFailed(f"The service was not ready within {timeout:g} s: {self.last_words()}")
+        raise ChildFailed(
+            f"The service was not ready within {_READY_WITHIN_S:g} s: {self.last_words()}"
+        )
 
 
 def _toml(sections: dict[str, dict[str, Any]]) -> str:

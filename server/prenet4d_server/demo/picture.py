@@ -81,11 +81,11 @@ def _mean(patterns: Array) -> Array:
     return np.asarray(total / np.maximum(count, 1))
 
 
-def _show(ax: Any, image: Array, title: str, *, top: float, bottom: float = 0.0) -> None:
+def _show(ax: Any, image: Array, title: str, *, top: float) -> None:
     ax.imshow(
         np.log1p(np.maximum(np.nan_to_num(image), 0)),
         cmap=CMAP,
-        vmin=math.log1p(bottom),
+        vmin=0,
         vmax=math.log1p(top),
         interpolation="nearest",
     )

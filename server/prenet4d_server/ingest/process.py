@@ -90,7 +90,7 @@ class Ingest:
             if not events:
                 self._finish()
             self._remarks.flush()
-            self._listen(0)
+            self._listen()
         self._finish()
         if closed := self._intake.abort("the service was stopped"):
             self._end(closed)
@@ -209,7 +209,7 @@ class Ingest:
 
     def _wait_for_room(self) -> None:
         wait_readable([self._ring.freed_fd, self._pipe.fileno()], POLL_S)
-        self._listen(0)
+        self._listen()
 
     def _shed(self, block: FrameBlock, numbers: np.ndarray[tuple[int], np.dtype[np.intp]]) -> None:
         self._intake.forget(block.indices[numbers])
@@ -239,11 +239,11 @@ class Ingest:
         except OSError:
             raise MainProcessGone from None
 
-    def _listen(self, timeout_s: float) -> None:
+    def _listen(self) -> None:
         """The main process says one thing only, stop; or it is gone."""
         try:
             # Connection.poll would take as long as receiving several frames.
-            while wait_readable([self._pipe.fileno()], timeout_s):
+            while wait_readable([self._pipe.fileno()], 0):
                 self._pipe.recv_bytes()
                 self._stopping = True
         except (EOFError, OSError):

@@ -19,6 +19,8 @@ Compression: TypeAlias = Literal["bslz4", "lz4", "none"]
 HeaderDetail: TypeAlias = Literal["none", "basic", "all"]
 
 CODECS: dict[Compression, Codec] = {"bslz4": "bslz4", "lz4": "lz4", "none": "none"}
+_FRAME_TIME_S = 1e-3
+"""What the detector says, whatever the ``rate``."""
 
 
 def simulate_dectris_v1(
@@ -27,7 +29,6 @@ def simulate_dectris_v1(
     *,
     compression: Compression = "bslz4",
     header_detail: HeaderDetail = "basic",
-    frame_time_s: float = 1e-3,
     **options: Unpack[Options],
 ) -> None:
     """Be a DECTRIS detector: listen, and stream a feed's frames to whoever connects.
@@ -38,7 +39,6 @@ def simulate_dectris_v1(
         compression: of the images.
         header_detail: how much a series' header says: nothing, the configuration, or that and the
             tables, the pixel mask among them.
-        frame_time_s: what the detector says about its frame time; see ``rate`` for the real one.
         options: see :class:`~prenet4d_server.simulators.base.Options`.
 
     Raises:
@@ -54,7 +54,7 @@ def simulate_dectris_v1(
         raise ConfigError(
             f"There is no header detail {header_detail!r}; use {', '.join(HEADER_PARTS)}."
         )
-    detector = _DectrisV1(feed, compression, header_detail, frame_time_s)
+    detector = _DectrisV1(feed, compression, header_detail)
     run(detector, feed, lambda socket: bind(socket, address, "the detector's address"), options)
 
 
@@ -72,12 +72,10 @@ class _DectrisV1:
         feed: FrameFeed,
         compression: Compression,
         header_detail: HeaderDetail,
-        frame_time_s: float,
     ) -> None:
         self._feed = feed
         self._compression = compression
         self._detail = header_detail
-        self._frame_time_s = frame_time_s
 
     def start(self, series: int) -> Iterator[Parts]:
         head = {"htype": "dheader-1.0", "header_detail": self._detail, "series": series}
@@ -95,7 +93,7 @@ class _DectrisV1:
         return _Image(_json(description), blob, hashlib.md5(blob).hexdigest())
 
     def message(self, series: int, first: int, encoded: _Image) -> Parts:
-        time_ns = round(self._frame_time_s * 1e9)
+        time_ns = round(_FRAME_TIME_S * 1e9)
         head = {"htype": "dimage-1.0", "series": series, "frame": first, "hash": encoded.digest}
         times = {
             "htype": "dconfig-1.0",
@@ -115,10 +113,10 @@ class _DectrisV1:
             "beam_center_y": (height - 1) / 2,
             "bit_depth_image": 8 * self._feed.dtype.itemsize,
             "compression": self._compression,
-            "count_time": self._frame_time_s,
+            "count_time": _FRAME_TIME_S,
             "countrate_correction_count_cutoff": int(np.iinfo(self._feed.dtype).max) - 1,
             "description": "Simulated DECTRIS detector (prenet4d)",
-            "frame_time": self._frame_time_s,
+            "frame_time": _FRAME_TIME_S,
             "nimages": 1,
             "ntrigger": self._feed.n_frames,
             "threshold_energy": 4000.0,

@@ -24,6 +24,8 @@ _TYPED_ARRAY_TAGS = {"uint8": 64, "uint16": 69, "uint32": 70, "float32": 85}
 _MAP = 0xA0
 """What CBOR adds to the number of fields, below 24, for a map's first byte."""
 _CLOCK_HZ = 50_000_000
+_TICKS = _CLOCK_HZ // 1000
+"""A frame's time, as the detector says, whatever the ``rate``."""
 
 
 def simulate_dectris_v2(
@@ -32,7 +34,6 @@ def simulate_dectris_v2(
     *,
     compression: Compression = "bslz4",
     channels: Sequence[str] = ("threshold_1",),
-    frame_time_s: float = 1e-3,
     **options: Unpack[Options],
 ) -> None:
     """Be a DECTRIS detector: listen, and stream a feed's frames to whoever connects.
@@ -43,7 +44,6 @@ def simulate_dectris_v2(
         compression: of the images.
         channels: names of the threshold channels. The first one shows the feed; each further one
             half the counts of the one before, as higher thresholds count fewer electrons.
-        frame_time_s: what the detector says about its frame time; see ``rate`` for the real one.
         options: see :class:`~prenet4d_server.simulators.base.Options`.
 
     Raises:
@@ -53,7 +53,7 @@ def simulate_dectris_v2(
     """
     if compression not in CODECS:
         raise ConfigError(f"There is no compression {compression!r}; use {', '.join(CODECS)}.")
-    detector = _DectrisV2(feed, compression, channels, frame_time_s)
+    detector = _DectrisV2(feed, compression, channels)
     run(detector, feed, lambda socket: bind(socket, address, "the detector's address"), options)
 
 
@@ -65,12 +65,10 @@ class _DectrisV2:
         feed: FrameFeed,
         compression: Compression,
         channels: Sequence[str],
-        frame_time_s: float,
     ) -> None:
         self._feed = feed
         self._compression = compression
         self._channels = channels
-        self._ticks = round(frame_time_s * _CLOCK_HZ)
         self._began = datetime.now(UTC)
         self._life = uuid.uuid4().hex[:12].upper()
         self._same_fields: dict[int, bytes] = {}
@@ -79,7 +77,7 @@ class _DectrisV2:
     def start(self, series: int) -> Iterator[Parts]:
         same = {
             "type": "image",
-            "real_time": [self._ticks, _CLOCK_HZ],
+            "real_time": [_TICKS, _CLOCK_HZ],
             "series_date": self._began,
             "series_id": series,
             "series_unique_id": self._unique(series),
@@ -88,7 +86,7 @@ class _DectrisV2:
         self._same_fields = {series: bytes([_MAP + 9]) + cbor2.dumps(same)[1:]}
         height, width = self._feed.frame_shape
         dtype = self._feed.dtype
-        frame_time = self._ticks / _CLOCK_HZ
+        frame_time = _TICKS / _CLOCK_HZ
         message: dict[str, Any] = {
             "type": "start",
             "arm_date": self._began,
@@ -129,11 +127,11 @@ class _DectrisV2:
         return cbor2.dumps("data") + cbor2.dumps(images)
 
     def message(self, series: int, first: int, encoded: bytes) -> Parts:
-        begin = first * self._ticks
+        begin = first * _TICKS
         fields = {
             "image_id": first,
             "start_time": [begin, _CLOCK_HZ],
-            "stop_time": [begin + self._ticks, _CLOCK_HZ],
+            "stop_time": [begin + _TICKS, _CLOCK_HZ],
         }
         return [self._same_fields[series] + cbor2.dumps(fields)[1:] + encoded]
 
