@@ -34,9 +34,7 @@ class Region(NamedTuple):
 
 
 class MapAccumulator:
-    """The maps of one acquisition, or of that part of it which one corrector saw.
-
-    Those of different parts merge, whichever way the frames were dealt out.
+    """The maps of one acquisition.
 
     Args:
         scan_shape: ``(ny, nx)``; frame ``i`` belongs to probe position ``(i // nx, i % nx)``.
@@ -96,19 +94,6 @@ class MapAccumulator:
         self._everything[:, at] = rows[inside].T
         self._filled.ravel()[at] = True
         self._change(at)
-
-    def merge(self, other: MapAccumulator) -> None:
-        """Take over what another accumulator of the same scan holds; its frames win."""
-        if other.scan_shape != self.scan_shape:
-            raise FrameError(
-                f"Maps of {other.scan_shape} probe positions cannot be merged into maps of "
-                f"{self.scan_shape}."
-            )
-        at = np.flatnonzero(other._filled)
-        if len(at):
-            self._everything[:, at] = other._everything[:, at]
-            self._filled |= other._filled
-            self._change(at)
 
     def descan(self) -> Descan | None:
         """Fit the drift of the center; ``None`` where too little of the scan was seen."""

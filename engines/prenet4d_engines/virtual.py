@@ -159,14 +159,6 @@ class VirtualDetectors:
             self._found, self._weights = found, None
         self._settled = patterns >= SETTLED_AFTER
 
-    def measure(self, patterns: Tensor) -> Float32:
-        """Measure patterns (n, h, w) in counts, NaN where there is no source, on their device.
-
-        Returns:
-            (n, 5), in the order of ``VIRTUAL_NAMES``.
-        """
-        return figures(sums(patterns, patterns.new_tensor(self.weights)).cpu().numpy())
-
     @property
     def weights(self) -> Float32:
         """(h · w, 5): the share of each pixel in each of the sums; the same array until it changes.
@@ -181,11 +173,14 @@ class VirtualDetectors:
     def measure_frames(
         self, frames: npt.NDArray[Any], valid: npt.NDArray[np.bool_] | None
     ) -> Float32:
-        """The same without torch, for frames (n, h, w) as they come.
+        """Measure frames (n, h, w) as they come, without torch.
 
         Args:
             frames: counts; of floats, what is negative or no number counts as zero.
             valid: (h, w), ``False`` where a pixel is not to be trusted; ``None``: all are.
+
+        Returns:
+            (n, 5), in the order of ``VIRTUAL_NAMES``.
         """
         weights = self.weights if valid is None else self.weights * valid.reshape(-1, 1)
         counts = frames.reshape(len(frames), -1).astype(np.float32)
@@ -225,7 +220,7 @@ def sums(patterns: Tensor, weights: Tensor) -> Tensor:
 
 
 def figures(sums: Float32) -> Float32:
-    """Turn sums (n, 5) into what is measured (n, 5): moments into the center of mass."""
+    """Turn sums (n, 5) into ``VIRTUAL_NAMES`` (n, 5): moments into the center of mass."""
     counts = sums[:, 2:3]
     center = np.divide(sums[:, 3:], counts, out=np.full_like(sums[:, 3:], np.nan), where=counts > 0)
     return np.concatenate((sums[:, :3], center), axis=1)

@@ -95,21 +95,6 @@ def test_order_and_batches_make_no_difference(order, size):
     assert (maps.frames, maps.changed) == (35, Region(0, 0, *SCAN))
 
 
-@given(st.lists(st.sampled_from([0, 1, 2]), min_size=35, max_size=35))
-def test_maps_of_several_workers_merge_to_the_same(worker_of):
-    parts = [filled([i for i in range(35) if worker_of[i] == worker]) for worker in range(3)]
-    merged = MapAccumulator(SCAN)
-    for part in parts:
-        merged.merge(part)
-    np.testing.assert_array_equal(merged.values, filled().values)
-    assert (merged.frames, merged.changed) == (35, Region(0, 0, *SCAN))
-
-
-def test_maps_of_another_scan_do_not_merge():
-    with pytest.raises(FrameError, match="cannot be merged"):
-        filled().merge(MapAccumulator((7, 5)))
-
-
 def test_a_scan_too_large_for_maps_is_told():
     with pytest.raises(FrameError, match="4,194,304"):
         MapAccumulator((1 << 20, 1 << 20))

@@ -9,7 +9,7 @@ from moments import MomentBackend
 
 from prenet4d_engines import Corrector, CorrectorConfig, DetectorRadii, IdentityCorrector
 from prenet4d_engines.errors import FrameError
-from prenet4d_engines.virtual import VirtualDetectors, beam_radius, find_radii
+from prenet4d_engines.virtual import VirtualDetectors, beam_radius, figures, find_radii, sums
 
 SHAPE = (64, 80)
 CENTER = (31.5, 39.5)
@@ -29,7 +29,9 @@ def detectors(radii=RADII):
 
 def measure(patterns, radii=RADII):
     """Patterns seen on a torch device, as the columns of ``VIRTUAL_NAMES``."""
-    return detectors(radii).measure(torch.from_numpy(patterns.astype(np.float32))).T
+    on_device = torch.from_numpy(patterns.astype(np.float32))
+    weights = torch.from_numpy(detectors(radii).weights)
+    return figures(sums(on_device, weights).numpy()).T
 
 
 class TestMeasuring:

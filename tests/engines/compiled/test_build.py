@@ -7,18 +7,11 @@ import torch
 
 from prenet4d_engines.backends import parity
 from prenet4d_engines.backends.tensorrt import flavors
-from prenet4d_engines.backends.tensorrt.build import TensorInfo, build
+from prenet4d_engines.backends.tensorrt.build import build
 from prenet4d_engines.backends.tensorrt.cache import EngineCache
 from prenet4d_engines.backends.tensorrt.making import check, make
 from prenet4d_engines.errors import BackendError, FrameError
 from prenet4d_engines.export import Graph
-
-OUTPUTS = {
-    "denoise": TensorInfo("y", (-1, 1, 96, 128), "float16"),
-    "center": TensorInfo("y", (-1, 6, 24, 32), "float32"),
-    "refine": TensorInfo("y", (-1, 8, 24, 24), "float32"),
-    "ellipse": TensorInfo("y", (-1, 4, 32, 16), "float32"),
-}
 
 
 @pytest.mark.parametrize(
@@ -27,8 +20,6 @@ OUTPUTS = {
 def test_every_network_builds(name, batch, graphs, toolkit):
     shares = []
     plan = build(toolkit, graphs[name], batch, on_progress=shares.append)
-    assert plan.input == TensorInfo("x", (-1, *graphs[name].input_shape), "float16")
-    assert plan.output == OUTPUTS[name]
     assert len(plan.data) > 100_000
     assert len(shares) > 20
     assert shares == sorted(set(shares))

@@ -34,15 +34,11 @@ class Plan:
 
     Attributes:
         data: What the flavor's runtime loads, on the GPU that it was built on.
-        input: Of the network as the flavor's parser understood it.
-        output: Likewise.
         timing: The timing cache after the build; empty for TensorRT for RTX.
         seconds: How long the build took.
     """
 
     data: bytes
-    input: TensorInfo
-    output: TensorInfo
     timing: bytes
     seconds: float
 
@@ -91,7 +87,7 @@ def build(
             f"{toolkit} does not understand the graph of {graph.name}: "
             f"{'; '.join(told).rstrip('.')}."
         )
-    ends = _checked_ends(toolkit, network, graph)
+    _check_ends(toolkit, network, graph)
 
     config = builder.create_builder_config()
     # The few parts in FP32 are there for the digits that TF32 would drop.
@@ -116,8 +112,6 @@ def build(
         )
     return Plan(
         data=bytes(plan),
-        input=ends[0],
-        output=ends[1],
         timing=bytes(timings.serialize()) if timings is not None else b"",
         seconds=time.monotonic() - started,
     )
@@ -169,10 +163,8 @@ def make_monitor(module: Module, tell: Callable[[float], None]) -> ProgressMonit
     return cast(ProgressMonitor, Monitor())
 
 
-def _checked_ends(
-    toolkit: Toolkit, network: NetworkDefinition, graph: Graph
-) -> tuple[TensorInfo, TensorInfo]:
-    """Return the network's input and output, which must be one each and as the graph says."""
+def _check_ends(toolkit: Toolkit, network: NetworkDefinition, graph: Graph) -> None:
+    """Refuse a network whose input and output are not one each and as the graph says."""
     types = toolkit.module.DataType
     names = {types.HALF: "float16", types.FLOAT: "float32"}
     inputs = [network.get_input(i) for i in range(network.num_inputs)]
@@ -187,7 +179,6 @@ def _checked_ends(
             f"The graph of {graph.name} should read {wanted} and answer {OUTPUT!r}; "
             f"{toolkit} understood {found}."
         )
-    return found[0], found[1]
 
 
 def _timing_cache(config: BuilderConfig, known: bytes) -> TimingCache | None:
