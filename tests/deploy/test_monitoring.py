@@ -91,7 +91,7 @@ def series(service: RunningService) -> dict[str, dict[str, set[str]]]:
         }
     )  # fmt: skip
     found: dict[str, dict[str, set[str]]] = {}
-    for family in text_string_to_metric_families(exposition(lambda: everything)().decode()):
+    for family in text_string_to_metric_families(exposition(everything).decode()):
         for sample in family.samples:
             labels = found.setdefault(sample.name, {"instance": set()})  # Prometheus adds it
             for label, value in sample.labels.items():

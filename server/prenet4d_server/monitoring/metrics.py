@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import get_args
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -20,18 +20,15 @@ from prometheus_client.registry import Collector
 from prenet4d_client.messages import Ellipticity, State
 from prenet4d_server.monitoring.status import AlarmCode, RecordingStatus, Status
 
-__all__ = ["ServiceCollector", "Status", "exposition"]
 
+class _StatusCollector(Collector):
+    """Turns a status into Prometheus' families."""
 
-class ServiceCollector(Collector):
-    """Turns the status into Prometheus' families when it is asked to."""
-
-    def __init__(self, status: Callable[[], Status]) -> None:
+    def __init__(self, status: Status) -> None:
         self._status = status
 
     def collect(self) -> Iterator[Metric]:
-        """The metrics as they stand."""
-        now = self._status()
+        now = self._status
         yield InfoMetricFamily(
             "prenet4d", "The service.", {"version": now.version, "engine": now.engine}
         )
@@ -207,8 +204,8 @@ def _machine(now: Status) -> Iterator[Metric]:
             )
 
 
-def exposition(status: Callable[[], Status]) -> Callable[[], bytes]:
-    """What ``/metrics`` answers, made from the status whenever it is asked for."""
+def exposition(status: Status) -> bytes:
+    """What ``/metrics`` answers: the status in Prometheus' text format."""
     registry = CollectorRegistry()
-    registry.register(ServiceCollector(status))
-    return lambda: generate_latest(registry)
+    registry.register(_StatusCollector(status))
+    return generate_latest(registry)

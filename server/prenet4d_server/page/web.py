@@ -168,8 +168,7 @@ def _verdict(good: Callable[[Status], bool]) -> Callable[[Feed], tuple[int, str,
 
 
 def _metrics(feed: Feed) -> tuple[int, str, bytes]:
-    now = feed.ask_status()
-    return HTTPStatus.OK, CONTENT_TYPE_LATEST, exposition(lambda: now)()
+    return HTTPStatus.OK, CONTENT_TYPE_LATEST, exposition(feed.ask_status())
 
 
 def _calibration(feed: Feed) -> tuple[int, str, bytes]:

@@ -79,7 +79,7 @@ def test_the_rate_is_zero_when_nothing_came_lately(monkeypatch):
 def scraped(status: Status) -> dict[str, dict[tuple[str, ...], float]]:
     """What Prometheus makes of a status: sample's name → values of its labels → value."""
     found: dict[str, dict[tuple[str, ...], float]] = {}
-    for family in text_string_to_metric_families(exposition(lambda: status)().decode()):
+    for family in text_string_to_metric_families(exposition(status).decode()):
         for sample in family.samples:
             labels = tuple(value for _, value in sorted(sample.labels.items()))
             found.setdefault(sample.name, {})[labels] = sample.value
@@ -166,7 +166,7 @@ def test_prometheus_own_tool_finds_nothing_wrong(status):
             "receivers_behind_s": {"a": 1.0},
         }
     )
-    text = exposition(lambda: full)()
+    text = exposition(full)
     checked = subprocess.run(
         ["promtool", "check", "metrics"], input=text, capture_output=True, check=False
     )
