@@ -94,6 +94,20 @@ class Ellipticity:
         shear = 0.5 * (math.sinh(half) / half if half else 1.0)
         return math.cosh(half) * np.eye(2) + shear * np.array([[v0, v1], [v1, -v0]])
 
+    def ring(self, center: tuple[float, float], radius: float) -> Matrix:
+        """Draw what a circle in the corrected pattern is in the raw one.
+
+        Args:
+            center: ``(cy, cx)``, pixels.
+            radius: of the circle, pixels.
+
+        Returns:
+            (2, n) ``[y, x]``, pixels; the last point is the first.
+        """
+        angle = np.linspace(0, 2 * np.pi, 97)
+        x, y = self.matrix @ (radius * np.stack((np.cos(angle), np.sin(angle))))
+        return np.stack((center[0] + y, center[1] + x))
+
     @property
     def inverse(self) -> Ellipticity:
         """The distortion that undoes this one: the same ratio, the axes exchanged."""

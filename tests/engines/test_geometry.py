@@ -58,6 +58,14 @@ def second_moments(image: torch.Tensor) -> np.ndarray:
 
 
 class TestEllipticity:
+    def test_a_circle_becomes_the_ellipse_that_the_distortion_makes_of_it(self):
+        y, x = Ellipticity(1.21, 0.5).ring((50.0, 60.0), 10.0)
+        distance = np.hypot(y - 50, x - 60)
+        assert distance.max() == pytest.approx(11.0, rel=1e-3)
+        assert distance.min() == pytest.approx(10 / 1.1, rel=1e-3)
+        far = distance.argmax()
+        assert np.arctan2(y[far] - 50, x[far] - 60) % np.pi == pytest.approx(0.5, abs=0.04)
+
     def test_theta_is_the_direction_of_the_major_axis_from_columns_toward_rows(self):
         steep = Ellipticity(1.21, math.pi / 2)
         # A circle becomes an ellipse: points on the +y axis (rows) move outward by √ratio.

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from prenet4d_engines.calibration import Calibration
+from prenet4d_engines.geometry import Ellipticity
 from prenet4d_server.calibrate.find import Found
 from prenet4d_server.calibrate.unrolled import (
     CMAP,
@@ -60,15 +61,15 @@ def draw(found: Found, path: Path) -> None:
     axes = figure.subplots(2, 2, height_ratios=(1.35, 1))
     figure.subplots_adjust(left=0.06, right=0.97, top=0.855, bottom=0.065, wspace=0.14, hspace=0.24)
     views = (
-        (before, calibration, "as measured, and the ellipse that was found"),
-        (after, None, "the ellipse taken out, and circles"),
+        (before, calibration.ellipticity, "as measured, and the ellipse that was found"),
+        (after, Ellipticity(), "the ellipse taken out, and circles"),
     )
     for ax, (image, distortion, title) in zip(axes[0], views, strict=True):
         ax.imshow(np.log1p(np.nan_to_num(image * scale).clip(min=0)), cmap=CMAP, vmin=0)
         for radius in radii:
-            y, x = ring(center, radius, None)
+            y, x = Ellipticity().ring(center, radius)
             ax.plot(x, y, color=_CIRCLE, lw=0.7, alpha=0.8, ls=(0, (1, 3)))
-            y, x = ring(center, radius, distortion)
+            y, x = distortion.ring(center, radius)
             ax.plot(x, y, color=_ELLIPSE, lw=1.0)
         ax.plot(center[1], center[0], "+", color=_ELLIPSE, ms=9)
         ax.set(xlim=(-0.5, image.shape[1] - 0.5), ylim=(image.shape[0] - 0.5, -0.5))
@@ -107,17 +108,6 @@ def undistorted(mean: Array, calibration: Calibration) -> Array:
         None if bool(seen.all()) else seen,
     )
     return np.asarray(out[0, 0].numpy())
-
-
-def ring(
-    center: tuple[float, float], radius: float, distortion: Calibration | None
-) -> tuple[Array, Array]:
-    """A circle around a center as (y, x), pixels, or what the distortion makes of it."""
-    angle = np.linspace(0, 2 * np.pi, 361)
-    points = radius * np.stack((np.cos(angle), np.sin(angle)))
-    if distortion is not None:
-        points = distortion.ellipticity.matrix @ points
-    return center[0] + points[1], center[1] + points[0]
 
 
 def headline(calibration: Calibration) -> str:

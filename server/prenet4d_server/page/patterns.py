@@ -23,6 +23,7 @@ from bokeh.plotting import figure
 
 from prenet4d_client.messages import DetectorRadii
 from prenet4d_client.wire import Message
+from prenet4d_engines.geometry import Ellipticity
 from prenet4d_server.page import words
 from prenet4d_server.page.feed import Feed, Image
 from prenet4d_server.page.theme import DARK, Theme, blank, image_figure, look
@@ -35,6 +36,8 @@ PALETTES = {
     "Turbo": Turbo256,
 }
 SCALES = ("log", "linear")
+RINGS = (0.15, 0.30, 0.45)
+"""Radii of the circles in the patterns, as shares of the frame's smaller side."""
 _MANTISSA_BITS = 8
 """Of the values that go to the browser: 0.4 %, finer than 256 colors; the rest compresses well."""
 _HANDLE_ANGLES = np.radians([-20.0, -65.0, -110.0])
@@ -137,11 +140,11 @@ class Patterns:
         self._color()
         self.told.text = words.telling(preview)
         now = preview.ellipticity
-        radii = [share * min(h, w) for share in (0.15, 0.30, 0.45)]
-        for side, center, ratio in (
-            ("raw", preview.center, now.ratio), ("corrected", preview.reference_center, 1.0)
-        ):  # fmt: skip
-            rings = [ellipse(center, radius, ratio, now.theta) for radius in radii]
+        for side, center, distortion in (
+            ("raw", preview.center, Ellipticity(now.ratio, now.theta)),
+            ("corrected", preview.reference_center, Ellipticity()),
+        ):
+            rings = [distortion.ring(center, share * min(h, w)) for share in RINGS]
             self._overlay[side].data = {
                 "xs": [ring[1] for ring in rings], "ys": [ring[0] for ring in rings]
             }  # fmt: skip
@@ -194,19 +197,6 @@ class Patterns:
         )
         self._drawn = None  # so that the answer moves the handles back onto their line
         self._set_radii(max(disk, 0.5), min(inner, outer - 0.5), max(outer, inner + 0.5))
-
-
-def ellipse(
-    center: tuple[float, float], radius: float, ratio: float, theta: float
-) -> npt.NDArray[np.float64]:
-    """What a circle in the corrected pattern is in the raw one: (2, n) [y, x] in pixels."""
-    turn = np.linspace(0, 2 * math.pi, 97)
-    major, minor = (
-        radius * math.sqrt(ratio) * np.cos(turn), radius / math.sqrt(ratio) * np.sin(turn)
-    )  # fmt: skip
-    x = major * math.cos(theta) - minor * math.sin(theta)
-    y = major * math.sin(theta) + minor * math.cos(theta)
-    return np.stack([center[0] + y, center[1] + x])
 
 
 def limits(

@@ -19,10 +19,11 @@ from matplotlib.colors import (
 )
 from matplotlib.figure import Figure, SubFigure
 
+from prenet4d_engines.geometry import Ellipticity
 from prenet4d_server.page.feed import Feed
 from prenet4d_server.page.maps import DRIFTS, KINDS, picture, plane_colors, scale
-from prenet4d_server.page.patterns import ellipse, limits
-from prenet4d_server.page.theme import LIGHT
+from prenet4d_server.page.patterns import RINGS, limits
+from prenet4d_server.page.theme import DARK, LIGHT
 from prenet4d_server.wording import counted
 
 
@@ -71,12 +72,14 @@ def _draw_patterns(feed: Feed, target: SubFigure) -> None:
             shown, norm=LogNorm(low, high), cmap="inferno", extent=(-0.5, w - 0.5, h - 0.5, -0.5)
         )
         now = preview.ellipticity
-        center = preview.center if name == "raw" else preview.reference_center
-        for share in (0.15, 0.30, 0.45):
-            ratio = now.ratio if name == "raw" else 1.0
-            y, x = ellipse(center, share * min(h, w), ratio, now.theta)
-            axis.plot(x, y, color="#58b7ff" if name == "raw" else "#4fd18b", linewidth=1)
-        color = "#58b7ff" if name == "raw" else "#4fd18b"
+        center, distortion, color = (
+            (preview.center, Ellipticity(now.ratio, now.theta), DARK.first)
+            if name == "raw"
+            else (preview.reference_center, Ellipticity(), DARK.good)
+        )
+        for share in RINGS:
+            y, x = distortion.ring(center, share * min(h, w))
+            axis.plot(x, y, color=color, linewidth=1)
         axis.plot(*reversed(center), "+", color=color, markersize=10)
         axis.set_xlim(-0.5, w - 0.5)
         axis.set_ylim(h - 0.5, -0.5)

@@ -13,8 +13,9 @@ from prenet4d_engines.backends import select
 from prenet4d_engines.calibration import Calibration
 from prenet4d_engines.calibration_file import read_calibration
 from prenet4d_engines.errors import CalibrationError
+from prenet4d_engines.geometry import Ellipticity
 from prenet4d_server.calibrate.find import calibrate_file, calibrate_service
-from prenet4d_server.calibrate.report import details, draw, headline, ring, undistorted
+from prenet4d_server.calibrate.report import details, draw, headline, undistorted
 from prenet4d_server.cli import run
 from prenet4d_server.files import open_scan
 from prenet4d_server.service import Service
@@ -241,13 +242,13 @@ class TestTheReport:
         after = undistorted(found.mean, found.calibration)
 
         def unevenness(image, distortion):
-            y, x = ring(found.calibration.reference_center, 27.5, distortion)
+            y, x = distortion.ring(found.calibration.reference_center, 27.5)
             on = map_coordinates(image, [y, x], order=1)
             return on.std() / on.mean()
 
-        assert unevenness(found.mean, found.calibration) < 0.1
-        assert unevenness(after, None) < 0.1
-        assert unevenness(found.mean, None) > 0.2
+        assert unevenness(found.mean, found.calibration.ellipticity) < 0.1
+        assert unevenness(after, Ellipticity()) < 0.1
+        assert unevenness(found.mean, Ellipticity()) > 0.2
 
     def test_the_numbers_are_told_with_their_sigmas(self, found):
         calibration = found.calibration

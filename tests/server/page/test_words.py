@@ -20,7 +20,7 @@ from prenet4d_server.page.maps import (
     scale,
     short,
 )
-from prenet4d_server.page.patterns import ellipse, limits, rounded
+from prenet4d_server.page.patterns import limits, rounded
 from prenet4d_server.page.session import TEXTS
 from prenet4d_server.page.settings import ServiceAddress
 
@@ -204,15 +204,6 @@ def test_a_frame_is_told_with_its_place(feed):
 
 
 # --- images -------------------------------------------------------------------------------------
-
-
-def test_a_circle_becomes_the_ellipse_that_the_distortion_makes_of_it():
-    y, x = ellipse((50.0, 60.0), 10.0, 1.21, 0.5)
-    distance = np.hypot(y - 50, x - 60)
-    assert distance.max() == pytest.approx(11.0)
-    assert distance.min() == pytest.approx(10 / 1.1, rel=1e-3)
-    far = distance.argmax()
-    assert np.arctan2(y[far] - 50, x[far] - 60) % np.pi == pytest.approx(0.5)
 
 
 def test_contrast_cuts_off_both_ends():
