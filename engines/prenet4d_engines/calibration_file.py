@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel
 
 from prenet4d_engines.calibration import Calibration
 from prenet4d_engines.errors import CalibrationError
+from prenet4d_engines.toml_text import toml_comment, toml_value
 from prenet4d_engines.whole_file import write_whole
 
 _HEAD = "# A calibration of prenet4d: the ellipticity that it takes out of every pattern."
@@ -104,7 +103,7 @@ def to_toml(calibration: Calibration) -> str:
     lines = [_HEAD, ""]
     lines += _assignments(calibration)
     if calibration.descan is not None:
-        lines += [*_comment(type(calibration).model_fields["descan"].description), "[descan]"]
+        lines += [*toml_comment(type(calibration).model_fields["descan"].description), "[descan]"]
         lines += _assignments(calibration.descan)
     return "\n".join(lines).rstrip("\n") + "\n"
 
@@ -113,21 +112,9 @@ def _assignments(model: BaseModel) -> Iterator[str]:
     for name, field in type(model).model_fields.items():
         value = getattr(model, name)
         if value is not None and not isinstance(value, BaseModel):
-            yield from _comment(field.description)
-            yield f"{name} = {_value(value)}"
+            yield from toml_comment(field.description)
+            yield f"{name} = {toml_value(value)}"
             yield ""
-
-
-def _comment(text: str | None) -> Iterator[str]:
-    for line in (text or "").splitlines():
-        yield f"# {line.strip()}".replace("``", "")
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, datetime):
-        return value.astimezone(UTC).isoformat()
-    # JSON's numbers, strings and flat lists are TOML's too, but for one character.
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _suffix(path: Path) -> str:

@@ -8,16 +8,16 @@ caller passes (the command line's flags).
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ByteSize, ValidationError
 from pydantic_settings import SettingsError
 
+from prenet4d_engines.toml_text import toml_comment, toml_value
 from prenet4d_server.config import ENVIRONMENT_PREFIX, FILE, Settings
 from prenet4d_server.errors import ConfigError
 
@@ -109,19 +109,14 @@ def example_toml() -> str:
     sections: list[str] = []
     for name, field in Settings.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            sections += ["", *_comment(field.annotation.__doc__ or ""), f"[{name}]"]
+            sections += ["", *toml_comment(field.annotation.__doc__), f"[{name}]"]
             for key, inner in field.annotation.model_fields.items():
-                sections += _comment(inner.description or "", indent="  ")
+                sections += toml_comment(inner.description, indent="  ")
                 sections.append(_assignment(key, inner.get_default(call_default_factory=True)))
         else:
-            top += [*_comment(field.description or ""), _assignment(name, field.get_default())]
+            top += [*toml_comment(field.description), _assignment(name, field.get_default())]
     head = "# Every setting of the prenet4d service, at its default. Delete what you do not change."
     return "\n".join([head, "", *top, *sections]) + "\n"
-
-
-def _comment(text: str, indent: str = "") -> Iterator[str]:
-    for line in text.strip().splitlines():
-        yield f"#{indent} {line.strip()}".replace("``", "").rstrip()
 
 
 def _assignment(key: str, value: Any) -> str:
@@ -131,5 +126,4 @@ def _assignment(key: str, value: Any) -> str:
         return f'{key} = "{value.human_readable()}"'
     if isinstance(value, Path):
         value = str(value)
-    # JSON's booleans, numbers, strings and flat lists are TOML's too.
-    return f"{key} = {json.dumps(value)}"
+    return f"{key} = {toml_value(value)}"

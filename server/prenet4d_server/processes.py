@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 import os
 import signal
 import socket
@@ -16,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from prenet4d_engines.toml_text import toml_value
 from prenet4d_server.config import ENVIRONMENT_PREFIX
 from prenet4d_server.errors import ServiceError
 
@@ -232,8 +232,7 @@ class RunningService(Child):
 
 
 def _toml(sections: dict[str, dict[str, Any]]) -> str:
-    # JSON's booleans, numbers, strings and flat lists are TOML's too.
     return "\n".join(
-        f"[{name}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in fields.items())
+        f"[{name}]\n" + "".join(f"{key} = {toml_value(value)}\n" for key, value in fields.items())
         for name, fields in sections.items()
     )

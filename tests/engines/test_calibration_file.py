@@ -14,6 +14,7 @@ from test_calibration import GOOD, calibrations
 from prenet4d_engines.calibration import Calibration
 from prenet4d_engines.calibration_file import read_calibration, to_toml, write_calibration
 from prenet4d_engines.errors import CalibrationError
+from prenet4d_engines.toml_text import toml_value
 
 KNOWN = Calibration.from_document(GOOD | {"detector": "camera 1", "patterns": 256})
 
@@ -40,6 +41,11 @@ def test_a_person_can_write_it(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text("ratio = 1.02\ntheta = 0.3\nreference_center = [3, 4]\nframe_shape = [8, 9]\n")
     assert read_calibration(path).ratio == 1.02
+
+
+@given(st.text() | st.lists(st.booleans() | st.integers(-(2**63), 2**63 - 1)) | st.floats(-9, 9))
+def test_any_value_is_toml(value):
+    assert tomllib.loads(f"it = {toml_value(value)}") == {"it": value}
 
 
 def test_a_file_is_not_overwritten_unasked(tmp_path):
