@@ -34,6 +34,9 @@ FILE = "_file"
 MAX_FRAMES = 1 << 28
 """Frames that one acquisition may have: each must be told apart from those that came before."""
 
+LEAST_TOKEN = 8
+"""Characters of the operator's token; shorter ones are guessed."""
+
 
 def scan_fault(rows: int, columns: int) -> str:
     """Why a scan of so many probe positions cannot be, without a full stop; empty: it can."""
@@ -197,7 +200,7 @@ class HttpSettings(_Section):
     """Whether to serve them, in a process of their own."""
     address: _Address = "tcp://127.0.0.1:5564"
     """Where to listen for HTTP; port * takes any free one."""
-    operator_token: Annotated[SecretStr, Field(min_length=8)] | None = None
+    operator_token: Annotated[SecretStr, Field(min_length=LEAST_TOKEN)] | None = None
     """Who opens the page with it may command; others may only look. By default one is made at every
     start, and the log tells the page's address with it."""
     operator_token_file: Path | None = None

@@ -26,11 +26,6 @@ if TYPE_CHECKING:
     from prenet4d_server.feeds import Drawing
     from prenet4d_server.simulators import FaultName
 
-_ADDRESSES = {
-    "native": "tcp://127.0.0.1:5560",
-    "dectris1": "tcp://127.0.0.1:9999",
-    "dectris2": "tcp://127.0.0.1:31001",
-}
 _REPLAY_BLOCK = 8
 """At most so many frames in one message of a replay."""
 _PatienceOption = Annotated[
@@ -90,6 +85,7 @@ def simulate_detector(
     """
     from prenet4d_server import simulators
     from prenet4d_server.cli.progress import Wait, bar
+    from prenet4d_server.config import SourceSettings
     from prenet4d_server.feeds import Drawing, open_feed
     from prenet4d_server.service import stopped_by_signals
 
@@ -130,7 +126,7 @@ def simulate_detector(
 
         simulate(
             feed,
-            at or _ADDRESSES[kind],
+            at or SourceSettings.DEFAULT_ADDRESSES[kind],
             rate=rate,
             repeat=repeat,
             cycle=cycle,

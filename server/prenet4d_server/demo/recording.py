@@ -10,6 +10,7 @@ import hdf5plugin  # noqa: F401  (registers the recording's compression with HDF
 import numpy as np
 
 from prenet4d_server.demo.score import Array, Found
+from prenet4d_server.recording.layout import COUNTERS
 
 
 @dataclass(frozen=True)
@@ -68,12 +69,9 @@ def read(path: Path, counters: dict[str, int]) -> Recorded:
             ratio=float(last["ratio"]),
             ratio_sigma=float(last["ratio_sigma"]),
             theta=float(last["theta"]),
-            counters={key: int(counters[key]) for key in _COUNTERS},
+            counters={key: int(counters[key]) for key in COUNTERS},
             frames_per_second=frames / duration if duration else float("nan"),
             latency_p50_ms=float(np.median(batches["latency_p50_ms"])),
             latency_p99_ms=float(np.max(batches["latency_p99_ms"])),
         ),
     )
-
-
-_COUNTERS = ("received", "corrected", "rejected", "shed", "in_flight")

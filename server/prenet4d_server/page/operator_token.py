@@ -7,10 +7,8 @@ import secrets
 from pathlib import Path
 from urllib.parse import quote
 
+from prenet4d_server.config import LEAST_TOKEN
 from prenet4d_server.errors import ConfigError
-
-LEAST_CHARACTERS = 8
-"""Shorter ones are guessed."""
 
 
 class OperatorToken:
@@ -26,9 +24,9 @@ class OperatorToken:
     """
 
     def __init__(self, said: str | None, file: Path | None) -> None:
-        if said is not None and len(said) < LEAST_CHARACTERS:
+        if said is not None and len(said) < LEAST_TOKEN:
             raise ConfigError(
-                f"The operator's token has fewer than {LEAST_CHARACTERS} characters and would be "
+                f"The operator's token has fewer than {LEAST_TOKEN} characters and would be "
                 "guessed: give a longer one, or none to have one made."
             )
         self._file, self._said = file, said is not None
@@ -53,9 +51,9 @@ def _kept(file: Path) -> str:
 
 def _read(file: Path) -> str:
     token = file.read_text(encoding="utf-8").strip()
-    if len(token) < LEAST_CHARACTERS or len(token.split()) != 1:
+    if len(token) < LEAST_TOKEN or len(token.split()) != 1:
         raise ConfigError(
-            f"{file} holds no operator's token: write one word of at least {LEAST_CHARACTERS} "
+            f"{file} holds no operator's token: write one word of at least {LEAST_TOKEN} "
             "characters into it, or delete it to have one made."
         )
     return token

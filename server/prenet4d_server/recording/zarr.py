@@ -27,7 +27,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,7 @@ from google_crc32c import value as crc32c
 from numcodecs import Blosc, GZip
 from zarr.codecs import BloscCodec, GzipCodec
 
+from prenet4d_client.messages import State
 from prenet4d_server.errors import FileError
 from prenet4d_server.recording import layout
 from prenet4d_server.recording.layout import (
@@ -65,7 +66,7 @@ _ENCODERS: dict[Compression, Callable[[Array], bytes | memoryview]] = {
 """The same, applied to a chunk."""
 _MISSING = (1 << 64) - 1
 """In a shard's index: this chunk has no values."""
-_STATES = ("calibrating", "locked", "frozen", "lost")
+_STATES = get_args(State)
 
 
 class ZarrStore:
