@@ -133,7 +133,7 @@ class Corrector:
             or reference_center(self.frame_shape),
             self.frame_shape,
         )
-        self._saturation, self._detector = saturation_value, detector
+        self._detector = detector
         self._camera = Camera(
             self.frame_shape, self._checked_mask(pixel_mask), float(gain), saturation_value
         )

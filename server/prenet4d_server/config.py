@@ -147,8 +147,6 @@ class BatchSettings(_Section):
 class CorrectorSettings(CorrectorConfig):
     """How patterns are corrected."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
     backend: Literal["auto", "tensorrt", "torch", "identity"] = "auto"  # type: ignore[assignment]  # one more
     """auto: the fastest that works here. identity: correct nothing, to measure all but the
     correction."""

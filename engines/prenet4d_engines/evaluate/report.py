@@ -109,13 +109,11 @@ class Part:
     Attributes:
         tables: Its tables.
         checks: Its goals.
-        notes: Sentences that belong beside them.
         pictures: Patterns before and after, to look at.
     """
 
     tables: tuple[Table, ...] = ()
     checks: tuple[Check, ...] = ()
-    notes: tuple[str, ...] = ()
     pictures: tuple[Denoised, ...] = ()
 
 
@@ -167,7 +165,6 @@ class Report:
             "passed": self.passed,
             "checks": [asdict(check) | {"passed": check.passed} for check in self.checks],
             "missing": list(self.missing),
-            "notes": [note for part in self.parts.values() for note in part.notes],
             "tables": [asdict(table) for table in self.tables()],
             "sources": self.sources,
         }

@@ -4,7 +4,6 @@
 give whole scans whose truth is known.
 """
 
-from prenet4d_engines.simulate.content import draw_orientation
 from prenet4d_engines.simulate.detector import (
     Detector,
     draw_detector,
@@ -25,7 +24,6 @@ from prenet4d_engines.simulate.draw import (
 from prenet4d_engines.simulate.gallery import draw_gallery
 from prenet4d_engines.simulate.materials import (
     HELD_OUT,
-    MATERIALS,
     TRAINING,
     Material,
     relatives,
@@ -38,7 +36,6 @@ from prenet4d_engines.simulate.scan import Drift, Scan, draw_scan, simulate_scan
 __all__ = [
     "HELD_OUT",
     "KINDS",
-    "MATERIALS",
     "TRAINING",
     "Detector",
     "Drift",
@@ -56,7 +53,6 @@ __all__ = [
     "draw_ellipticity",
     "draw_gallery",
     "draw_optics",
-    "draw_orientation",
     "draw_pattern",
     "draw_scan",
     "draw_without_beam",

@@ -20,7 +20,6 @@ class Theme:
     name: str
     back: str
     panel: str
-    text: str
     muted: str
     grid: str
     first: str
@@ -35,7 +34,6 @@ DARK: Final = Theme(
     name="dark",
     back="#0d1117",
     panel="#161b22",
-    text="#e6edf3",
     muted="#9aa7b4",
     grid="#2a323c",
     first="#58b7ff",
@@ -48,7 +46,6 @@ LIGHT: Final = Theme(
     name="light",
     back="#eef1f4",
     panel="#ffffff",
-    text="#14202b",
     muted="#51606e",
     grid="#dde3e9",
     first="#0b63b5",

@@ -122,9 +122,6 @@ BATCH = np.dtype(
     ]
 )
 EVENT = np.dtype([("time", "f8"), ("level", "S8"), ("code", "S64"), ("message", "S512")])
-REASON_BYTES = 512
-"""Texts that change later have a fixed size: the attributes ``reason`` and
-``frames_rejected_by_reason``."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """Simulated detectors: each speaks the real bytes of the source of the same name."""
 
-from prenet4d_server.simulators.base import FAULTS, ArrayFeed, FaultName, FrameFeed, Options
+from prenet4d_server.simulators.base import FAULTS, ArrayFeed, FaultName, FrameFeed
 from prenet4d_server.simulators.dectris_v1 import simulate_dectris_v1
 from prenet4d_server.simulators.dectris_v2 import simulate_dectris_v2
 from prenet4d_server.simulators.native import simulate_native
@@ -10,7 +10,6 @@ __all__ = [
     "ArrayFeed",
     "FaultName",
     "FrameFeed",
-    "Options",
     "simulate_dectris_v1",
     "simulate_dectris_v2",
     "simulate_native",
