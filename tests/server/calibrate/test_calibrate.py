@@ -317,7 +317,6 @@ class TestTheCommand:
         [
             (["nowhere.npy", "-o", "x.toml"], "There is no file nowhere.npy"),
             (["nowhere.npy", "-o", "x.h5"], "'x.h5' is neither"),
-            (["nowhere.npy", "-o", "x.toml", "--report", "x.txt"], "'x.txt' is none"),
             (["tcp://127.0.0.1:9", "-o", "x.toml", "--timeout", "0.2"], "No service answered"),
         ],
     )

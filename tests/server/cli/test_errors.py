@@ -94,6 +94,7 @@ def prenet4d(monkeypatch, capsys):
         (["simulate", "--multislice", "no/such/a.npz"], "There is no folder no/such. Make it"),
         (["bench", "traffic", "--json", "no/such/a.json"], "There is no folder no/such. Make it"),
         (["bench", "engines", "--plot", "a.txt"], "'a.txt' is no name for a picture: let it end"),
+        (["calibrate", "a.npy", "--report", "a.txt"], "'a.txt' is no name for a picture"),
         (["simulate", "--gallery", "page"], "'page' is no name for a picture: let it end in .png"),
         (["bench", "latency", "--seconds", "inf"], "should be less than or equal to 86400"),
         (["bench", "engines", "--seconds", "inf"], "should be less than or equal to 86400"),
