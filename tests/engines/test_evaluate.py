@@ -531,7 +531,7 @@ def test_difficult_patterns_and_patterns_without_a_beam_are_drawn() -> None:
     patterns = difficult_patterns("d", "d", (64, 64), 12, seed=0)
     assert len(patterns) == 12
     assert any(d.transmission is not None for d in patterns.detectors)
-    assert 0.4 < np.abs(patterns.centers / 63 - 0.5).max() < 0.5
+    assert 0.4 < np.abs(patterns.centers / 63 - 0.5).max() < 0.7
     empty = patterns_without_beam((64, 64), 5, seed=0)
     assert empty.expose(1e3).frames.sum((1, 2)) == pytest.approx(1e3, rel=0.3)
 

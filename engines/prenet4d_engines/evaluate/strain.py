@@ -135,12 +135,10 @@ def fitted_strain(frame: Array, crystal: Crystal) -> Array:
     """Return the normal strains (2,), [yy, xx], of the lattice found in a frame (h, w)."""
     correlation = fftconvolve(frame, crystal.template, mode="same")
     peaks = np.array([_peak(correlation, place) for place in crystal.places])
-    found, counts = peaks[:, :2], peaks[:, 2].clip(min=0)
-    # a place is known as the square root of its counts, and not at all where there are none
-    weight = np.sqrt(counts)[:, None]
+    seen = peaks[:, 2] > 0  # where nothing was counted, nothing is known
     middle = crystal.places.mean(0)
-    design = np.column_stack([np.ones(len(found)), crystal.places - middle])
-    lattice = np.linalg.lstsq(weight * design, weight * found, rcond=None)[0][1:]
+    design = np.column_stack([np.ones(len(peaks)), crystal.places - middle])
+    lattice = np.linalg.lstsq(design[seen], peaks[seen, :2], rcond=None)[0][1:]
     return np.asarray(np.diag(lattice) - 1.0, np.float64)
 
 
