@@ -23,7 +23,6 @@ from prenet4d_engines.evaluate.datasets import PatternSet
 from prenet4d_engines.evaluate.metrics import lengths, wrong_beams
 from prenet4d_engines.evaluate.report import OURS, Check, Part, Table, largest, most_of_the_best
 from prenet4d_engines.evaluate.run import Run, Stopwatch, dose_label, time_table, within
-from prenet4d_engines.simulate import filled
 
 Array = NDArray[np.float64]
 
@@ -102,10 +101,7 @@ def _classical(
     patterns: PatternSet, frames: NDArray[np.float32], watch: Stopwatch
 ) -> dict[str, Array]:
     """Return each method's distances from the truth, (settings, patterns), in px."""
-    # a method knows no mask: it gets the frames as they are, and with their bad pixels filled
-    inputs = [list(frames.astype(np.float64))]
-    if not patterns.masks.all():
-        inputs.append([filled(f, valid) for f, valid in zip(frames, patterns.masks, strict=True)])
+    inputs = patterns.without_masks(frames)
     results = {}
     for method in CENTER_METHODS:
         errors = []

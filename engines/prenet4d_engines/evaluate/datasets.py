@@ -34,6 +34,7 @@ from prenet4d_engines.simulate import (
     draw_scan,
     draw_without_beam,
     expose,
+    filled,
     ideal_detector,
     render,
     speckled,
@@ -131,6 +132,16 @@ class PatternSet:
     def masks(self) -> NDArray[np.bool_]:
         """(n, h, w) bool, True where a pixel is valid."""
         return np.stack([detector.valid for detector in self.detectors])
+
+    def without_masks(self, frames: NDArray[np.float32]) -> list[list[Array]]:
+        """Return what a method that knows no mask may choose from, each n frames (h, w).
+
+        That is the frames as they are and, where there are masks, with their bad pixels filled.
+        """
+        given = [list(frames.astype(np.float64))]
+        if not self.masks.all():
+            given.append([filled(f, valid) for f, valid in zip(frames, self.masks, strict=True)])
+        return given
 
     def expose(self, dose: float) -> Exposure:
         """Draw counts at a dose in electrons per pattern; the same call gives the same counts."""

@@ -17,7 +17,6 @@ from prenet4d_engines.evaluate.pictures import Denoised
 from prenet4d_engines.evaluate.report import NOISY, OURS, Check, Part, Table, most_of_the_best
 from prenet4d_engines.evaluate.run import Run, Stopwatch, dose_label, time_table
 from prenet4d_engines.evaluate.scan_denoise import evaluate_scan_denoising
-from prenet4d_engines.simulate import filled
 
 _PICTURED_DOSE: Final = 1e4
 
@@ -131,10 +130,7 @@ def _at_dose(
             for name, measure in measures.items()
         }
 
-    # a filter knows no mask: it gets the frames as they are, and with their bad pixels filled
-    inputs = [list(noisy)]
-    if not masks.all():
-        inputs.append([filled(frame, mask) for frame, mask in zip(noisy, masks, strict=True)])
+    inputs = patterns.without_masks(exposure.frames)
     results = {NOISY: measured([list(noisy)])}
     for method in DENOISE_METHODS:
         if not method.installed:

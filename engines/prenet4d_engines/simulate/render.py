@@ -219,13 +219,12 @@ def _add_patches(
     value = torch.sigmoid((radius**2 - uy * uy - ux * ux) / (2 * radius * edge))
     if bool((rock != 0).any()):
         s = s0 + sy * uy + sx * ux
-        sy_of, sx_of = disks[:, SY], disks[:, SX]
         root = (s * s + epsilon * epsilon + 1e-12).sqrt()
         # the mean over a pixel of sin² = (1 - cos) / 2: fringes finer than pixels fade
-        along = s / root
-        per_row = along * column(sy_of * inverse[:, 0, 0] + sx_of * inverse[:, 1, 0])
-        per_column = along * column(sy_of * inverse[:, 0, 1] + sx_of * inverse[:, 1, 1])
-        fringes = torch.cos(2 * torch.pi * root) * torch.sinc(per_row) * torch.sinc(per_column)
+        per_row, per_column = np.einsum("ki,kij->jk", disks[:, [SY, SX]], inverse)
+        fringes = torch.cos(2 * torch.pi * root)
+        for change in (per_row, per_column):
+            fringes *= torch.sinc(s / root * column(change))
         curve = 0.5 * (epsilon / root) ** 2 * (1 - fringes)
         value = value * (flat + rock * curve)
     else:
