@@ -41,6 +41,7 @@ from prenet4d_engines.evaluate.datasets import (
     measured_patterns,
     mixed_kinds,
     patterns_without_beam,
+    wide_patterns,
 )
 from prenet4d_engines.evaluate.denoise import _at_dose
 from prenet4d_engines.evaluate.ellipse import evaluate_ellipses
@@ -432,7 +433,7 @@ def test_a_tiny_evaluation_runs_and_repeats_by_its_seed(backend, tmp_path) -> No
         table = one.table(name)
         assert table.columns == ("10^3 e", "10^4 e")
         assert all(value is not None and value > 0 for value in table.row("prenet4d"))
-    for name in ("128", "faulty", "difficult", "speckle", "multislice"):
+    for name in ("128", "faulty", "difficult", "wide", "speckle", "multislice"):
         shares = one.table(f"center.wrong.{name}")
         assert all(0 <= value <= 100 for _, values in shares.rows for value in values)
         labels = [label for label, _ in shares.rows]
@@ -536,6 +537,20 @@ def test_difficult_patterns_and_patterns_without_a_beam_are_drawn() -> None:
     assert 0.4 < np.abs(patterns.centers / 63 - 0.5).max() < 0.7
     empty = patterns_without_beam((64, 64), 5, seed=0)
     assert empty.expose(1e3).frames.sum((1, 2)) == pytest.approx(1e3, rel=0.3)
+
+
+def test_wide_beams_fill_much_of_the_frame_where_their_centers_say() -> None:
+    patterns = wide_patterns("w", "w", (96, 128), 24, seed=0)
+    assert 0.2 * 96 <= patterns.radii.min() < patterns.radii.max() <= 0.48 * 96
+    y, x = np.mgrid[:96, :128]
+    for shown, center, radius in zip(
+        patterns.expected, patterns.centers, patterns.radii, strict=True
+    ):
+        away = np.hypot(y - center[0], x - center[1])
+        # an ellipse of the largest ratio, 1.12, is at most 6 % off a circle
+        outside = away > 1.07 * radius
+        if outside.sum() > 500:
+            assert shown[away < 0.93 * radius].mean() > 2 * shown[outside].mean()
 
 
 def test_computed_patterns_lie_at_their_centers() -> None:

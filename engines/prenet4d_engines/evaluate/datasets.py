@@ -32,6 +32,7 @@ from prenet4d_engines.simulate import (
     draw_optics,
     draw_pattern,
     draw_scan,
+    draw_wide_beam,
     draw_without_beam,
     expose,
     filled,
@@ -214,7 +215,7 @@ def held_out_patterns(
     """
     rng = np.random.default_rng([FIRST_SEED + seed, *frame_shape, int(faulty) + 5 * int(film)])
     materials = list(HELD_OUT.values())
-    patterns, radii, detectors = [], [], []
+    patterns, detectors = [], []
     for kind in kinds:
         material = materials[rng.integers(len(materials))]
         optics = draw_optics(rng, kind, material, frame_shape)
@@ -222,25 +223,12 @@ def held_out_patterns(
         if film:
             pattern = speckled(rng, pattern)
         patterns.append(pattern)
-        radii.append(optics.radius)
         detectors.append(
             draw_detector(rng, frame_shape, pattern.center)
             if faulty
             else ideal_detector(frame_shape)
         )
-    return PatternSet(
-        name=name,
-        title=title,
-        expected=render(patterns, frame_shape).numpy(),
-        centers=np.array([pattern.center for pattern in patterns], np.float64),
-        radii=np.array(radii, np.float64),
-        kinds=tuple(kinds),
-        detectors=tuple(detectors),
-        seed=FIRST_SEED + seed,
-        moved=_moved(patterns, frame_shape),
-        spacings=_spacings(patterns),
-        ratios=np.array([pattern.ellipticity[0] for pattern in patterns], np.float64),
-    )
+    return _of_patterns(name, title, frame_shape, patterns, detectors, seed=seed)
 
 
 def difficult_patterns(
@@ -265,6 +253,40 @@ def difficult_patterns(
         if pattern.has_beam:
             patterns.append(pattern)
             detectors.append(detector)
+    return _of_patterns(name, title, frame_shape, patterns, detectors, seed=seed)
+
+
+def wide_patterns(
+    name: str, title: str, frame_shape: tuple[int, int], n: int, *, seed: int
+) -> PatternSet:
+    """Draw n patterns of held-out materials whose direct beam fills much of the frame.
+
+    Args:
+        name: Name of the set.
+        title: Its title.
+        frame_shape: (h, w).
+        n: Number of patterns.
+        seed: Counts from `FIRST_SEED`; 0 is the standard evaluation.
+    """
+    rng = np.random.default_rng([FIRST_SEED + seed, *frame_shape, 7])
+    materials = list(HELD_OUT.values())
+    patterns = [
+        draw_wide_beam(rng, frame_shape, materials[rng.integers(len(materials))]) for _ in range(n)
+    ]
+    return _of_patterns(
+        name, title, frame_shape, patterns, [ideal_detector(frame_shape)] * n, seed=seed
+    )
+
+
+def _of_patterns(
+    name: str,
+    title: str,
+    frame_shape: tuple[int, int],
+    patterns: Sequence[Pattern],
+    detectors: Sequence[Detector],
+    *,
+    seed: int,
+) -> PatternSet:
     return PatternSet(
         name=name,
         title=title,
@@ -276,6 +298,7 @@ def difficult_patterns(
         seed=FIRST_SEED + seed,
         moved=_moved(patterns, frame_shape),
         spacings=_spacings(patterns),
+        ratios=np.array([pattern.ellipticity[0] for pattern in patterns], np.float64),
     )
 
 

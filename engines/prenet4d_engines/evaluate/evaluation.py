@@ -30,6 +30,7 @@ from prenet4d_engines.evaluate.datasets import (
     held_out_patterns,
     measured_patterns,
     mixed_kinds,
+    wide_patterns,
 )
 from prenet4d_engines.evaluate.denoise import evaluate_denoising
 from prenet4d_engines.evaluate.ellipse import evaluate_ellipses
@@ -184,6 +185,13 @@ def _sets(run: Run, measured: _Measured, most: int) -> list[PatternSet]:
         difficult_patterns(
             "difficult",
             "128² frames with the beam stopped, cut, outshone or far off",
+            (128, 128),
+            half,
+            seed=run.seed,
+        ),
+        wide_patterns(
+            "wide",
+            "128² frames that a disk fills for the most part",
             (128, 128),
             half,
             seed=run.seed,

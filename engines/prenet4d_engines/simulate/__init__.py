@@ -13,7 +13,11 @@ from prenet4d_engines.simulate.detector import (
     filled,
     ideal_detector,
 )
-from prenet4d_engines.simulate.difficult import draw_difficult, draw_without_beam
+from prenet4d_engines.simulate.difficult import (
+    draw_difficult,
+    draw_wide_beam,
+    draw_without_beam,
+)
 from prenet4d_engines.simulate.draw import (
     draw_center,
     draw_ellipticity,
@@ -55,6 +59,7 @@ __all__ = [
     "draw_optics",
     "draw_pattern",
     "draw_scan",
+    "draw_wide_beam",
     "draw_without_beam",
     "expected_counts",
     "expose",

@@ -58,7 +58,7 @@ def draw_difficult(
     if rng.random() < _CUT:
         return _cut_beam(rng, frame_shape, material)
     if rng.random() < _WIDE:
-        return _wide_beam(rng, frame_shape, material), draw_detector(rng, frame_shape)
+        return draw_wide_beam(rng, frame_shape, material), draw_detector(rng, frame_shape)
     reach = EDGE_REACH if rng.random() < 0.5 else 0.2
     center = draw_center(rng, frame_shape, reach)
     stopped = rng.random() < _STOPPED
@@ -118,10 +118,13 @@ def _cut_beam(
     return replace(pattern.moved((center[0], center[1])), disks=disks, blobs=blobs), camera
 
 
-def _wide_beam(
-    rng: np.random.Generator, frame_shape: tuple[int, int], material: Material | None
+def draw_wide_beam(
+    rng: np.random.Generator, frame_shape: tuple[int, int], material: Material | None = None
 ) -> Pattern:
-    """Draw a disk that fills much of the frame, as ptychography and bright-field imaging use it."""
+    """Draw a disk that fills much of the frame, as ptychography and bright-field imaging use it.
+
+    Its radius is 0.2 to 0.48 of the frame's smaller side.
+    """
     kinds: tuple[Kind, ...] = ("vacuum", "amorphous", "cbed")
     kind = kinds[int(rng.integers(len(kinds)))]
     if material is None:

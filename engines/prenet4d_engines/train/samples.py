@@ -25,7 +25,7 @@ from prenet4d_engines.simulate.detector import (
     draw_dose,
     expose,
 )
-from prenet4d_engines.simulate.difficult import EDGE_REACH, draw_difficult
+from prenet4d_engines.simulate.difficult import EDGE_REACH, draw_difficult, draw_wide_beam
 from prenet4d_engines.simulate.draw import (
     draw_center,
     draw_ellipticity,
@@ -53,7 +53,9 @@ _CENTER_SHAPES: Final = (
     (256, 256),
 )
 _DIFFICULT: Final = 0.5
-"""Share of the center network's frames that `draw_difficult` draws."""
+"""Share of the center network's rendered frames that `draw_difficult` draws."""
+_WIDE: Final = 0.1
+"""Share of the center network's rendered frames that one disk fills for the most part."""
 _SPECKLED: Final = 0.3
 """Share of the denoiser's and the center networks' rendered patterns that show speckle."""
 _COMPUTED: Final = 0.25
@@ -154,8 +156,11 @@ def center_batch(
             cameras.append(None)
             continue
         material = _one_of(rng, materials)
-        if rng.random() < _DIFFICULT:
+        content = rng.random()
+        if content < _DIFFICULT:
             pattern, camera = draw_difficult(rng, shape, material=material)
+        elif content < _DIFFICULT + _WIDE:
+            pattern, camera = draw_wide_beam(rng, shape, material), None
         else:
             pattern, camera = draw_pattern(rng, shape, material=material), None
         patterns.append(_some_speckled(rng, pattern))
