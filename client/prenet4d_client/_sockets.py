@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import struct
 import time
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import zmq
@@ -21,6 +22,7 @@ LEAST_ANSWER_S = 1.0
 """The service gets so long for an answer, however short the wait for messages is to be."""
 
 _LONGEST_WAIT_S = 2e6  # ZeroMQ counts milliseconds in 31 bits
+_MOST_MESSAGES = (1 << 31) - 1  # and messages too
 
 
 def connect(
@@ -62,7 +64,7 @@ def connect(
             f"Cannot connect to {address!r}: {error}. "
             f"An address looks like tcp://host:{usual_port}."
         ) from None
-    except InvalidUse:
+    except BaseException:
         disconnect(socket)
         raise
     return socket
@@ -104,26 +106,34 @@ def _encrypt(
     if keys is None:
         socket.curve_publickey, socket.curve_secretkey = zmq.curve_keypair()
     else:
+        if not isinstance(keys, tuple | list) or len(keys) != 2:
+            raise InvalidUse("keys must be a pair: this client's public and secret CURVE key.")
         public, secret = (_key(key, "keys must be this client's public and secret") for key in keys)
         socket.curve_publickey, socket.curve_secretkey = public, secret
 
 
 def _key(key: str | bytes, what: str) -> bytes:
-    text = key.encode() if isinstance(key, str) else key
     try:
+        text = key.encode() if isinstance(key, str) else key
         raw = z85.decode(text)
-    except (ValueError, KeyError):
+    except (TypeError, ValueError, KeyError, struct.error):
         raw = b""
     if len(raw) != 32:
         raise InvalidUse(f"{what} CURVE key: 40 characters in Z85.")
     return text
 
 
-def checked_queue(queue: int) -> int:
-    """The queue's length; raises InvalidUse below 1: ZeroMQ would take 0 for no limit at all."""
-    if queue < 1:
-        raise InvalidUse(f"queue is {queue}; at least 1 message must be able to wait.")
-    return queue
+def checked_count(what: str, count: int) -> int:
+    """How many messages may wait; raises InvalidUse where it is no count that ZeroMQ can keep.
+
+    It would take 0 for no limit at all.
+    """
+    if not isinstance(count, Integral) or not 1 <= count <= _MOST_MESSAGES:
+        raise InvalidUse(
+            f"{what} is {count!r}; it must be a whole number of messages from 1 to "
+            f"{_MOST_MESSAGES}."
+        )
+    return int(count)
 
 
 def checked_timeout(timeout: float) -> float:

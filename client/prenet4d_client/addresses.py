@@ -10,18 +10,19 @@ def address_fault(address: str, usual_port: int = 5560) -> str:
 
     The sentence shows an address with the port that is usual there.
 
-    ZeroMQ cuts a port's number to 16 bits without a word: 99999 would be port 34463.
+    ZeroMQ cuts a port's number to 16 bits without a word: 99999 would be port 34463. It would try
+    to connect to port 0, where nobody can listen, for ever.
     """
     example = f"tcp://127.0.0.1:{usual_port}"
     transport, mark, where = str(address).partition("://")  # not everybody checks types
-    if not mark or transport not in ("tcp", "ipc", "inproc") or not where:
+    if not mark or transport not in ("tcp", "ipc") or not where:
         return f"{address!r} is not an address: write for example {example}."
     if transport != "tcp":
         return ""
     host, _, port = where.rpartition(":")
     if not host or (host.startswith("[") and not host.endswith("]")):
         return f"{address!r} says no port: write for example {example}."
-    if port != "*" and not (port.isascii() and port.isdecimal() and int(port) <= _LAST_PORT):
+    if port != "*" and not (port.isascii() and port.isdecimal() and 1 <= int(port) <= _LAST_PORT):
         return (
             f"{address!r} is not an address: "
             f"a port is a number from 1 to {_LAST_PORT}, as in {example}."

@@ -22,6 +22,7 @@ from prenet4d_client.errors import (
     InvalidUse,
     MalformedMessage,
     NoAnswer,
+    OversizeMessage,
     PayloadMismatch,
     ProtocolError,
 )
@@ -223,7 +224,7 @@ class ControlClient:
         )
         try:
             parts = encode(request)
-        except MalformedMessage as error:
+        except (MalformedMessage, OversizeMessage) as error:
             raise InvalidUse(str(error)) from None
         self._sequence += 1
         try:

@@ -54,6 +54,9 @@ class InvalidUse(Prenet4dError, ValueError):
 class NoAnswer(Prenet4dError):
     """Nobody answered within the timeout."""
 
+    frames_sent = 0
+    """How many of the frames given to ``FrameSender.send`` were sent before: go on after them."""
+
 
 class ConnectionRefused(Prenet4dError):
     """The service answered and refused, or dropped, this client."""

@@ -19,6 +19,7 @@ from prenet4d_client._gaps import GapCounter
 from prenet4d_client._sockets import (
     LEAST_ANSWER_S,
     check_process,
+    checked_count,
     checked_timeout,
     connect,
     deadline_after,
@@ -98,6 +99,7 @@ class LosslessReceiver:
         self.address = address
         self.name = name
         self.topics = stream_topics(topics)
+        credit = checked_count("credit", credit)
         try:
             self._register = Register(name=name, topics=self.topics, credit=credit)
         except ValidationError as error:

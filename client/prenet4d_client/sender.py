@@ -6,6 +6,7 @@ import logging
 import time
 import uuid
 from collections.abc import Mapping
+from math import prod
 from types import TracebackType
 from typing import Any, Self, TypeAlias, cast, get_args
 
@@ -17,15 +18,21 @@ from pydantic import ValidationError
 from prenet4d_client._sockets import (
     LEAST_ANSWER_S,
     check_usable,
-    checked_queue,
+    checked_count,
     checked_timeout,
     connect,
     disconnect,
     milliseconds,
 )
-from prenet4d_client.errors import InvalidUse, MalformedMessage, NoAnswer, Prenet4dError
+from prenet4d_client.errors import (
+    InvalidUse,
+    MalformedMessage,
+    NoAnswer,
+    OversizeMessage,
+    Prenet4dError,
+)
 from prenet4d_client.messages import AcquisitionEnd, AcquisitionStart, FrameDType, Frames, Header
-from prenet4d_client.wire import encode, explain, lz4_block
+from prenet4d_client.wire import MAX_TEXT, check_metadata, encode, explain, lz4_block
 
 _log = logging.getLogger(__name__)
 
@@ -34,8 +41,8 @@ Metadata: TypeAlias = Mapping[str, str | int | float | bool | None]
 _DTYPES = " or ".join(get_args(FrameDType))
 _LOOK_EVERY_S = 0.1
 """How often it is looked whether the connection broke; at the end always."""
-_LARGE_BLOCK = 16 << 20
-"""Bytes; up to 32 MB the C library learns from."""
+_MESSAGE_BYTES = 16 << 20
+"""Of frames in one message, unless a single one is larger; up to 32 MB the C library learns."""
 
 
 class FrameSender:
@@ -86,7 +93,7 @@ class FrameSender:
             lz4_block()
         # glibc gives every sent copy back to the kernel, to get it again page by page for the next
         # one, until it has seen a larger block come and go: a third of a sender's time.
-        bytearray(_LARGE_BLOCK)
+        bytearray(_MESSAGE_BYTES)
         self.address = address
         self.breaks = 0
         """How often the connection broke in the running, or the last, acquisition."""
@@ -104,7 +111,7 @@ class FrameSender:
             usual_port=5560,
             server_key=server_key,
             options={
-                zmq.SNDHWM: checked_queue(queue),
+                zmq.SNDHWM: checked_count("queue", queue),
                 zmq.SNDTIMEO: milliseconds(timeout),
                 # Without it, messages for a service that is not there would pile up and be lost.
                 zmq.IMMEDIATE: 1,
@@ -137,7 +144,7 @@ class FrameSender:
             saturation_value: counts at and above which a pixel is saturated.
             gain: counts per electron.
             detector: where the frames come from, for people to read.
-            metadata: whatever else is to be kept with the acquisition.
+            metadata: whatever else is to be kept with the acquisition, up to 256 KiB.
             acquisition_id: a name for it that no other has; ``None`` makes one.
 
         Returns:
@@ -149,6 +156,10 @@ class FrameSender:
         """
         if self._start is not None:
             raise InvalidUse("The last acquisition has not ended: call end() before start().")
+        if not isinstance(metadata, Mapping | None):
+            raise InvalidUse(
+                f"metadata is a {type(metadata).__name__}: give a map of names to values."
+            )
         for name, value in (metadata or {}).items():
             if not isinstance(value, str | int | float | bool | np.generic | None):
                 raise InvalidUse(
@@ -167,8 +178,16 @@ class FrameSender:
                 detector=detector,
                 metadata=dict(metadata or {}),
             )
+            check_metadata(header.metadata)
         except ValidationError as error:
             raise InvalidUse(f"This acquisition cannot be: {explain(error)}.") from None
+        except (MalformedMessage, OversizeMessage) as error:
+            raise InvalidUse(str(error)) from None
+        if len(header.acquisition_id) > MAX_TEXT:
+            raise InvalidUse(
+                f"acquisition_id has {len(header.acquisition_id)} characters; at most {MAX_TEXT} "
+                "can be passed on."
+            )
         arrays: dict[str, npt.NDArray[Any]] = {}
         if pixel_mask is not None:
             arrays["pixel_mask"] = np.asarray(pixel_mask, dtype=np.bool_)
@@ -186,7 +205,8 @@ class FrameSender:
     def send(self, frames: npt.NDArray[Any], indices: npt.ArrayLike | None = None) -> None:
         """Send one frame or many.
 
-        Many frames a message is faster. The frames are copied before this returns.
+        Many at once are faster; where they are more than 16 MiB, they go in several messages. The
+        frames are copied before this returns.
 
         Args:
             frames: (h, w) or (n, h, w), of the announced shape and dtype, in counts.
@@ -195,8 +215,9 @@ class FrameSender:
 
         Raises:
             InvalidUse: no acquisition was started, or the frames are not what it announced.
-            NoAnswer: the service took nothing for ``timeout`` seconds; none of these frames was
-                sent, and the call may be repeated.
+            NoAnswer: the service took nothing for ``timeout`` seconds. The first ``frames_sent`` of
+                these frames were sent (none, where they fit into one message); the call may be
+                repeated with the others.
         """
         start = self._running("send")
         block = np.asarray(frames)
@@ -217,31 +238,46 @@ class FrameSender:
             numbers = np.arange(self._next_index, self._next_index + len(block), dtype=np.int64)
         else:
             numbers = self._numbers(indices, len(block))
-        if len(block) == 0:
-            return
-        header = Frames(**self._identity("frames", start.acquisition_id))
-        self._send(header, {"indices": numbers, "frames": block})
-        if time.monotonic() >= self._look_at:  # a look takes a tenth of a small frame's time
-            self._watch()
-        self._next_index = int(numbers[-1]) + 1
-        self._sent += len(block)
+        most = max(1, _MESSAGE_BYTES // (block.itemsize * prod(start.frame_shape)))
+        for first in range(0, len(block), most):
+            some = numbers[first : first + most]
+            header = Frames(**self._identity("frames", start.acquisition_id))
+            try:
+                self._send(header, {"indices": some, "frames": block[first : first + most]})
+            except NoAnswer as error:
+                if not first:
+                    raise
+                told = NoAnswer(
+                    f"{error} Of these {len(block)} frames, the first {first} were sent: go on "
+                    f"with frames[{first}:]."
+                )
+                told.frames_sent = first
+                raise told from None
+            if time.monotonic() >= self._look_at:  # a look takes a tenth of a small frame's time
+                self._watch()
+            self._next_index = int(some[-1]) + 1
+            self._sent += len(some)
 
     def end(self, *, aborted: str = "") -> None:
         """End the acquisition.
 
         Args:
-            aborted: why it ended early, where it did.
+            aborted: why it ended early, where it did; its first 1000 characters are kept.
 
         Raises:
-            InvalidUse: no acquisition is running.
+            InvalidUse: no acquisition is running, or ``aborted`` is no text.
             NoAnswer: the service took nothing for ``timeout`` seconds; the call may be repeated.
         """
         start = self._running("end")
+        if not isinstance(aborted, str):
+            raise InvalidUse(
+                f"aborted is {aborted!r}: say why the acquisition ended early, in a text."
+            )
         self._send(
             AcquisitionEnd(
                 **self._identity("acquisition_end", start.acquisition_id),
                 aborted=bool(aborted),
-                reason=aborted,
+                reason=aborted[:MAX_TEXT],
                 frames=self._sent,
             ),
             {},
@@ -339,7 +375,7 @@ class FrameSender:
         check_usable(self._socket, self)
         try:
             parts = encode(header, arrays, lz4=self._lz4)
-        except MalformedMessage as error:
+        except (MalformedMessage, OversizeMessage) as error:
             raise InvalidUse(str(error)) from None
         try:
             # Copied, because a camera's buffer is often filled again as soon as this returns.

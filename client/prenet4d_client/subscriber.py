@@ -13,7 +13,7 @@ import zmq
 from prenet4d_client._gaps import GapCounter
 from prenet4d_client._sockets import (
     check_usable,
-    checked_queue,
+    checked_count,
     checked_timeout,
     connect,
     deadline_after,
@@ -84,7 +84,7 @@ class Subscriber:
             address,
             usual_port=5561,
             server_key=server_key,
-            options={zmq.RCVHWM: checked_queue(queue)},
+            options={zmq.RCVHWM: checked_count("queue", queue)},
         )
         for topic in self.topics:
             self._socket.subscribe(topic)
@@ -108,19 +108,34 @@ class Subscriber:
         raise self._silence(self.bad - bad)
 
     async def receive_async(self) -> Message:
-        """The same as :meth:`receive`, for asyncio."""
-        import zmq.asyncio  # here, because loading asyncio takes time that few need to spend
+        """The same as :meth:`receive`, for asyncio; several tasks take turns at the messages.
+
+        Raises:
+            NoAnswer: nothing that can be used came within ``timeout`` seconds.
+            InvalidUse: this was closed while it waited.
+        """
+        import asyncio  # here, because loading it takes time that few need to spend
+
+        import zmq.asyncio
 
         socket = self._open()
         if self._async_socket is None:
             self._async_socket = zmq.asyncio.Socket(shadow=socket)
         deadline, bad = deadline_after(self._timeout), self.bad
-        left = None if deadline is None else milliseconds(deadline - time.monotonic())
-        while await self._async_socket.poll(left):
-            if (message := self._take()) is not None:
-                return message
-            left = None if deadline is None else milliseconds(deadline - time.monotonic())
-        raise self._silence(self.bad - bad)
+        try:
+            while True:
+                left = None if deadline is None else milliseconds(deadline - time.monotonic())
+                ready = await self._async_socket.poll(left)
+                self._open()  # or another task has closed it
+                if ready:
+                    if (message := self._take()) is not None:
+                        return message
+                elif deadline is not None and time.monotonic() >= deadline:
+                    raise self._silence(self.bad - bad)
+        except asyncio.CancelledError:  # so pyzmq tells of a socket that was closed, too
+            if (task := asyncio.current_task()) is not None and not task.cancelling():
+                self._open()
+            raise
 
     def close(self) -> None:
         """Leave the stream; may be called twice."""
@@ -158,7 +173,10 @@ class Subscriber:
 
     def _take(self) -> Message | None:
         """Read what is waiting, without waiting for it; ``None`` where it is not usable."""
-        frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+        try:
+            frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+        except zmq.Again:  # another task was quicker
+            return None
         try:
             message = decode([frame.buffer for frame in frames], max_bytes=self._max_bytes)
         except ProtocolError as error:

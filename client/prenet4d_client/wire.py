@@ -5,9 +5,9 @@ A message is a ZeroMQ multipart message::
     [type]  [header]  [array 0]  [array 1] …
 
 The first part is the message type in ASCII, which on the PUB socket doubles as the topic. The
-second is a msgpack map, the header (``prenet4d_client.messages`` holds the models). Each further
-part is one array, C order, little-endian, in the order and with the dtype, shape and encoding that
-``header["arrays"]`` states. There is no pickle.
+second is a msgpack map of at most 1 MiB, the header (``prenet4d_client.messages`` holds the
+models). Each further part is one array, C order, little-endian, in the order and with the dtype,
+shape and encoding that ``header["arrays"]`` states. There is no pickle.
 """
 
 from __future__ import annotations
@@ -36,6 +36,10 @@ from prenet4d_client.messages import MESSAGE_TYPES, VERSION, ArraySpec, DType, H
 PROTOCOL = "prenet4d"
 MAX_MESSAGE_BYTES = 1 << 30
 MAX_HEADER_BYTES = 1 << 20
+MAX_METADATA_BYTES = 1 << 18
+MAX_TEXT = 1000
+"""Characters of an acquisition's id and of what its sender says to people. Like the metadata, they
+travel on in headers that hold other things as well."""
 _LZ4_MAX_RATIO = 255  # one byte of an LZ4 block stands for at most this many
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -96,6 +100,7 @@ def encode(
         PayloadMismatch: the arrays are not those that this message type carries.
         MissingCodec: ``lz4`` was asked for and is not installed.
         MalformedMessage: a free field (metadata, a result) holds what msgpack cannot carry.
+        OversizeMessage: the header is larger than any receiver accepts.
     """
     specs: list[ArraySpec] = []
     buffers: list[Any] = []
@@ -109,13 +114,37 @@ def encode(
         raw = data.data.cast("B") if data.size else b""
         buffers.append(lz4_block().compress(raw, store_size=False) if lz4 else raw)
     _check_layout(type(header), tuple(specs))
-    try:
-        packed: bytes = msgpack.packb({**vars(header), "arrays": specs}, default=_as_map)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise MalformedMessage(
-            f"A field of this {header.type} message cannot be sent: {error}."
-        ) from None
+    what = f"A field of this {header.type} message"
+    packed = _pack({**vars(header), "arrays": specs}, what)
+    if len(packed) > MAX_HEADER_BYTES:
+        raise OversizeMessage(
+            f"The header of this {header.type} message has {len(packed)} bytes; "
+            f"at most {MAX_HEADER_BYTES} are accepted."
+        )
     return [header.type.encode(), packed, *buffers]
+
+
+def check_metadata(metadata: Mapping[str, Any]) -> None:
+    """Whether an acquisition's metadata can be sent.
+
+    Raises:
+        MalformedMessage: they hold what msgpack cannot carry.
+        OversizeMessage: they are too large to travel on with what the service has to say.
+    """
+    size = len(_pack(dict(metadata), "A value of these metadata"))
+    if size > MAX_METADATA_BYTES:
+        raise OversizeMessage(
+            f"These metadata take {size} bytes; at most {MAX_METADATA_BYTES} are accepted: keep "
+            "what is large in a file, and its name in the metadata."
+        )
+
+
+def _pack(value: object, what: str) -> bytes:
+    try:
+        packed: bytes = msgpack.packb(value, default=_as_map)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise MalformedMessage(f"{what} cannot be sent: {error}.") from None
+    return packed
 
 
 def _as_map(value: object) -> dict[str, Any]:

@@ -218,6 +218,14 @@ def test_an_argument_that_cannot_be_sent_is_refused(serve):
         assert control.status() == {}
 
 
+def test_an_argument_that_is_too_large_is_refused(serve):
+    service = serve(lambda r: [reply(r)])
+    with ControlClient(service.address, timeout=20) as control:
+        with pytest.raises(InvalidUse, match="header of this control_request message has"):
+            control.load_calibration({"notes": "x" * (1 << 20)})
+        assert control.status() == {}
+
+
 @pytest.mark.parametrize("calibration", ["lens.toml", None, [("ratio", 1.03)]])
 def test_a_calibration_that_is_no_map_is_refused(nobody, calibration):
     with (

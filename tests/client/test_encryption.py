@@ -13,6 +13,7 @@ from prenet4d_client import (
     LosslessReceiver,
     NoAnswer,
     Subscriber,
+    _sockets,
     decode,
     encode,
 )
@@ -95,8 +96,24 @@ def test_a_client_with_a_key_does_not_talk_to_a_service_without(bind, server_key
         sender.start(frame_shape=(8, 8), dtype="uint8")
 
 
-@pytest.mark.parametrize("key", ["", "short", "x" * 39 + "ü", b"~" * 40, "0" * 45])
+@pytest.mark.parametrize(
+    "key",
+    ["", "short", "x" * 39 + "ü", b"~" * 40, "0" * 45, "#" * 40, "\udcff", 5],
+)
 @pytest.mark.parametrize("client", [FrameSender, Subscriber, ControlClient])
 def test_a_key_that_is_none_is_refused(nobody, client, key):
+    open_before = len(_sockets._contexts)
     with pytest.raises(InvalidUse, match="40 characters in Z85"):
         client(nobody, server_key=key)
+    assert len(_sockets._contexts) == open_before
+
+
+@pytest.mark.parametrize("number", [0, 1, 3])
+def test_keys_that_are_no_pair_are_refused(nobody, keys, server_key, number):
+    with pytest.raises(InvalidUse, match="keys must be a pair"):
+        ControlClient(nobody, server_key=server_key, keys=keys[:1] * number)
+
+
+def test_keys_of_which_one_is_none_are_refused(nobody, keys, server_key):
+    with pytest.raises(InvalidUse, match="40 characters in Z85"):
+        ControlClient(nobody, server_key=server_key, keys=(keys[0], 5))

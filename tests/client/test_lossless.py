@@ -250,8 +250,10 @@ def test_a_service_that_oversteps_its_credit_is_found_out(router, registered):
 @pytest.mark.parametrize(
     ("options", "what"),
     [
-        ({"credit": 0}, "cannot be: credit: "),
-        ({"credit": 1.5}, "cannot be: credit: "),
+        ({"credit": 0}, "credit is 0; it must be a whole number"),
+        ({"credit": 1.5}, "credit is 1.5; it must be a whole number"),
+        ({"credit": 1 << 80}, f"credit is {1 << 80}; it must be a whole number"),
+        ({"credit": "7"}, "credit is '7'; it must be a whole number"),
         ({"name": None}, "cannot be: name: "),
         ({"topics": "frames"}, "no topic 'frames'"),
     ],

@@ -91,6 +91,36 @@ def test_a_frame_may_be_overwritten_as_soon_as_it_is_sent(pull):
     assert [int(received(pull).frames.max()) for _ in range(5)] == list(range(5))
 
 
+def numbered(n, shape):
+    """(n, h, w) frames, each of which holds its own number in every pixel: of hardly any memory."""
+    return np.broadcast_to(np.arange(n, dtype=np.uint16)[:, None, None], (n, *shape))
+
+
+def test_a_large_block_goes_in_messages_of_at_most_16_mib(pull):
+    with FrameSender(pull.address) as sender:
+        sender.start(frame_shape=(1024, 1024), dtype="uint16")
+        sender.send(numbered(20, (1024, 1024)))
+        sender.send(numbered(9, (1024, 1024)), indices=range(40, 49))
+        sender.send(numbered(1, (1024, 1024)))
+        received(pull)
+        messages = [received(pull) for _ in range(6)]
+    assert [len(m.frames) for m in messages] == [8, 8, 4, 8, 1, 1]
+    assert [m.sequence for m in messages] == list(range(6))
+    indices = np.concatenate([m.indices for m in messages])
+    assert indices.tolist() == [*range(20), *range(40, 49), 49]
+    for message in messages[:3]:
+        assert (message.frames == message.indices[:, None, None]).all()
+    assert received(pull).header.frames == 30
+
+
+def test_a_frame_of_more_than_16_mib_goes_alone(pull):
+    with FrameSender(pull.address) as sender:
+        sender.start(frame_shape=(3072, 3072), dtype="uint16")
+        sender.send(numbered(2, (3072, 3072)))
+        received(pull)
+        assert [received(pull).indices.tolist() for _ in range(2)] == [[0], [1]]
+
+
 def test_several_acquisitions_over_one_sender(pull):
     with FrameSender(pull.address) as sender:
         names = []
@@ -138,6 +168,11 @@ def test_an_exception_about_a_name_that_is_no_text_aborts_it_too(pull):
         ({"scan_shape": (0, 4)}, "scan_shape"),
         ({"gain": 0}, "gain"),
         ({"metadata": {"a": [1, 2]}}, r"metadata\['a'\] is a list: its values must be text"),
+        ({"metadata": "Si"}, "metadata is a str: give a map"),
+        ({"metadata": ["Si"]}, "metadata is a list: give a map"),
+        ({"metadata": {"log": "x" * (1 << 18)}}, "take 262154 bytes; at most 262144 are accepted"),
+        ({"acquisition_id": "x" * 1001}, "acquisition_id has 1001 characters; at most 1000"),
+        ({"metadata": {"log": "x" * (1 << 21)}}, "take 2097162 bytes; at most 262144 are accepted"),
         ({"pixel_mask": np.ones((9, 8))}, r"mask has shape \(9, 8\); the frames have \(8, 9\)"),
     ],
 )
@@ -202,6 +237,27 @@ def test_metadata_that_cannot_be_sent_are_refused(nobody):
         start(sender, metadata={"electrons": 2**70})
 
 
+@pytest.mark.parametrize("aborted", [True, 1, None, b"beam lost"])
+def test_a_reason_that_is_no_text_is_refused_and_the_acquisition_goes_on(pull, aborted):
+    with FrameSender(pull.address) as sender:
+        start(sender)
+        with pytest.raises(InvalidUse, match="say why the acquisition ended early, in a text"):
+            sender.end(aborted=aborted)
+        sender.send(frames(1))
+    assert [received(pull).type for _ in range(3)][-1] == "acquisition_end"
+
+
+def test_of_a_long_reason_the_beginning_is_sent(pull):
+    with pytest.raises(OSError, match="x"), FrameSender(pull.address) as sender:  # noqa: PT012
+        start(sender)
+        raise OSError("x" * (1 << 21))
+    received(pull)
+    end = received(pull)
+    assert end.aborted
+    assert end.reason.startswith("OSError: xxx")
+    assert len(end.reason) == 1000
+
+
 def test_no_frames_are_no_message(pull):
     with FrameSender(pull.address) as sender:
         start(sender)
@@ -220,16 +276,16 @@ def test_no_frames_are_no_message(pull):
         "tcp://[::1]",
         "tcp://host:",
     ]
-    + [f"tcp://127.0.0.1:{port}" for port in ("99999", "-1", "٥", "5560/")],
+    + [f"tcp://127.0.0.1:{port}" for port in ("0", "00", "99999", "-1", "٥", "5560/")],
 )
 def test_an_address_that_is_none_is_refused(address):
     with pytest.raises(InvalidUse, match=r"tcp://127\.0\.0\.1:5560"):
         FrameSender(address)
 
 
-@pytest.mark.parametrize("queue", [0, -1])
-def test_a_queue_that_nothing_fits_into_is_refused(nobody, queue):
-    with pytest.raises(InvalidUse, match=f"queue is {queue}; at least 1"):
+@pytest.mark.parametrize("queue", [0, -1, 1 << 31, 1.5, "5"])
+def test_a_queue_that_is_none_is_refused(nobody, queue):
+    with pytest.raises(InvalidUse, match=f"queue is {queue!r}; it must be a whole number"):
         FrameSender(nobody, queue=queue)
 
 
@@ -271,6 +327,39 @@ def test_a_service_that_takes_nothing_holds_the_sender_and_the_frame_can_be_sent
     indices = [m.indices[0] for m in messages if m.type == "frames"]
     assert indices == list(range(sent + 1))
     assert messages[-1].header.frames == sent + 1
+
+
+def test_of_a_large_block_it_is_told_how_much_was_sent_and_the_rest_can_be_sent_again(bind):
+    pull = bind(zmq.PULL, rcvhwm=1, rcvbuf=4096)
+    sender = FrameSender(pull.address, timeout=20, queue=1)
+    sender.start(frame_shape=(1024, 1024), dtype="uint16")
+    block, indices = numbered(100, (1024, 1024)), np.arange(1000, 1100)
+    sender._socket.sndtimeo = 500
+    with pytest.raises(NoAnswer, match=r"Of these 100 frames, the first \d+ were sent") as caught:
+        sender.send(block, indices)
+    sent = caught.value.frames_sent
+    assert 0 < sent < 100
+    assert f"go on with frames[{sent}:]" in str(caught.value)
+    with pytest.raises(NoAnswer) as again:
+        sender.send(block[sent:], indices[sent:])
+    assert again.value.frames_sent == 0
+
+    messages = []
+
+    def read():
+        while not messages or messages[-1][0] != "acquisition_end":
+            message = received(pull)
+            messages.append((message.type, message.arrays.get("indices"), message.header))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    sender._socket.sndtimeo = 20_000
+    sender.send(block[sent:])  # whose numbers go on
+    sender.close()
+    reader.join()
+    came = np.concatenate([numbers for kind, numbers, _ in messages if kind == "frames"])
+    assert came.tolist() == indices.tolist()
+    assert messages[-1][2].frames == 100
 
 
 def test_a_connection_that_breaks_in_an_acquisition_is_told_and_counted(bind, caplog):

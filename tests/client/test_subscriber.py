@@ -77,10 +77,16 @@ def test_a_topic_that_is_never_published_is_refused(nobody, topics):
         Subscriber(nobody, topics)
 
 
-@pytest.mark.parametrize("queue", [0, -1])
-def test_a_queue_that_nothing_fits_into_is_refused(nobody, queue):
-    with pytest.raises(InvalidUse, match=f"queue is {queue}; at least 1"):
+@pytest.mark.parametrize("queue", [0, -1, 1 << 31, 1.5, "5"])
+def test_a_queue_that_is_none_is_refused(nobody, queue):
+    with pytest.raises(InvalidUse, match=f"queue is {queue!r}; it must be a whole number"):
         Subscriber(nobody, queue=queue)
+
+
+def test_a_queue_may_be_a_number_of_numpy(publisher):
+    with subscribed(publisher, "event", queue=np.int64(5)) as stream:
+        publisher.publish("event")
+        assert stream.receive().sequence == 0
 
 
 def test_missed_messages_are_told_and_counted(publisher):
@@ -264,6 +270,63 @@ def test_async_waiting_lets_others_run_and_can_be_cancelled(publisher):
             return await asyncio.wait_for(anext(stream), 10)
 
     assert asyncio.run(main()).sequence == 0
+
+
+def test_async_tasks_take_turns_at_the_messages(publisher):
+    async def main():
+        async with Subscriber(publisher.address, "event", timeout=10) as stream:
+            publisher.await_subscriptions("event")
+            tasks = [asyncio.create_task(stream.receive_async()) for _ in range(3)]
+            for _ in tasks:
+                await asyncio.sleep(0.05)
+                publisher.publish("event")
+            return await asyncio.gather(*tasks)
+
+    assert sorted(message.sequence for message in asyncio.run(main())) == [0, 1, 2]
+
+
+def test_async_waiting_for_one_that_is_closed_ends_and_says_so(nobody):
+    async def main():
+        stream = Subscriber(nobody)
+        waiting = asyncio.create_task(stream.receive_async())
+        await asyncio.sleep(0.05)
+        stream.close()
+        with pytest.raises(InvalidUse, match="This Subscriber is closed"):
+            await waiting
+
+    asyncio.run(main())
+
+
+def test_async_waiting_for_one_that_another_task_has_closed_ends_and_says_so(publisher):
+    async def main():
+        stream = Subscriber(publisher.address, "event", timeout=10)
+        publisher.await_subscriptions("event")
+
+        async def take_one():
+            await stream.receive_async()
+            stream.close()
+
+        tasks = [asyncio.create_task(take_one()) for _ in range(3)]
+        await asyncio.sleep(0.05)
+        publisher.publish("event")
+        publisher.publish("event")
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    ends = [str(end) for end in asyncio.run(main())]
+    assert sorted(ends) == ["None"] + 2 * ["This Subscriber is closed: make a new one."]
+
+
+def test_async_waiting_that_is_cancelled_and_closed_is_cancelled(nobody):
+    async def main():
+        stream = Subscriber(nobody)
+        waiting = asyncio.create_task(stream.receive_async())
+        await asyncio.sleep(0.05)
+        waiting.cancel()
+        stream.close()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+    asyncio.run(main())
 
 
 def test_async_silence_is_told(nobody):

@@ -21,6 +21,7 @@ from prenet4d_client import (
     encode,
 )
 from prenet4d_client.messages import MESSAGE_TYPES, ControlReply, Frames
+from prenet4d_client.wire import MAX_HEADER_BYTES
 
 from .examples import EXAMPLES
 
@@ -258,6 +259,14 @@ def test_a_message_larger_than_allowed_is_refused(name):
     assert decode(parts, max_bytes=size).header.type == name
     with pytest.raises(OversizeMessage, match=f"has {size} bytes; at most {size - 1}"):
         decode(parts, max_bytes=size - 1)
+
+
+def test_a_header_that_no_receiver_would_accept_is_not_made():
+    empty = len(encode(ControlReply(ok=True, result={"text": "x" * (1 << 16)}))[1]) - (1 << 16)
+    longest = "x" * (MAX_HEADER_BYTES - empty)
+    assert decode(encode(ControlReply(ok=True, result={"text": longest}))).result["text"] == longest
+    with pytest.raises(OversizeMessage, match="of this control_reply message has 1048577 bytes"):
+        encode(ControlReply(ok=True, result={"text": longest + "x"}))
 
 
 def test_an_lz4_bomb_is_refused_before_it_is_opened(lz4):

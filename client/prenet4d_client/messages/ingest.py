@@ -15,7 +15,7 @@ _FRAME_DTYPES: tuple[str, ...] = get_args(FrameDType)
 
 
 class AcquisitionStart(Header):
-    """An acquisition (usually one scan) begins."""
+    """An acquisition (usually one scan) begins. Its id has at most 1000 characters."""
 
     LAYOUT: ClassVar = {
         "pixel_mask": ArrayRule(
@@ -41,14 +41,21 @@ class AcquisitionStart(Header):
     detector: str = "native"
     """Where the frames come from, for people to read."""
     metadata: dict[str, str | int | float | bool | None] = Field(default_factory=dict)
-    """Whatever else is to be kept with the acquisition, under names of the sender's choice."""
+    """Whatever else is to be kept with the acquisition, under names of the sender's choice. Where
+    they take more than 256 KiB, the service leaves them out."""
     provenance: dict[str, Any] = Field(default_factory=dict)
     """What corrects it; the service fills it in: ``versions`` of programs, ``engine``, ``weights``
     (network → SHA-256), ``machine``, ``configuration``, and the ``calibration`` it began with."""
 
 
 class Frames(Header):
-    """One or many raw frames."""
+    """One or many raw frames.
+
+    A message larger than the service's ``source.max_message`` (256 MiB, if it is not set) is
+    refused, which an ``event`` tells; a part of more than four times that, and more than 1 GiB, is
+    lost with the connection, which nobody tells: send what is large in several messages.
+    ``FrameSender`` puts at most 16 MiB of frames into one, or a single larger frame.
+    """
 
     LAYOUT: ClassVar = {
         "indices": INDICES,

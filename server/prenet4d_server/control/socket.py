@@ -200,5 +200,10 @@ class Control:
         return ControlReply(ok=False, error=error, sequence=sequence, publisher=self._publisher)
 
     def _reply(self, identity: bytes, reply: ControlReply, arrays: Mapping[str, Array]) -> None:
+        try:
+            parts = encode(reply, arrays)
+        except ProtocolError as error:
+            log.warning("An answer cannot be sent: %s", error)
+            parts = encode(self._refusal(reply.sequence, f"The answer cannot be sent: {error}"))
         with contextlib.suppress(zmq.ZMQError):  # the client has gone in the meantime
-            self._socket.send_multipart([identity, *encode(reply, arrays)], zmq.NOBLOCK)
+            self._socket.send_multipart([identity, *parts], zmq.NOBLOCK)

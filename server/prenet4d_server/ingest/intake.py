@@ -17,20 +17,25 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from prenet4d_client.errors import ProtocolError
+from prenet4d_client.wire import check_metadata
 from prenet4d_server.config import MAX_FRAMES
 from prenet4d_server.errors import (
+    BadMessage,
     BadStart,
     DuplicateFrame,
     FrameError,
     IndexOutsideScan,
     SequenceError,
+    ServiceError,
     SourceError,
     UnknownAcquisition,
 )
 from prenet4d_server.sources.base import AcquisitionEnd, AcquisitionStart, Indices
 
 _REMEMBERED = 16
-"""So many series that are over are known by name, to say so of frames that come late."""
+"""So many series that are over, and so many that were refused, are known by name, to say so of
+frames that come."""
 
 Refusal: TypeAlias = tuple[FrameError, int]
 """What is wrong, and how many frames are refused for it."""
@@ -79,6 +84,8 @@ class Intake:
         self.running: Acquisition | None = None
         self._scan_shape = scan_shape
         self._over: deque[str] = deque(maxlen=_REMEMBERED)
+        self._refused: dict[str, str] = {}
+        """Series → why its start was refused, the last one last; no name: of the last start."""
 
     def start(self, start: AcquisitionStart) -> tuple[Closed | None, list[SourceError]]:
         """Begin an acquisition, which ends the one that still runs.
@@ -133,6 +140,13 @@ class Intake:
                     "microscope scans (--scan, source.scan_shape)."
                 )
             )
+        try:
+            check_metadata(start.metadata)
+        except ProtocolError as error:
+            told.append(BadMessage(f"The metadata of series {start.series} are left out. {error}"))
+            start = replace(start, metadata={})
+        for series in (start.series, ""):
+            self._refused.pop(series, None)
         expected = start.expected_frames if scan_shape is None else limit
         stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
         self.running = Acquisition(
@@ -169,6 +183,18 @@ class Intake:
     def abort(self, reason: str) -> Closed | None:
         """Give up the running acquisition, if there is one."""
         return None if self.running is None else self._close(aborted=True, reason=reason)
+
+    def refuse(self, why: ServiceError, series: str = "") -> None:
+        """Note that a start was refused, to say so of the frames that follow it.
+
+        Args:
+            why: what is wrong with it.
+            series: of what; empty where that could not be read.
+        """
+        self._refused.pop(series, None)
+        self._refused[series] = str(why).removesuffix(".")
+        if len(self._refused) > _REMEMBERED:
+            del self._refused[next(iter(self._refused))]
 
     def admit(self, series: str, indices: Indices) -> tuple[npt.NDArray[np.intp], list[Refusal]]:
         """Check a block of frames against the running acquisition, and note that they have come.
@@ -227,10 +253,14 @@ class Intake:
         return closed
 
     def _not_running(self, series: str) -> str:
-        if self.running is not None:
-            return f"series {self.running.start.series} is running"
+        if series in self._refused:
+            return f"its start was refused: {self._refused[series]}"
         if series in self._over:
             return "that series is over"
+        if "" in self._refused:
+            return f"the last start was refused: {self._refused['']}"
+        if self.running is not None:
+            return f"series {self.running.start.series} is running"
         return (
             "its start never came, as happens where the service is started in mid-scan: "
             "start the scan anew"

@@ -95,6 +95,8 @@ class Fault:
 
     error: ServiceError
     frames: int = 0
+    refuses_start: bool = False
+    """An acquisition would have begun; a ``BadStart`` says so by itself."""
 
 
 SourceEvent: TypeAlias = "AcquisitionStart | FrameBlock | AcquisitionEnd | Fault"

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from prenet4d_client import messages, wire
-from prenet4d_client.errors import ProtocolError
+from prenet4d_client.errors import OversizeMessage, ProtocolError
 from prenet4d_server.errors import BadMessage, CorruptFrame, FrameError, WrongFrame
 from prenet4d_server.sockets import KeyPair, bind, protect
 from prenet4d_server.sources.base import (
@@ -74,11 +74,18 @@ class NativeSource(ZmqSource):
 
     def _read(self, parts: Sequence[Buffer], events: EventList) -> None:
         try:
+            self._refuse_oversize(parts, OversizeMessage)
             message = wire.decode(parts, max_bytes=self._max_bytes)
+            if (length := len(message.header.acquisition_id)) > wire.MAX_TEXT:
+                raise OversizeMessage(
+                    f"An acquisition's id has {length} characters; at most {wire.MAX_TEXT} can be "
+                    "passed on."
+                )
         except ProtocolError as error:
             frames = _announced_frames(parts)
             refusal = CorruptFrame(str(error)) if frames else BadMessage(str(error))
-            events.add(Fault(refusal, frames))
+            start = bytes(parts[0][:32]) == b"acquisition_start"
+            events.add(Fault(refusal, frames, refuses_start=start))
             return
         event = _event(message)
         if isinstance(event, AcquisitionStart) and (why := _mask_that_does_not_fit(event)):
@@ -131,7 +138,8 @@ def _event(message: wire.Message) -> SourceEvent:
     if isinstance(header, messages.AcquisitionStart):
         return _start(header, message.arrays.get("pixel_mask"))
     if isinstance(header, messages.AcquisitionEnd):
-        return AcquisitionEnd(header.acquisition_id, header.aborted, header.reason, header.frames)
+        reason = header.reason[: wire.MAX_TEXT]
+        return AcquisitionEnd(header.acquisition_id, header.aborted, reason, header.frames)
     raise BadMessage(f"A {header.type} message is not for the service to receive.")
 
 
@@ -171,7 +179,7 @@ def _start(
         pixel_mask=pixel_mask,
         saturation_value=header.saturation_value,
         gain=header.gain,
-        detector=header.detector,
+        detector=header.detector[: wire.MAX_TEXT],
         metadata=header.metadata,
     )
 

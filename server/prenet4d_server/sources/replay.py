@@ -141,7 +141,7 @@ class ReplaySource:
         early = self._begun + (self._next + 1) / self._rate - time.monotonic()
         if early > 0:
             time.sleep(min(early, timeout_s))
-        return min(n_frames, int((time.monotonic() - self._begun) * self._rate))
+        return int(min(n_frames, (time.monotonic() - self._begun) * self._rate))
 
     def _series(self) -> str:
         return f"{Path(self.address).name}-{self._run}"

@@ -30,8 +30,9 @@ class ZmqSource(ABC):
 
     Args:
         address: to listen on or to connect to.
-        max_bytes: larger messages become faults. Parts of more than four times this size are not
-            even received: ZeroMQ cuts the connection, and the sender connects anew.
+        max_bytes: larger messages become faults. Parts of more than four times this size, and of
+            more than 1 GiB, are not even received: ZeroMQ cuts the connection, the sender connects
+            anew, and nobody is told. No single frame is so large.
         high_water: messages that may wait in ZeroMQ before the sender is held back.
     """
 
@@ -46,7 +47,7 @@ class ZmqSource(ABC):
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.PULL)
         self._socket.rcvhwm = high_water
-        self._socket.maxmsgsize = 4 * max_bytes
+        self._socket.maxmsgsize = 4 * max(max_bytes, MAX_BYTES)
         self._socket.linger = 0
         # Notice a detector that lost its power without saying goodbye.
         self._socket.tcp_keepalive = 1
@@ -110,10 +111,13 @@ class ZmqSource(ABC):
             return [frame.bytes for frame in frames]
         return [memoryview(frame) for frame in frames]
 
-    def _refuse_oversize(self, parts: Sequence[Buffer], refusal: type[ServiceError]) -> None:
+    def _refuse_oversize(self, parts: Sequence[Buffer], refusal: type[Exception]) -> None:
         size = sum(map(len, parts))
         if size > self._max_bytes:
-            raise refusal(f"A message of {size} bytes; at most {self._max_bytes} are accepted.")
+            raise refusal(
+                f"A message of {size} bytes; at most {self._max_bytes} are accepted: "
+                "make source.max_message larger."
+            )
 
     def close(self) -> None:
         """Close the socket; may be called twice."""

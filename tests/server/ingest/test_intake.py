@@ -144,6 +144,48 @@ def test_a_scan_that_cannot_be_numbered_is_refused():
     assert intake.running is None
 
 
+@pytest.mark.parametrize(
+    "metadata", [{"log": "x" * (1 << 18)}, {str(number): number for number in range(1 << 17)}]
+)
+def test_metadata_that_are_too_large_are_left_out_and_the_scan_runs(metadata):
+    intake = Intake()
+    _, (told,) = intake.start(start(metadata=metadata))
+    assert str(told).startswith("The metadata of series 1 are left out. These metadata take ")
+    assert intake.running.start.metadata == {}
+    assert intake.admit("1", index(0))[1] == []
+
+
+def says(intake, series):
+    ((error, _),) = intake.admit(series, index(0))[1]
+    return str(error)
+
+
+def test_frames_whose_start_was_refused_are_told_why():
+    intake = Intake()
+    intake.start(start("1"))
+    intake.refuse(BadStart("Too large: make it smaller."), "2")
+    assert says(intake, "2") == (
+        "Frames of series 2 came, but its start was refused: Too large: make it smaller."
+    )
+    assert "series 1 is running" in says(intake, "3")
+    intake.refuse(BadStart("It is no start at all."))
+    assert "the last start was refused: It is no start at all." in says(intake, "3")
+    intake.start(start("3"))
+    assert "series 3 is running" in says(intake, "4")
+    assert "its start was refused" in says(intake, "2")
+    intake.start(start("2"))
+    intake.end(AcquisitionEnd("2"))
+    assert "is over" in says(intake, "2")
+
+
+def test_only_the_last_refused_starts_are_remembered():
+    intake = Intake()
+    for number in range(100):
+        intake.refuse(BadStart("No."), str(number))
+    assert "never came" in says(intake, "0")
+    assert "was refused" in says(intake, "99")
+
+
 def test_giving_up_says_why_and_is_harmless_when_nothing_runs():
     intake = Intake()
     assert intake.abort("stopped") is None

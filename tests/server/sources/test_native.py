@@ -11,7 +11,7 @@ import zmq
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from prenet4d_client import messages, wire
+from prenet4d_client import FrameSender, messages, wire
 from prenet4d_server.errors import BadMessage, BindError, CorruptFrame, WrongFrame
 from prenet4d_server.sources import turns
 from prenet4d_server.sources.base import AcquisitionEnd, AcquisitionStart, Fault
@@ -337,8 +337,41 @@ def test_a_message_beyond_the_limit_is_refused():
         socket.send_multipart(some(0, frames(0, 3)))
         socket.send_multipart(end())
         events = poll_to_end(source)
-    assert "at most 4000" in str(of(Fault, events)[0].error)
+    assert "at most 4000 are accepted: make source.max_message larger." in str(
+        of(Fault, events)[0].error
+    )
     assert of(Fault, events)[0].frames == 3
+
+
+def test_a_frame_far_beyond_the_limit_is_refused_and_not_lost_in_silence():
+    with (
+        NativeSource("tcp://127.0.0.1:*", max_bytes=1 << 16) as source,
+        FrameSender(source.address) as sender,
+    ):
+        sender.start(frame_shape=(2048, 2048), dtype="float32")
+        sender.send(np.zeros((2048, 2048), np.float32))
+        sender.end()
+        events = poll_to_end(source)
+        assert sender.breaks == 0
+    (fault,) = of(Fault, events)
+    assert (type(fault.error), fault.frames) == (CorruptFrame, 1)
+
+
+def test_a_block_beyond_the_limit_comes_in_parts_that_are_not():
+    side, n = 1024, 40
+    block = np.broadcast_to(np.arange(n, dtype=np.uint16)[:, None, None], (n, side, side))
+    with (
+        NativeSource("tcp://127.0.0.1:*", max_bytes=17 << 20) as source,
+        FrameSender(source.address) as sender,
+    ):
+        sender.start(frame_shape=(side, side), dtype="uint16")
+        sender.send(block)
+        sender.end()
+        events = poll_to_end(source)
+    assert not of(Fault, events)
+    series = read(events)
+    assert sorted(series.frames) == list(range(n))
+    assert all((pixels == number).all() for number, pixels in series.frames.items())
 
 
 def test_a_port_in_use(source):

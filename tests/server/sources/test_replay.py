@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -94,6 +95,16 @@ def test_frames_come_no_sooner_than_the_rate_says(tmp_path: Path) -> None:
                     sent += len(cast("FrameBlock", event).indices)
             assert sent <= (time.monotonic() - before) * rate
     assert sent == 40
+
+
+@pytest.mark.parametrize("rate", [1e308, math.inf])
+def test_a_rate_beyond_all_measure_is_as_fast_as_it_goes(tmp_path: Path, rate: float) -> None:
+    np.save(tmp_path / "scan.npy", frames_of(40, 8, 8))
+    with ReplaySource(tmp_path / "scan.npy", rate=rate) as source:
+        source.poll(0.0)
+        source._begun -= 100.0  # it has been playing for long
+        block = cast("FrameBlock", source.poll(0.0)[0])
+    assert len(block.indices) == 40
 
 
 def test_a_poll_does_not_wait_for_a_frame_that_is_far_off(tmp_path: Path) -> None:
