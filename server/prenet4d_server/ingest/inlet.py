@@ -33,7 +33,8 @@ from prenet4d_server.ingest.notices import (
 from prenet4d_server.ingest.ring import Layout, RingReader, wait_readable
 from prenet4d_server.restarts import Pauses
 
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 180.0
+"""On a slow machine, the first start of all compiles for longer than anything else takes."""
 RESTART_PAUSE_S = 0.5
 """A detector may be sending: frames wait in its own memory meanwhile."""
 
@@ -89,12 +90,18 @@ class Inlet:
         Raises:
             BindError, FileError, …: the source cannot be opened.
             IngestDied: the process died before it said so.
+            ServiceError: it has not said so in ``START_TIMEOUT_S``.
         """
         self._start()
         deadline = time.monotonic() + START_TIMEOUT_S
         while not self.ready:
-            if self._pipe is None or time.monotonic() > deadline:
-                raise IngestDied("The ingest process did not start; its log says why.")
+            if self._pipe is None:
+                raise IngestDied("The ingest process died at its start; its log says why.")
+            if time.monotonic() > deadline:
+                raise ServiceError(
+                    f"The ingest process is not ready after {START_TIMEOUT_S:g} s, and was ended: "
+                    "start the service again when this machine and its disks are less busy."
+                )
             wait_readable(self.descriptors, 0.5)
             self._read()
             if self._failure is not None:

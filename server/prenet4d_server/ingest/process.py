@@ -117,6 +117,8 @@ class Ingest:
                 except SequenceError as error:
                     self._remark(error)
             case Fault():
+                if event.refuses_start or isinstance(event.error, BadStart):
+                    self._intake.refuse(event.error)
                 self._remark(event.error, rejected=event.frames)
             case _:
                 self._frames(event)
@@ -124,7 +126,10 @@ class Ingest:
     def _start(self, event: AcquisitionStart) -> None:
         try:
             closed, troubles = self._intake.start(event)
-        except (BadStart, SequenceError) as error:
+        except BadStart as error:
+            self._refuse(event, error)
+            return
+        except SequenceError as error:
             self._remark(error)
             return
         if closed is not None:
@@ -136,15 +141,15 @@ class Ingest:
         if layout is None or running is None:
             self._intake.abort("its frames do not fit the ring")
             h, w = event.frame_shape
-            self._remark(
-                BadStart(
-                    f"Frames of {h} × {w} {event.dtype} are too large for the ring: "
-                    "make ring.size larger."
-                )
-            )
+            why = f"Frames of {h} × {w} {event.dtype} are too large for the ring"
+            self._refuse(event, BadStart(f"{why}: make ring.size larger."))
             return
         self._lay(layout)
         self._tell(Started.of(running.start, running.id, self._ring.position, layout))
+
+    def _refuse(self, event: AcquisitionStart, error: BadStart) -> None:
+        self._intake.refuse(error, event.series)
+        self._remark(error)
 
     def _lay(self, layout: Layout) -> None:
         """Divide the ring anew; where slots move, only after the reader has let go of all."""

@@ -36,7 +36,9 @@ _UNSEEN = 100_000
 SHARE_OVER_S = 5.0
 """Shares of flagged and of rejected frames are taken over the last seconds …"""
 SHARE_OF_FRAMES = 64
-"""… and only where so many frames came in them."""
+"""… and farther back where fewer frames than these came in them …"""
+SHARE_WITHIN_S = 300.0
+"""… but not farther than this. Where too few came even so, an alarm stays as it is."""
 CALM_S = 15.0
 """The share of rejected frames has to stay low for so long, or 2 % of a hundred frames would be
 told of every few seconds."""
@@ -77,16 +79,18 @@ class Reading:
     """Whom it is about, where there are several."""
     calm_s: float = 0.0
     """How long the value has to stay low until it is told that it is."""
+    known: bool = True
+    """Where the value says nothing now, the alarm stays as it is."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Seen:
-    """What the batches between two looks showed."""
+class _Tally:
+    """How many frames there were up to a moment, and how many of them were bad."""
 
     time: float
-    acquisition_id: str
-    frames: int
-    flagged: int
+    frames: int = 0
+    bad: int = 0
+    reasons: Mapping[str, int] = field(default_factory=dict)
 
 
 class Alarms:
@@ -106,8 +110,10 @@ class Alarms:
         self._tell = tell
         self._new: deque[tuple[str, _Int64, Float32, _UInt8]] = deque(maxlen=_UNSEEN)
         self._moves = BeamMoves(settings.center_moved_s, None)
-        self._seen: list[_Seen] = []
-        self._counted: deque[tuple[float, Counters]] = deque()
+        self._flags = deque([_Tally(0.0)])
+        """Of the acquisition's frames; the bad ones are flagged."""
+        self._counts = deque([_Tally(0.0)])
+        """Of all frames; the bad ones are rejected or shed."""
         self._acquisition_id = ""
         self._unstable_since = 0.0
         self.active: tuple[AlarmStatus, ...] = ()
@@ -152,14 +158,14 @@ class Alarms:
             self._unstable_since = now
             scan_shape = facts.started.scan_shape if facts.started else None
             self._moves = BeamMoves(self._settings.center_moved_s, scan_shape)
+            self._flags = deque([_Tally(now)])
         if facts.started is None or facts.state in ("locked", "frozen"):
             self._unstable_since = now
-        self._counted.append((now, facts.counters))
-        while self._counted[0][0] < now - SHARE_OVER_S:
-            self._counted.popleft()
-
+        self._take_in(facts.counters, now)
         readings = {(one.code, one.subject): one for one in self._readings(facts, now)}
         for key, reading in readings.items():
+            if not reading.known:
+                continue
             if key not in self._raised:
                 if reading.value >= reading.threshold:
                     self._raise(key, reading)
@@ -214,12 +220,11 @@ class Alarms:
 
     def _readings(self, facts: Facts, now: float) -> Iterator[Reading]:
         """Everything whose threshold is not 0."""
-        seen = self._seen = self._recent(now)
         for reading in (
             self._center(now),
             self._ellipticity(facts, now),
             self._silence(facts),
-            self._flagged(seen),
+            self._flagged(),
             self._rejected(),
             self._backlog(facts),
             *self._behind(facts),
@@ -227,24 +232,24 @@ class Alarms:
             if reading.threshold > 0:
                 yield reading
 
-    def _recent(self, now: float) -> list[_Seen]:
-        """What this acquisition's batches of the last seconds showed, the newest included."""
+    def _take_in(self, counters: Counters, now: float) -> None:
+        """What the counters say, and what this acquisition's batches since the last look showed."""
         came = []
         while self._new:
             acquisition_id, *figures = self._new.popleft()
             if acquisition_id == self._acquisition_id:
                 came.append(figures)
-        recent = [
-            one
-            for one in self._seen
-            if one.time >= now - SHARE_OVER_S and one.acquisition_id == self._acquisition_id
-        ]
+        frames, flagged = self._flags[-1].frames, self._flags[-1].bad
         if came:
             indices, tracked, flags = (np.concatenate(part) for part in zip(*came, strict=True))
             self._moves.see(now, indices, tracked)
-            flagged = int(np.count_nonzero(flags))
-            recent.append(_Seen(now, self._acquisition_id, len(flags), flagged))
-        return recent
+            frames += len(flags)
+            flagged += int(np.count_nonzero(flags))
+        bad = counters.rejected + counters.shed
+        self._flags.append(_Tally(now, frames, flagged))
+        self._counts.append(_Tally(now, counters.received, bad, counters.rejected_by_reason))
+        _forget(self._flags, now)
+        _forget(self._counts, now)
 
     def _center(self, now: float) -> Reading:
         moved, over = self._moves.latest(now)
@@ -285,33 +290,31 @@ class Alarms:
             "The detector sends again, or its acquisition is over.",
         )
 
-    def _flagged(self, seen: list[_Seen]) -> Reading:
-        frames, flagged = sum(one.frames for one in seen), sum(one.flagged for one in seen)
-        share = flagged / frames if frames >= SHARE_OF_FRAMES else 0.0
+    def _flagged(self) -> Reading:
+        frames, share, known = _share(self._flags)
         return Reading(
             "many_flagged",
             share,
             self._settings.flagged_share,
             f"{share:.0%} of the last {frames} frames are flagged: blank, saturated, low dose, off "
             "the track, or without a beam.",
-            "Few frames are flagged now.",
+            "Few frames are flagged now, or none come.",
+            known=known,
         )
 
     def _rejected(self) -> Reading:
-        first, last = self._counted[0][1], self._counted[-1][1]
-        came = last.received - first.received
-        bad = last.rejected + last.shed - first.rejected - first.shed
-        share = bad / came if came >= SHARE_OF_FRAMES else 0.0
-        reasons = Counter(last.rejected_by_reason) - Counter(first.rejected_by_reason)
-        reason = foremost(reasons)
+        came, share, known = _share(self._counts)
+        first, last = self._counts[0], self._counts[-1]
+        reason = foremost(Counter(last.reasons) - Counter(first.reasons))
         why = f", most often: {reason}" if reason else ""
         return Reading(
             "many_rejected",
             share,
             self._settings.rejected_share,
             f"{share:.0%} of the last {came} frames were rejected or shed{why}.",
-            "Few frames are rejected or shed now.",
+            "Few frames are rejected or shed now, or none come.",
             calm_s=CALM_S,
+            known=known,
         )
 
     def _backlog(self, facts: Facts) -> Reading:
@@ -335,3 +338,20 @@ class Alarms:
                 f"Subscriber {name} is no longer behind.",
                 subject=name,
             )
+
+
+def _forget(tallies: deque[_Tally], now: float) -> None:
+    """Drop the oldest that the share of bad frames is not taken over any more."""
+    last = tallies[-1]
+    while tallies[0].time < now - SHARE_OVER_S and (
+        tallies[0].time < now - SHARE_WITHIN_S or last.frames - tallies[1].frames >= SHARE_OF_FRAMES
+    ):
+        tallies.popleft()
+
+
+def _share(tallies: deque[_Tally]) -> tuple[int, float, bool]:
+    """How many frames came, the share of bad ones, and whether they are enough to tell."""
+    first, last = tallies[0], tallies[-1]
+    frames = last.frames - first.frames
+    share = (last.bad - first.bad) / max(frames, 1)
+    return frames, share, frames == 0 or frames >= SHARE_OF_FRAMES

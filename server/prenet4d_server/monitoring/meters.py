@@ -15,6 +15,8 @@ from prenet4d_server.monitoring.status import Histogram, Stage
 WINDOW = 2048
 """Frames over which latencies are summed up."""
 RATE_OVER_S = 2.0
+_GAPS = 3
+"""Where frames come slowly, the rate is taken over so many times between the last two batches."""
 _REFRESH_S = 0.1
 
 Milliseconds = npt.NDArray[np.float64]
@@ -109,7 +111,9 @@ class Meters:
         """The rate over the last seconds."""
         now = time.monotonic()
         with self._lock:
-            while self._done and self._done[0][0] < now - RATE_OVER_S:
+            gap = self._done[-1][0] - self._done[-2][0] if len(self._done) > 1 else 0.0
+            since = now - max(RATE_OVER_S, _GAPS * gap)
+            while self._done and self._done[0][0] < since:
                 self._sum -= self._done.popleft()[1]
             if len(self._done) < 2:
                 return 0.0

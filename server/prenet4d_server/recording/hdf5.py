@@ -44,6 +44,7 @@ import h5py
 import hdf5plugin
 import numpy as np
 
+from prenet4d_server.files.base import RECORDING
 from prenet4d_server.recording import layout
 from prenet4d_server.recording.layout import (
     Acquisition,
@@ -195,7 +196,7 @@ def _create(file: h5py.File, acquisition: Acquisition, options: StoreOptions) ->
         _link_plot(entry.create_group(name), signal)
     ours.attrs.update(
         {
-            "format": "prenet4d recording",
+            "format": RECORDING,
             "format_version": 2,
             "program": program,
             "python": platform.python_version(),

@@ -116,7 +116,8 @@ def _run(order: Order, orders: FileIO, stop: threading.Event) -> Report:
         try:
             record(receiver, recorder, stop)
         except (ServiceError, OSError) as error:
-            return _report(recorder.summary).model_copy(update={"error": str(error)})
+            failed = {"error": str(error), "complete": False}
+            return _report(recorder.summary).model_copy(update=failed)
         finally:
             done.set()
             conversation.join()
@@ -136,7 +137,9 @@ def main() -> int:
     except (ServiceError, Prenet4dError, OSError) as error:
         last = Report(error=str(error), complete=False)
     _say(last)
-    return 1 if last.error else 0
+    if last.error:
+        os._exit(1)  # HDF5 crashes where it tidies up after a file that it could not close
+    return 0
 
 
 if __name__ == "__main__":

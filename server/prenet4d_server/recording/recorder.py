@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
-import shutil
+import re
 import tempfile
 import threading
 import time
@@ -28,6 +27,7 @@ from prenet4d_client.wire import Message
 from prenet4d_server.errors import FileError
 from prenet4d_server.recording.file import HDF5, ZARR, Recording, check_kind
 from prenet4d_server.recording.layout import Acquisition, Compression, Fill
+from prenet4d_server.recording.room import NEEDED_BYTES, reserve, want_of_room
 from prenet4d_server.wording import counted
 
 __all__ = ["STOPPED", "Recorder", "Summary", "record"]
@@ -39,10 +39,8 @@ _FLUSH_S = 1.0
 _STOP_LOOK_S = 0.1
 KEEP_FREE_BYTES = 256 << 20
 """So much of the disk is left free unless told."""
-_NEEDED_BYTES = 32 << 20
-# HDF5 brings the process down when a write fails for want of space, so that must never happen: so
-# much is left in any case, for what HDF5 still holds in memory and for closing the file. As another
-# program may take that too, as much again is held in reserve.
+_broken: list[Recording] = []
+"""What could not be closed, and is never let go of: that would bring the process down with HDF5."""
 
 
 @dataclass(slots=True)
@@ -114,7 +112,7 @@ class Recorder:
         self._content = content
         self._compression = compression
         self._fill = fill
-        self._keep_free = max(keep_free, _NEEDED_BYTES)
+        self._keep_free = max(keep_free, NEEDED_BYTES)
         self._number = 0
         self._recording: Recording | None = None
         self._reserve: IO[bytes] | None = None
@@ -139,8 +137,8 @@ class Recorder:
             self._write(message)
             if time.monotonic() - self._flushed >= _FLUSH_S:
                 self.flush()
-        except OSError as error:
-            reason = f"{self._path.parent} cannot be written to: {error.strerror or error}"
+        except (OSError, RuntimeError) as error:  # the latter is h5py's where it flushes
+            reason = f"{self._path.parent} cannot be written to: {_why(error)}"
             self.close(reason)
             raise FileError(f"{reason}. {self._what_is_there()}") from error
 
@@ -226,8 +224,8 @@ class Recorder:
         if self._is_current(acquisition.id):
             return
         self._finish(complete=False, reason="another acquisition began before its end")
-        self._check_space(_NEEDED_BYTES)
-        self._reserve = self._reserve or _reserve(self._path.parent)
+        self._check_space(NEEDED_BYTES)
+        self._reserve = self._reserve or reserve(self._path.parent)
         path = self._next_path()
         self._recording = Recording(
             path,
@@ -251,7 +249,8 @@ class Recorder:
         try:
             recording.close(complete=complete, reason=reason, counters=counters)
         except (OSError, RuntimeError) as error:  # the latter is h5py's where an object is let go
-            self._unclosed = f"{recording.path} could not be closed properly: {error}"
+            _broken.append(recording)
+            self._unclosed = f"{recording.path} could not be closed properly: {_why(error)}"
             self._tell_incomplete(self._unclosed)
             _log.error("%s", self._unclosed)
         if not complete:
@@ -314,13 +313,13 @@ class Recorder:
                 return path
 
     def _check_space(self, more: int) -> None:
-        free = shutil.disk_usage(self._path.parent).free
-        if free - more < self._keep_free:
-            reason = f"the disk of {self._path.parent} has only {free / 1e6:.0f} MB left"
-            self.close(reason)
+        file = self._recording.path if self._recording is not None else None
+        want = want_of_room(self._path.parent, file, more, self._keep_free)
+        if want is not None:
+            self.close(want.reason)
             raise FileError(
-                f"Recording was stopped: {reason}, and {self._keep_free / 1e6:.0f} MB are kept "
-                f"free. {self._what_is_there()} Make room, or record to another disk."
+                f"Recording was stopped: {want.reason}, and {want.kept}. {self._what_is_there()} "
+                f"{want.remedy}"
             )
 
     def _what_is_there(self) -> str:
@@ -331,16 +330,11 @@ class Recorder:
         return f"{self.summary.files[-1]} is closed and holds what came before."
 
 
-def _reserve(folder: Path) -> IO[bytes] | None:
-    """Hold room on a disk, in a file without a name: it goes with the process in any case."""
-    held = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed when the room is needed
-    try:
-        os.posix_fallocate(held.fileno(), 0, _NEEDED_BYTES)
-    except OSError as error:
-        held.close()
-        _log.warning("No room can be held in reserve on the disk of %s: %s.", folder, error)
-        return None
-    return held
+def _why(error: OSError | RuntimeError) -> str:
+    """What the system says of it, out of all that HDF5 makes of that."""
+    text = getattr(error, "strerror", None) or str(error)
+    told = re.search("error message = '(.+?)'", text)
+    return told[1] if told else text
 
 
 def record(

@@ -38,6 +38,7 @@ from zarr.codecs import BloscCodec, GzipCodec
 
 from prenet4d_client.messages import State
 from prenet4d_server.errors import FileError
+from prenet4d_server.files.base import RECORDING
 from prenet4d_server.recording import layout
 from prenet4d_server.recording.layout import (
     Acquisition,
@@ -131,7 +132,7 @@ class ZarrStore:
             for name, kind in (layout.BATCH.fields or {}).items()
         }
         self._attributes: dict[str, Any] = {
-            "format": "prenet4d recording",
+            "format": RECORDING,
             "format_version": 2,
             "program": f"prenet4d {version('prenet4d')}",
             "python": platform.python_version(),

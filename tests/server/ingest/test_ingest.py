@@ -2,19 +2,24 @@
 
 from dataclasses import replace
 
+import msgpack
 import numpy as np
 import pytest
+import zmq
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prenet4d_client.messages import AcquisitionStart, Frames
+from prenet4d_client.wire import encode
 from prenet4d_server.errors import BadCounts, CorruptFrame
 from prenet4d_server.ingest.decoder import Decoder
 from prenet4d_server.ingest.introduction import Introduction
 from prenet4d_server.ingest.notices import Ended, Failed, Ready, Remark, Started, pack, unpack
 from prenet4d_server.ingest.remarks import Remarks
 from prenet4d_server.ingest.ring import RingHandle
+from prenet4d_server.service import Service
 
-from ..live import settings
+from ..live import frames, listening, settings, until
 
 
 class Block:
@@ -129,3 +134,49 @@ def test_a_new_process_is_told_all(layout, running):
     ring = RingHandle(memory=3, size=1 << 20, committed=4, freed=5, head=7, tail=6)
     told = Introduction(settings(source={"scan_shape": (2, 3)}), ring, layout, running)
     assert Introduction.unpack(told.pack()) == told
+
+
+# --- of a running service -------------------------------------------------------------------------
+
+
+def unlimited(message):
+    """The same message, of a start whose frames are larger than the protocol allows."""
+    header = msgpack.unpackb(message[1])
+    return [message[0], msgpack.packb(header | {"frame_shape": (9000, 9000)}), *message[2:]]
+
+
+@pytest.mark.parametrize(
+    ("announced", "change", "code", "why"),
+    [
+        (
+            {"scan_shape": (20_000, 20_000)},
+            list,
+            "bad_start",
+            "its start was refused: Series x announces",
+        ),
+        (
+            {"frame_shape": (4096, 4096)},
+            list,
+            "bad_start",
+            "its start was refused: Frames of 4096 × 4096",
+        ),
+        ({}, unlimited, "bad_message", "the last start was refused: "),
+    ],
+)
+def test_frames_whose_start_was_refused_are_told_why(announced, change, code, why):
+    start = AcquisitionStart(
+        acquisition_id="x", **{"frame_shape": (16, 24), "dtype": "uint16"} | announced
+    )
+    some = {"indices": np.arange(3), "frames": frames(3)}
+    context = zmq.Context()
+    with Service(settings()) as service, listening(service) as listener:
+        with context.socket(zmq.PUSH) as socket:
+            socket.connect(service.endpoints["ingest"])
+            socket.send_multipart(change(encode(start)))
+            socket.send_multipart(encode(Frames(acquisition_id="x"), some))
+            refused = listener.wait_for_event(code).message
+            told = listener.wait_for_event("no_acquisition").message
+        assert f"came, but {why}" in told
+        assert refused.removesuffix(".") in told
+        until(lambda: service.status().counters.rejected == 3)
+    context.term()

@@ -76,6 +76,20 @@ def test_the_rate_is_zero_when_nothing_came_lately(monkeypatch):
     assert meters.frames_per_second == 0
 
 
+def test_the_rate_of_slow_frames_is_no_zero_while_they_come(monkeypatch):
+    meters = Meters()
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    for _ in range(10):
+        now += 4.0
+        meters.done(1)
+    for _ in range(39):
+        now += 0.1
+        assert meters.frames_per_second == pytest.approx(0.25, rel=0.5)
+    now += 10.0
+    assert meters.frames_per_second == 0
+
+
 def scraped(status: Status) -> dict[str, dict[tuple[str, ...], float]]:
     """What Prometheus makes of a status: sample's name → values of its labels → value."""
     found: dict[str, dict[tuple[str, ...], float]] = {}

@@ -518,6 +518,66 @@ def test_a_disk_that_another_program_fills_to_the_last_byte(tmp_path: Path) -> N
     assert read == "read"
 
 
+LIMITED = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from prenet4d_server.errors import FileError
+from prenet4d_server.recording.recorder import Recorder
+from tests.server.recording.test_recorder import H, W, batch, start, telemetry
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
+scan = (200, 200)
+written = 0
+with Recorder(Path(sys.argv[1]), compression="none") as recorder:
+    try:
+        recorder.write(start(scan=scan))
+        for first in range(0, 40_000, 1000):
+            indices = list(range(first, first + 1000))
+            recorder.write(batch(indices, np.full((1000, H, W), 3, np.float32), scan=scan))
+            recorder.write(telemetry(indices, scan=scan))
+            written += 1000
+    except FileError as error:
+        print(error)
+print(written)
+"""
+
+
+def recorded_under_a_limit(path: Path, limit: int) -> tuple[str, int]:
+    """What is said where no file may have more than ``limit`` bytes, and how much was written."""
+    run = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(path), str(limit)],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[3],
+    )
+    assert run.stderr == ""
+    said, written = run.stdout.splitlines()
+    return said, int(written)
+
+
+def test_a_limit_on_the_size_of_files_ends_a_recording_that_stays_readable(tmp_path: Path) -> None:
+    path = tmp_path / "scan.h5"
+    said, written = recorded_under_a_limit(path, 72 << 20)
+    assert said.startswith("Recording was stopped: a file may have 75 MB here, of which ")
+    assert "34 MB are kept for closing it" in said
+    assert "is closed and holds what came before. Raise the limit (ulimit -f" in said
+    assert 0 < written < 40_000
+    assert "a file may have 75 MB here" in reason_of(path)
+    with h5py.File(path) as file:
+        assert file["prenet4d/received"][:].sum() == written
+        assert (data_of(file)[:].reshape(40_000, -1)[:written] == 3).all()
+
+
+def test_a_limit_that_leaves_room_for_nothing_is_told_before_a_file_is_begun(
+    tmp_path: Path,
+) -> None:
+    said, written = recorded_under_a_limit(tmp_path / "scan.h5", 10_000_000)
+    assert "a file may have 10 MB here, of which 0 MB are used" in said
+    assert "Nothing was recorded." in said
+    assert (written, list(tmp_path.iterdir())) == (0, [])
+
+
 # --- other processes -----------------------------------------------------------------------------
 
 READER = """

@@ -187,6 +187,24 @@ def test_a_recorder_that_is_killed_is_told_of_and_another_can_be_started(
     stopped(client)
 
 
+def test_a_file_that_can_be_neither_written_nor_closed_ends_the_recording_with_a_sentence(
+    service: Service, client: ControlClient, listener: Listener
+) -> None:
+    started(client, "broken")
+    with sender(service) as source:
+        source.start(frame_shape=SHAPE, dtype="uint16", scan_shape=(100, 100))
+        source.send(frames(3))
+        until(lambda: client.status()["recording"]["patterns"] == 3)
+        (recorder,) = recorders(os.getpid())
+        recorder.rlimit(psutil.RLIMIT_FSIZE, (4096, 4096))
+        source.send(frames(5000), range(3, 5003))
+        told = listener.wait_for_event("recording_failed").message
+    assert "a file may have 0 MB here" in told
+    assert "broken.h5 could not be closed, and may lack what came last." in told
+    until(lambda: client.status()["recording"]["state"] == "idle")
+    assert not client.status()["recording"]["complete"]
+
+
 def test_nothing_is_recorded_where_no_folder_is_configured() -> None:
     with (
         Service(settings()) as service,

@@ -1,0 +1,37 @@
+"""The inlet: how the ingest process starts, and what is said where it does not."""
+
+import os
+import signal
+import threading
+from contextlib import closing
+
+import pytest
+
+from prenet4d_server.errors import IngestDied, ServiceError
+from prenet4d_server.ingest.inlet import Inlet
+
+from ..live import settings, until
+
+
+def test_a_start_that_takes_too_long_is_not_told_as_a_death(monkeypatch):
+    monkeypatch.setattr("prenet4d_server.ingest.inlet.START_TIMEOUT_S", 0.1)
+    with closing(Inlet(settings(), on_remark=print)) as inlet:
+        with pytest.raises(ServiceError, match=r"not ready after 0\.1 s, and was ended") as caught:
+            inlet.open()
+        assert not isinstance(caught.value, IngestDied)
+        inlet.close()
+        assert inlet.pid is None
+
+
+def test_a_death_at_the_start_is_told_as_one():
+    with closing(Inlet(settings(), on_remark=print)) as inlet:
+
+        def kill():
+            until(lambda: inlet.pid)
+            os.kill(inlet.pid, signal.SIGKILL)
+
+        killing = threading.Thread(target=kill)
+        killing.start()
+        with pytest.raises(IngestDied, match="died at its start"):
+            inlet.open()
+        killing.join()
