@@ -46,6 +46,15 @@ def check_target(path: Path, *, overwrite: bool = False) -> None:
             already.
     """
     _suffix(path)
+    check_free(path, overwrite=overwrite)
+
+
+def check_free(path: Path, *, overwrite: bool = False) -> None:
+    """Tell early whether a file, a calibration or what comes with it, can be written there.
+
+    Raises:
+        CalibrationError: its folder is missing, or there is a file already.
+    """
     if not path.parent.is_dir():
         raise CalibrationError(f"There is no folder {path.parent}. Make it first.")
     if path.exists() and not overwrite:

@@ -23,7 +23,7 @@ from pydantic_settings import (
 )
 
 from prenet4d_client.addresses import address_fault
-from prenet4d_engines.config import CorrectorConfig
+from prenet4d_engines.config import CorrectorConfig, Count, Positive
 from prenet4d_server.sockets import is_curve_key, is_local
 
 ENVIRONMENT_PREFIX = "PRENET4D_"
@@ -49,9 +49,7 @@ def scan_fault(rows: int, columns: int) -> str:
     )
 
 
-_Positive = Annotated[float, Field(gt=0)]
 _Threshold = Annotated[float, Field(ge=0)]
-_Size = Annotated[int, Field(ge=1)]
 
 
 def _well_formed(address: str) -> str:
@@ -64,7 +62,9 @@ _Address = Annotated[str, AfterValidator(_well_formed)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class SourceSettings(_Section):
@@ -85,20 +85,20 @@ class SourceSettings(_Section):
     9999 or 31001 of this machine."""
     channel: str | int | None = None
     """dectris2: which threshold channel to correct, by name or number; the first by default."""
-    scan_shape: tuple[_Size, _Size] | None = None
+    scan_shape: tuple[Count, Count] | None = None
     """[rows, columns] of the scan, for detectors that do not know it."""
-    gain: _Positive = 1.0
+    gain: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
     """Detector counts per electron, for detectors that do not say it."""
-    max_message: ByteSize = Field(default=ByteSize(256 << 20), ge=1 << 16)
+    max_message: ByteSize = Field(default=ByteSize(256 << 20), ge=1 << 16, le=1 << 36)
     """Larger messages are refused."""
     path: Path | None = None
     """replay: the file to stream."""
     dataset: str | None = None
     """replay: which dataset of an HDF5 file or member of an .npz; the only fitting one by
     default."""
-    rate: _Positive | None = None
+    rate: Annotated[float, Field(ge=1e-3, le=1e6)] | None = None
     """replay: frames per second; as fast as it goes by default."""
-    repeat: _Size = 1
+    repeat: Count = 1
     """replay: how many times the file is streamed."""
 
     @field_validator("scan_shape")
@@ -157,14 +157,14 @@ class StreamSettings(_Section):
 
     address: _Address = "tcp://127.0.0.1:5561"
     """Where to listen; port * takes any free one."""
-    high_water: _Size = 16
+    high_water: Count = 16
     """Messages that wait for a subscriber that is slow; it misses what comes beyond them. One
     message holds a whole batch."""
-    mean_every_s: _Positive = 1.0
+    mean_every_s: Positive = 1.0
     """The running mean pattern is published no more often than this."""
-    maps_every_s: _Positive = 0.5
+    maps_every_s: Positive = 0.5
     """What has changed in the scan maps is published no more often than this."""
-    preview_every_s: _Positive = 0.4
+    preview_every_s: Positive = 0.4
     """A frame and what became of it are published for people to look at no more often than this."""
     preview_pixels: Annotated[int, Field(ge=16)] = 256
     """Larger frames are binned to at most so many pixels a side for that."""
@@ -175,12 +175,12 @@ class LosslessSettings(_Section):
 
     address: _Address = "tcp://127.0.0.1:5562"
     """Where to listen; port * takes any free one."""
-    heartbeat_s: _Positive = 5.0
+    heartbeat_s: Positive = 5.0
     """A receiver that is silent for longer is dropped."""
     on_lag: Literal["hold", "drop"] = "hold"
     """When a receiver does not keep up. hold: hold the pipeline back, up to max_lag_s. drop: drop
     the receiver at once."""
-    max_lag_s: _Positive = 30.0
+    max_lag_s: Positive = 30.0
     """With hold: a receiver that takes nothing for longer is dropped, so that the scan goes on."""
 
 
@@ -204,11 +204,18 @@ class HttpSettings(_Section):
     operator_token_file: Path | None = None
     """The file that holds the token, and nothing else, to keep it over restarts and out of this
     configuration. Where there is no such file, it is made, with a new token."""
-    updates_per_second: Annotated[float, Field(gt=0, le=20)] = 2.0
+    updates_per_second: Annotated[float, Field(ge=0.01, le=20)] = 2.0
     """How often a page in a browser is brought up to date."""
     gives_way: bool = True
     """Run the page only while nobody else wants the processor, so that it costs the correction
     nothing. false: it takes its turn like every program, for a machine that others keep busy."""
+
+    @field_validator("address")
+    @classmethod
+    def _for_browsers(cls, address: str) -> str:
+        if not address.startswith("tcp://"):
+            raise ValueError(f"{address!r} is not for HTTP: write for example tcp://127.0.0.1:5564")
+        return address
 
     @model_validator(mode="after")
     def _one_token(self) -> HttpSettings:
@@ -257,7 +264,7 @@ class AlarmSettings(_Section):
     """The tracked beam center has moved by more pixels than this within center_moved_s. It is
     compared with the same columns of the scan's lines before: neither the descan along a line nor
     the fly-back counts."""
-    center_moved_s: _Positive = 2.0
+    center_moved_s: Positive = 2.0
     """See center_moved_px."""
     ellipticity_s: _Threshold = 60.0
     """The calibration is not locked, so many seconds after the acquisition began or it was lost."""
@@ -267,10 +274,10 @@ class AlarmSettings(_Section):
     detector_silent_s: _Threshold = 5.0
     """No frame has come for so long in the middle of an acquisition."""
     flagged_share: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """This share of the frames of the last seconds has a flag: blank, saturated, low dose, center
-    off the track, or no beam."""
+    """This share of the latest frames (those of 5 s, at least 64) has a flag: blank, saturated, low
+    dose, center off the track, or no beam."""
     rejected_share: Annotated[float, Field(ge=0, le=1)] = 0.02
-    """This share of the frames of the last seconds was rejected or shed."""
+    """This share of the latest frames (those of 5 s, at least 64) was rejected or shed."""
     backlog_share: Annotated[float, Field(ge=0, le=1)] = 0.8
     """The ring where frames wait is filled to this share."""
 
@@ -294,6 +301,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         frozen=True,
         extra="forbid",
+        allow_inf_nan=False,
         env_prefix=ENVIRONMENT_PREFIX,
         env_nested_delimiter="__",
         nested_model_default_partial_update=True,

@@ -76,7 +76,8 @@ def _sentence(error: ValidationError) -> str:
         for part in path:
             known = known.model_fields[part].annotation
         return f"There is no setting {where!r}." + _did_you_mean(key, known.model_fields)
-    message = _in_words(first["type"], first["input"], first.get("ctx", {}))
+    in_words = _memory_in_words if first["loc"] in _MEMORY else _in_words
+    message = in_words(first["type"], first["input"], first.get("ctx", {}))
     message = message or first["msg"].removeprefix("Value error, ")
     return f"{where}: {message}." if where and not message.endswith(".") else message
 
@@ -86,16 +87,28 @@ def _in_words(fault: str, value: Any, limits: Mapping[str, Any]) -> str:
     kind, _, how = fault.rpartition("_")
     if kind in _NO and how in ("parsing", "type"):
         return f"{value!r} is {_NO[kind]}"
-    if fault.startswith("byte_size"):
-        return f"{value!r} is no amount of memory: write for example 512MiB"
-    if fault == "greater_than_equal" and isinstance(value, str):
-        return f"{value!r} is too little: {ByteSize(limits['ge']).human_readable()} is the least"
     if fault == "too_short" and isinstance(value, str):
         return f"it has {len(value)} characters, and must have at least {limits['min_length']}"
     return "a value is missing" if fault == "missing" else ""
 
 
+def _memory_in_words(fault: str, value: Any, limits: Mapping[str, Any]) -> str:
+    """The same for an amount of memory, which may be said with a unit."""
+    if fault == "greater_than_equal":
+        return f"{value!r} is too little: {ByteSize(limits['ge']).human_readable()} is the least"
+    if fault == "less_than_equal":
+        return f"{value!r} is too much: {ByteSize(limits['le']).human_readable()} is the most"
+    return f"{value!r} is no amount of memory: write for example 512MiB"
+
+
 _NO = {"int": "no whole number", "float": "no number", "bool": "neither true nor false"}
+_MEMORY = {
+    (section, key)
+    for section, field in Settings.model_fields.items()
+    for key, inner in getattr(field.annotation, "model_fields", {}).items()
+    if inner.annotation is ByteSize
+}
+"""Where the settings have amounts of memory."""
 
 
 def _did_you_mean(key: str, known: Mapping[str, Any]) -> str:

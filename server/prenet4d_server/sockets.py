@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import ipaddress
 import os
 import socket as system
+import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
 from urllib.parse import urlsplit
@@ -35,6 +36,8 @@ _REASONS = {
 def bind(socket: zmq.Socket[bytes], address: str, what: str) -> str:
     """Bind and return the actual address, with the port that ``*`` became.
 
+    An ``ipc`` path is a file, which is removed when the socket has been closed and is forgotten.
+
     Args:
         socket: the socket to bind.
         address: ``tcp://host:port`` or ``ipc://path``.
@@ -45,11 +48,46 @@ def bind(socket: zmq.Socket[bytes], address: str, what: str) -> str:
     """
     if fault := address_fault(address):
         raise BindError(f"Cannot listen ({what}): {fault}")
+    path = _file_of(address)
+    if path is not None and (why := _taken(path)):
+        raise BindError(f"Cannot listen on {address} ({what}): {why}.")
     try:
         socket.bind(address)
     except zmq.ZMQError as error:
         raise BindError(f"Cannot listen on {address} ({what}): {refusal(error)}.") from None
+    if path is not None:
+        weakref.finalize(socket, _remove, path.absolute())
     return str(socket.getsockopt_string(zmq.LAST_ENDPOINT)).rstrip("\0")
+
+
+def _file_of(address: str) -> Path | None:
+    """The file that ZeroMQ makes for an address, if it is not one of its own choice."""
+    transport, _, path = address.partition("://")
+    named = transport == "ipc" and path != "*" and not path.startswith("@")
+    return Path(path) if named else None
+
+
+def _taken(path: Path) -> str:
+    """Why nobody may listen at a path, without a full stop; empty: it is free, or left behind.
+
+    ZeroMQ itself deletes whatever is there.
+    """
+    if not os.access(path, os.F_OK):
+        return ""
+    if not path.is_socket():
+        return "there is a file of that name; choose another path"
+    with system.socket(system.AF_UNIX) as probe:
+        probe.setblocking(False)
+        if probe.connect_ex(str(path)) == errno.ECONNREFUSED:
+            return ""
+    return "another program listens there; stop it, or choose another path"
+
+
+def _remove(path: Path) -> None:
+    """Remove a socket's file, unless somebody else listens there by now."""
+    with contextlib.suppress(OSError):
+        if not _taken(path):
+            path.unlink()
 
 
 def refusal(error: Exception) -> str:
@@ -69,7 +107,7 @@ def protect(socket: zmq.Socket[bytes], keys: KeyPair | None) -> None:
 def is_local(address: str) -> bool:
     """Whether an address to listen on can be reached from this machine only."""
     parts = urlsplit(address)
-    if parts.scheme in ("ipc", "inproc"):
+    if parts.scheme == "ipc":
         return True
     host = parts.netloc.rpartition(":")[0].strip("[]")
     try:
@@ -109,7 +147,7 @@ def is_curve_key(text: str) -> bool:
         return False
 
 
-@contextmanager
+@contextlib.contextmanager
 def knowing_clients(context: zmq.Context[zmq.Socket[bytes]]) -> Iterator[None]:
     """Have the context's CURVE sockets tell each client's public key as its messages' User-Id."""
     from zmq.auth.thread import ThreadAuthenticator  # here: it loads asyncio, and few need it

@@ -1,5 +1,6 @@
 """The settings: one truth from file, environment and arguments; errors are sentences."""
 
+import math
 import re
 from pathlib import Path
 
@@ -67,6 +68,12 @@ def test_flags_win_over_the_environment_and_that_over_the_file(tmp_path, monkeyp
         ("[http]\noperator_token = 'short'", "it has 5 characters, and must have at least 8."),
         ("[recording]\nkeep_free = '1MiB'", "'1MiB' is too little: 64.0MiB is the least."),
         ("[source]\nscan_shape = [64]", "a value is missing"),
+        ("[ring]\nsize = 16", "ring.size: 16 is too little: 1.0MiB is the least."),
+        ("[source]\nmax_message = 9223372036854775807", "is too much: 64.0GiB is the most."),
+        ("[source]\nrate = 1e-300", "source.rate: Input should be greater than or equal to 0.001."),
+        ("[stream]\nhigh_water = 2147483648", "should be less than or equal to 2147483647."),
+        ("[stream]\naddress = 'inproc://x'", "stream.address: 'inproc://x' is not an address"),
+        ("[http]\naddress = 'ipc://x'", "write for example tcp://127.0.0.1:5564."),
         ("[ring]\nsize = '-5'", "ring.size: '-5' is no amount of memory: write for example"),
     ],
 )
@@ -74,6 +81,39 @@ def test_what_makes_no_sense_is_refused_with_a_sentence(tmp_path, toml, says):
     with pytest.raises(ConfigError) as caught:
         load_settings(write(tmp_path, toml))
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("number", [math.inf, -math.inf, math.nan])
+def test_every_number_is_finite(number):
+    fields = {
+        (name, key): inner.annotation
+        for name, field in Settings.model_fields.items()
+        for key, inner in getattr(field.annotation, "model_fields", {}).items()
+    }
+    numbers = [place for place, kind in fields.items() if kind in (float, float | None)]
+    assert len(numbers) > 15
+    for section, key in numbers:
+        with pytest.raises(ConfigError, match=f"{section}.{key}: Input should be a finite number"):
+            load_settings(**{section: {key: number}})
+    with pytest.raises(ConfigError, match=r"reference_center.0: Input should be a finite number"):
+        load_settings(corrector={"reference_center": [number, 1.0]})
+    with pytest.raises(ConfigError, match="drain_s: Input should be a finite number"):
+        load_settings(drain_s=number)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("BATCH__SIZE", "batch.size: Input should be greater than or equal to 1."),
+        ("SOURCE__GAIN", "source.gain: Input should be greater than or equal to 0.000001."),
+        ("SOURCE__MAX_MESSAGE", "source.max_message: '0' is too little: 64.0KiB is the least."),
+    ],
+)
+def test_only_memory_is_told_in_bytes(monkeypatch, name, says):
+    monkeypatch.setenv(f"PRENET4D_{name}", "0")
+    with pytest.raises(ConfigError) as caught:
+        load_settings()
+    assert str(caught.value) == says
 
 
 def test_an_unreadable_file_and_a_misspelled_variable_are_refused(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ torch is loaded before a network is.
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import Annotated, Any
 
@@ -81,6 +82,9 @@ def run() -> int:
     What goes wrong is one sentence on stderr, a bug too; ``--traceback`` shows where.
     """
     keep_freed_memory()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # no result is lost because a × cannot be shown
     if "--traceback" in sys.argv[1:2]:
         return _exit_status()
     try:
@@ -99,6 +103,8 @@ def run() -> int:
             "Install the server extra: pip install 'prenet4d[server]'"
         )
     except Exception as bug:  # noqa: BLE001 - the one place where nothing stands above
+        if _interrupted(bug):
+            return 130
         return _say(
             f"This is a bug in prenet4d ({type(bug).__name__}: {bug}). "
             "Please report it, with what `prenet4d --traceback …` shows."
@@ -111,6 +117,13 @@ def _exit_status() -> int:
     except SystemExit as leave:
         return leave.code if isinstance(leave.code, int) else 1
     return 0
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind an error: an import may make a RuntimeError of it, for example."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
 
 
 def _expected() -> tuple[type[Exception], ...]:

@@ -12,6 +12,8 @@ import typer
 
 SMALLEST_SIDE, LARGEST_SIDE = 8, 8192
 """Pixels of a detector, as the protocol has them."""
+LEAST_RATE, LARGEST_RATE = 1e-3, 1e6
+"""Frames per second, as the settings have them."""
 DAY_S = 86_400.0
 """The longest that anything is measured for: infinity is none."""
 PICTURES = (".png", ".pdf", ".svg")
@@ -220,6 +222,8 @@ def refuse_misfits(context: typer.Context, names: Iterable[str], why: str) -> No
             flag = next(each.opts[0] for each in context.command.params if each.name == name)
             raise typer.BadParameter(f"{flag} {why}")
 
+
+GAIN = typer.Option("--gain", min=1e-6, max=1e6, help="Detector counts per electron.")
 
 ScanOption: TypeAlias = Annotated[
     Grid | None,

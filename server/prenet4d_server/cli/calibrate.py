@@ -8,8 +8,13 @@ from typing import Annotated
 
 import typer
 
-from prenet4d_server.cli.arguments import ScanOption, ServerKeyOption, picture_file
-from prenet4d_server.errors import FileError
+from prenet4d_server.cli.arguments import (
+    GAIN,
+    ScanOption,
+    ServerKeyOption,
+    picture_file,
+    refuse_misfits,
+)
 
 _EXAMPLES = (
     "Examples:\n\n"
@@ -25,6 +30,7 @@ _CORRECTED = (
 
 
 def calibrate(
+    context: typer.Context,
     data: Annotated[
         str,
         typer.Argument(
@@ -48,7 +54,7 @@ def calibrate(
     dataset: Annotated[
         str | None, typer.Option(help="Which array of the file is the scan, if it holds several.")
     ] = None,
-    gain: Annotated[float, typer.Option(min=1e-6, help="Detector counts per electron.")] = 1.0,
+    gain: Annotated[float, GAIN] = 1.0,
     descan: Annotated[
         bool, typer.Option("--descan", help="Keep how the center drifts over the scan, too.")
     ] = False,
@@ -58,18 +64,22 @@ def calibrate(
     server_key: ServerKeyOption = None,
 ) -> None:
     """Find the ellipticity of a file's patterns, or take it from a service, and keep it."""
-    from prenet4d_engines.calibration_file import check_target, write_calibration
+    from prenet4d_engines.calibration_file import check_free, check_target, write_calibration
     from prenet4d_server.calibrate import find
     from prenet4d_server.calibrate.report import draw, headline
     from prenet4d_server.cli.progress import bar
 
+    at_service = data.startswith(("tcp://", "ipc://"))
+    if at_service:
+        of_files = ["patterns", "scan", "dataset", "gain"]
+        refuse_misfits(context, of_files, "is for a file's patterns, not for a service's.")
+    else:
+        refuse_misfits(context, ["timeout", "server_key"], "is for a service, not for a file.")
     check_target(output, overwrite=overwrite)
-    if report is not None and report.exists() and not overwrite:
-        raise FileError(
-            f"There is a file {report} already: choose another name, or overwrite it (--overwrite)."
-        )
+    if report is not None:
+        check_free(report, overwrite=overwrite)
     with bar("calibrating") as tell:
-        if data.startswith(("tcp://", "ipc://")):
+        if at_service:
             from prenet4d_client import ControlClient
 
             with ControlClient(data, timeout=min(timeout, 30.0), server_key=server_key) as service:

@@ -11,6 +11,8 @@ import typer
 from prenet4d_server.cli import speed
 from prenet4d_server.cli.arguments import (
     DAY_S,
+    LARGEST_RATE,
+    LARGEST_SIDE,
     DataOption,
     Distortion,
     DistortionOption,
@@ -19,6 +21,7 @@ from prenet4d_server.cli.arguments import (
     JsonFileOption,
     KindOption,
     ScanOption,
+    refuse_misfits,
 )
 
 if TYPE_CHECKING:
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 
 
 def demo(
+    context: typer.Context,
     data: DataOption = None,
     out: Annotated[
         Path,
@@ -44,10 +48,11 @@ def demo(
     ] = None,
     ellipticity: DistortionOption = None,
     drift: Annotated[
-        float | None, typer.Option(min=0, help="Center drift over the scan, px.")
+        float | None, typer.Option(min=0, max=LARGEST_SIDE, help="Center drift over the scan, px.")
     ] = None,
     rate: Annotated[
-        float | None, typer.Option(min=1, help="Frames per second; measured by default.")
+        float | None,
+        typer.Option(min=1, max=LARGEST_RATE, help="Frames per second; measured by default."),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of everything that is drawn.")] = 0,
 ) -> None:
@@ -61,6 +66,8 @@ def demo(
     from prenet4d_server.demo import Demo, run
     from prenet4d_server.feeds import Drawing
 
+    if data is not None:
+        refuse_misfits(context, ["frame", "content"], "is for simulated patterns, not for --data.")
     console = Console()
     distortion = ellipticity or Distortion(1.05, 25.0)
     drawing = Drawing(

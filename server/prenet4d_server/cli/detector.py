@@ -10,6 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 import typer
 
 from prenet4d_server.cli.arguments import (
+    GAIN,
+    LARGEST_RATE,
+    LARGEST_SIDE,
+    LEAST_RATE,
     DataOption,
     DistortionOption,
     FrameOption,
@@ -31,8 +35,20 @@ _REPLAY_BLOCK = 8
 _PatienceOption = Annotated[
     float, typer.Option(min=0.1, help="Seconds to wait for somebody who takes frames.")
 ]
+
+
+def _possible(rate: float) -> float:
+    if rate and not LEAST_RATE <= rate <= LARGEST_RATE:
+        raise typer.BadParameter(
+            f"{rate:g} frames per second cannot be kept: give {LEAST_RATE:g} to "
+            f"{LARGEST_RATE:,.0f}, or 0 for as fast as they are taken."
+        )
+    return rate
+
+
 _RateOption = Annotated[
-    float, typer.Option(min=0, help="Frames per second; 0: as fast as they are taken.")
+    float,
+    typer.Option(callback=_possible, help="Frames per second; 0: as fast as they are taken."),
 ]
 
 
@@ -55,7 +71,10 @@ def simulate_detector(
     ] = None,
     ellipticity: DistortionOption = None,
     drift: Annotated[
-        float | None, typer.Option(min=0, help="Draw center drift of so many pixels over the scan.")
+        float | None,
+        typer.Option(
+            min=0, max=LARGEST_SIDE, help="Draw center drift of so many pixels over the scan."
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of everything that is drawn.")] = 0,
     compression: Annotated[
@@ -115,12 +134,15 @@ def simulate_detector(
         bar("sending") as advance,
         Wait() as wait,
     ):
+        begun = False
 
         def ready(address: str) -> None:
             does = "takes frames at" if kind == "native" else "connects to"
             wait.begin(f"Waiting up to {patience:g} s for a service that {does} {address}.")
 
         def tell(sent: int, total: int) -> None:
+            nonlocal begun
+            begun = sent > 0
             wait.end()
             advance(sent / (total or sent or 1), counted(sent, "frame"))
 
@@ -137,6 +159,8 @@ def simulate_detector(
             on_progress=tell,
             **options,
         )
+        if stop.is_set() and not (begun and repeat == 0):  # which ends in no other way
+            raise typer.Exit(130)
 
 
 def _refuse_what_does_nothing(
@@ -166,7 +190,7 @@ def replay(
     dataset: Annotated[
         str | None, typer.Option(help="Which array of an HDF5 file or .npz, where it has several.")
     ] = None,
-    gain: Annotated[float, typer.Option(min=1e-6, help="Counts per electron.")] = 1.0,
+    gain: Annotated[float, GAIN] = 1.0,
     patience: _PatienceOption = 30.0,
     server_key: ServerKeyOption = None,
 ) -> None:

@@ -89,7 +89,7 @@ def dashboard(
     operator = OperatorToken(token or None, token_file)
     logs.configure(LogSettings(), "page")
     with stopped_by_signals() as stop:
-        listening, url = open_listening(listen)
+        listening, url = open_listening(listen, "--listen")
         with listening:
             print(
                 f"Look:    {url}/\nCommand: {operator.address(url)}\nStop with Ctrl-C.", flush=True

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from prenet4d_server.cli.arguments import FrameOption, JsonFileOption, picture_file, result_file
+from prenet4d_server.cli.arguments import (
+    FrameOption,
+    JsonFileOption,
+    picture_file,
+    refuse_misfits,
+    result_file,
+)
 
 if TYPE_CHECKING:
     from prenet4d_engines.evaluate.report import Table
@@ -111,6 +117,7 @@ def _stopping(checkpoint: Path, every: int) -> Iterator[None]:
 
 
 def simulate(
+    context: typer.Context,
     gallery: Annotated[
         Path | None,
         picture_file(text="Write a page of pictures there."),
@@ -139,6 +146,11 @@ def simulate(
 
     if gallery is None and multislice is None:
         raise typer.BadParameter("Ask for --gallery FILE or --multislice FILE, or both.")
+    if gallery is None:
+        refuse_misfits(context, ["frame"], "is for --gallery alone.")
+    if multislice is None:
+        of_multislice = ["patterns", "workers", "held_out"]
+        refuse_misfits(context, of_multislice, "is for --multislice alone.")
     if gallery is not None:
         shape = (frame.rows, frame.columns) if frame else (256, 256)
         draw_gallery(gallery, frame_shape=shape, seed=seed)

@@ -7,7 +7,14 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from prenet4d_server.cli.arguments import ScanOption, address, refuse_misfits
+from prenet4d_server.cli.arguments import (
+    GAIN,
+    LARGEST_RATE,
+    LEAST_RATE,
+    ScanOption,
+    address,
+    refuse_misfits,
+)
 
 _SERVE = (
     "Examples:\n\n"
@@ -48,16 +55,18 @@ def serve(
     channel: Annotated[
         str | None, typer.Option(help="dectris2: which threshold channel to correct.")
     ] = None,
-    gain: Annotated[
-        float | None, typer.Option(min=1e-6, help="Detector counts per electron.")
-    ] = None,
+    gain: Annotated[float | None, GAIN] = None,
     data: Annotated[
         Path | None,
         typer.Option(exists=True, help="replay: the file or store (.npy, HDF5, Zarr, .mib, …)."),
     ] = None,
     rate: Annotated[
         float | None,
-        typer.Option(min=1e-3, help="replay: frames per second; as fast as it goes by default."),
+        typer.Option(
+            min=LEAST_RATE,
+            max=LARGEST_RATE,
+            help="replay: frames per second; as fast as it goes by default.",
+        ),
     ] = None,
     backend: Annotated[
         Literal["auto", "tensorrt", "torch", "identity"] | None,
@@ -136,11 +145,13 @@ def config(
 ) -> None:
     """Print a commented configuration with every setting at its default."""
     from prenet4d_server.config_file import example_toml, load_settings
+    from prenet4d_server.sockets import load_keys
 
     if check is None:
         print(example_toml(), end="")
         return
     settings = load_settings(check)
+    load_keys(settings.security.secret_key_file)
     print(
         f"{check} is good: frames from {settings.source.kind} at "
         f"{settings.source.endpoint or settings.source.path}."

@@ -13,7 +13,7 @@ import h5py
 
 from prenet4d_server.errors import FileError, HalfWrittenFile
 from prenet4d_server.files.array_files import DAMAGE, NpyScan, NpzScan
-from prenet4d_server.files.base import ScanFile
+from prenet4d_server.files.base import ScanFile, refuse_dataset
 from prenet4d_server.files.hdf5 import Hdf5Scan
 from prenet4d_server.files.merlin import MerlinScan
 from prenet4d_server.files.zarr_store import MARKS, ZarrScan
@@ -52,6 +52,8 @@ def open_scan(
         if any((path / mark).is_file() for mark in MARKS):
             return ZarrScan(path, dataset=dataset, scan_shape=scan_shape)
         magic = _first_bytes(path)
+        if magic.startswith((b"\x93NUMPY", b"MQ1,")):
+            refuse_dataset(path, dataset)
         if magic.startswith(b"\x93NUMPY"):
             return NpyScan(path, scan_shape=scan_shape, partial=partial)
         if magic.startswith(b"PK\x03\x04"):

@@ -13,7 +13,7 @@ from typing import IO, Any
 import numpy as np
 
 from prenet4d_server.errors import FileError, HalfWrittenFile
-from prenet4d_server.files.base import Pixels, ScanFile, copy_frames
+from prenet4d_server.files.base import CHOOSE, Pixels, ScanFile, copy_frames, or_partial
 
 DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError)
 """What reading a damaged archive raises, beside OSError."""
@@ -57,8 +57,7 @@ def _whole_frames(
     raise HalfWrittenFile(
         f"{path} is truncated: its header announces {stored} {shape}, that is "
         f"{math.prod(shape) * stored.itemsize} bytes, and {there} are there. "
-        f"Wait until it is written or copy it again; {whole} whole frames can be read with "
-        "partial=True."
+        f"Wait until it is written or copy it again{or_partial(whole)}."
     )
 
 
@@ -116,8 +115,7 @@ class NpzScan(ScanFile):
                 f"{label} {dtype} {shape}" for label, (shape, dtype) in found.items()
             )
             raise FileError(
-                f"{path} holds several arrays that could be the scan: {listed}. "
-                "Choose one with dataset=."
+                f"{path} holds several arrays that could be the scan: {listed}. {CHOOSE}"
                 if found
                 else f"{path} holds no array of 3 or 4 axes; it has {', '.join(names) or 'none'}."
             )

@@ -16,9 +16,14 @@ Pixels: TypeAlias = npt.NDArray[Any]
 Mask: TypeAlias = npt.NDArray[np.bool_]
 Metadata: TypeAlias = Mapping[str, str | int | float | bool | None]
 
+RECORDING = "prenet4d recording"
+"""What the recorder's files say under ``format``."""
+CHOOSE = "Name one as the dataset, or put it into a file of its own."
+"""What to do where several arrays could be the scan."""
 BLOCK_BYTES = 16 << 20
 """How much ``blocks()`` reads at a time unless told."""
 _SMALLEST, _LARGEST = 8, 8192
+_LONGEST_TEXT = 10_000
 
 
 class ScanFile(ABC):
@@ -137,6 +142,23 @@ class ScanFile(ABC):
         self.close()
 
 
+def refuse_dataset(path: Path, dataset: str | None) -> None:
+    """Raise where a dataset is named in a file that has one array alone.
+
+    Raises:
+        FileError: one is named.
+    """
+    if dataset is not None:
+        raise FileError(f"{path} holds one array, without a name: leave the dataset out.")
+
+
+def or_partial(frames: int) -> str:
+    """The end of a sentence: how to read a file's whole frames; empty where there are none."""
+    if not frames:
+        return ""
+    return f"; in Python, open_scan(…, partial=True) reads the {frames} frames that are whole"
+
+
 def wire_dtype(stored: np.dtype[Any], path: Path) -> np.dtype[Any]:
     """The dtype in which frames stored as ``stored`` are handed out; see :class:`ScanFile`.
 
@@ -160,9 +182,9 @@ def as_text(found: str | bytes) -> str:
 
 
 def _sendable(metadata: Metadata) -> Metadata:
-    """What messages can carry of it: text in UTF-8, and no integers of more than 64 bits."""
+    """What messages can carry of it: UTF-8, not too long, and no integers of more than 64 bits."""
     return {
-        as_text(name): as_text(value) if isinstance(value, str) else value
+        as_text(name): as_text(value)[:_LONGEST_TEXT] if isinstance(value, str) else value
         for name, value in metadata.items()
         if not isinstance(value, int) or -(2**63) <= value < 2**64
     }

@@ -23,6 +23,8 @@ import numpy as np
 
 from prenet4d_server.errors import FileError, HalfWrittenFile
 from prenet4d_server.files.base import (
+    CHOOSE,
+    RECORDING,
     Mask,
     Metadata,
     Pixels,
@@ -30,6 +32,7 @@ from prenet4d_server.files.base import (
     as_text,
     copy_frames,
     make_counts,
+    or_partial,
 )
 
 _NUMBERED = re.compile(r"data_\d{6}")
@@ -94,7 +97,7 @@ class Hdf5Scan(ScanFile):
 def _is_recording(file: h5py.File) -> bool:
     """Whether prenet4d's recorder made it."""
     ours = _follow(file, "prenet4d")
-    return isinstance(ours, h5py.Group) and ours.attrs.get("format") == "prenet4d recording"
+    return isinstance(ours, h5py.Group) and ours.attrs.get("format") == RECORDING
 
 
 def _open(path: Path) -> h5py.File:
@@ -149,7 +152,7 @@ def _find(file: h5py.File, path: Path, dataset: str | None, *, partial: bool) ->
         if candidates:
             raise FileError(
                 f"{path} holds several datasets that could be the scan: "
-                f"{_listed(item[0] for item in candidates)}. Choose one with dataset=."
+                f"{_listed(item[0] for item in candidates)}. {CHOOSE}"
             )
     broken = next(_broken_links(file), None)
     raise FileError(
@@ -236,7 +239,7 @@ def _numbered(group: h5py.Group, path: Path, *, partial: bool) -> list[h5py.Data
         frames = sum(len(item) for item in found)
         raise HalfWrittenFile(
             f"{path} points to {where}, which is missing or unreadable. Copy it beside the master "
-            f"file; the {frames} frames before it can be read with partial=True."
+            f"file{or_partial(frames)}."
         )
     return found
 

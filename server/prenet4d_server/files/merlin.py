@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from prenet4d_server.errors import FileError, HalfWrittenFile
-from prenet4d_server.files.base import Metadata, Pixels, ScanFile, copy_frames
+from prenet4d_server.files.base import Metadata, Pixels, ScanFile, copy_frames, or_partial
 
 _PLAIN: dict[str, np.dtype[Any]] = {
     "U08": np.dtype(">u1"),
@@ -108,7 +108,7 @@ class MerlinScan(ScanFile):
             raise HalfWrittenFile(
                 f"{path} ends in the middle of a frame: {rest} of {record.itemsize} bytes of it "
                 f"are there, after {whole} whole frames. Wait until it is written or copy it "
-                f"again; the {whole} can be read with partial=True."
+                f"again{or_partial(whole)}."
             )
         said = _read_hdr(path.with_suffix(".hdr"))
         super().__init__(

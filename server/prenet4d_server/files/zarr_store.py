@@ -10,7 +10,15 @@ from typing import Any
 import numpy as np
 
 from prenet4d_server.errors import FileError
-from prenet4d_server.files.base import Metadata, Pixels, ScanFile, make_counts
+from prenet4d_server.files.base import (
+    CHOOSE,
+    RECORDING,
+    Metadata,
+    Pixels,
+    ScanFile,
+    make_counts,
+    refuse_dataset,
+)
 
 MARKS = ("zarr.json", ".zgroup", ".zarray")
 """A folder with one of these is a Zarr store."""
@@ -91,6 +99,7 @@ class ZarrScan(ScanFile):
 def _find(root: Any, path: Path, dataset: str | None) -> Any:
     """The array that is the scan: the one that is named, or the only one that fits."""
     if not hasattr(root, "arrays"):
+        refuse_dataset(path, dataset)
         return root
     members = sorted(root.members(max_depth=None), key=lambda member: str(member[0]))
     arrays = {name: item for name, item in members if hasattr(item, "dtype")}
@@ -115,8 +124,7 @@ def _find(root: Any, path: Path, dataset: str | None) -> Any:
                 f"{name} {item.dtype} {item.shape}" for name, item in candidates.items()
             )
             raise FileError(
-                f"{path} holds several arrays that could be the scan: {listed}. Choose one with "
-                "dataset=."
+                f"{path} holds several arrays that could be the scan: {listed}. {CHOOSE}"
             )
     raise FileError(
         f"{path} holds no array of 3 or 4 axes that could be a scan; it has "
@@ -126,7 +134,7 @@ def _find(root: Any, path: Path, dataset: str | None) -> Any:
 
 def _is_recording(root: Any) -> bool:
     """Whether prenet4d's recorder made it."""
-    return bool(root.attrs.get("format") == "prenet4d recording")
+    return bool(root.attrs.get("format") == RECORDING)
 
 
 def _metadata(root: Any, array: Any) -> Metadata:

@@ -28,8 +28,12 @@ RESTART_PAUSE_S = 1.0
 END_TIMEOUT_S = 3.0
 
 
-def listen(address: str) -> tuple[socket.socket, str]:
+def listen(address: str, what: str = "http.address") -> tuple[socket.socket, str]:
     """Listen on ``tcp://host:port``; port ``*`` takes any free one.
+
+    Args:
+        address: where.
+        what: the setting that holds the address, for the error's sentence.
 
     Returns:
         The socket and ``http://host:port``.
@@ -47,7 +51,7 @@ def listen(address: str) -> tuple[socket.socket, str]:
         made.listen(BACKLOG)
     except (OSError, ValueError, OverflowError) as error:
         made.close()
-        raise BindError(f"Cannot listen on {address} (http.address): {refusal(error)}.") from None
+        raise BindError(f"Cannot listen on {address} ({what}): {refusal(error)}.") from None
     shown = f"[{host}]" if family == socket.AF_INET6 else host or "0.0.0.0"
     return made, f"http://{shown}:{made.getsockname()[1]}"
 

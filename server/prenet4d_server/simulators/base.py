@@ -37,6 +37,8 @@ _PER_MESSAGE: tuple[FaultName, ...] = ("drop", "duplicate", "corrupt", "garbage"
 _GARBAGE = b"\xffnot of this protocol"
 _HIGH_WATER = 256
 _TICK_MS = 50
+_LONGEST_MS = 2**31 - 1
+"""That ZeroMQ can wait."""
 _TELL_EVERY_S = 0.1
 _SHORTEST_SLEEP_S = 0.001
 
@@ -202,7 +204,7 @@ def run(
         except _Stopped:
             pass
         else:  # what was accepted must still leave: closing waits for it, for so long
-            socket.linger = round(patience_s * 1000)
+            socket.linger = round(min(patience_s * 1000, _LONGEST_MS))
     pace.tell()
 
 

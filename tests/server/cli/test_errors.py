@@ -1,6 +1,7 @@
 """What goes wrong is one clear sentence on stderr and a non-zero exit, never a traceback."""
 
 import math
+import os
 import signal
 import socket
 import subprocess
@@ -101,6 +102,23 @@ def prenet4d(monkeypatch, capsys):
         (["bench", "page", "--seconds", "inf"], "should be less than or equal to 86400"),
         (["bench", "stream", "--seconds", "inf"], "should be less than or equal to 86400"),
         (["bench", "latency", "--max-delay-ms", "inf"], "should be less than or equal to 60000"),
+        (["serve", "--source", "dectris2", "--gain", "inf"], "less than or equal to 1000000"),
+        (["serve", "--data", __file__, "--rate", "inf"], "less than or equal to 1000000"),
+        (["replay", __file__, "--gain", "inf"], "less than or equal to 1000000"),
+        (["replay", __file__, "--rate", "inf"], "inf frames per second cannot be kept: give 0.001"),
+        (["simulate-detector", "native", "--rate", "1e-99"], "1e-99 frames per second cannot be"),
+        (["simulate-detector", "native", "--drift", "1e308"], "less than or equal to 8192"),
+        (["demo", "--drift", "1e308"], "less than or equal to 8192"),
+        (["demo", "--data", __file__, "--frame", "8x8"], "--frame is for simulated patterns"),
+        (["demo", "--data", __file__, "--content", "cbed"], "--content is for simulated patterns"),
+        (["calibrate", "tcp://a:1", "--gain", "2"], "--gain is for a file's patterns, not for"),
+        (["calibrate", "tcp://a:1", "--scan", "2x2"], "--scan is for a file's patterns, not for"),
+        (["calibrate", "ipc://a", "--patterns", "2"], "--patterns is for a file's patterns"),
+        (["calibrate", "a.npy", "--timeout", "2"], "--timeout is for a service, not for a file."),
+        (["calibrate", "a.npy", "--server-key", 40 * "a"], "--server-key is for a service, not"),
+        (["simulate", "--gallery", "a.png", "--workers", "1"], "--workers is for --multislice"),
+        (["simulate", "--multislice", "a.npz", "--frame", "8x8"], "--frame is for --gallery alone"),
+        (["dashboard", "--listen", "ipc://x"], "Cannot listen on ipc://x (--listen): it is not"),
         (["bench", "latency", "--frame", "1x1"], "'1x1' is no detector's: each side must have 8"),
         (["bench", "traffic", "--shapes", "64x64,4x9000"], "'4x9000' is no detector's"),
         (["demo", "--out", "/dev/null/demo"], "prenet4d: /dev/null/demo: Not a directory."),
@@ -130,6 +148,22 @@ def test_broken_calibration_is_refused_before_anything_starts(prenet4d, tmp_path
     assert "not a calibration that can be used" in said
 
 
+def test_a_report_is_not_overwritten_unasked(prenet4d, tmp_path):
+    report = tmp_path / "report.png"
+    report.touch()
+    status, _, said = prenet4d("calibrate", "a.npy", "-o", tmp_path / "a.toml", "--report", report)
+    assert status == 1
+    assert f"There is a file {report} already" in said
+
+
+def test_a_dataset_of_a_file_that_has_none_is_refused(prenet4d, tmp_path):
+    file = tmp_path / "frames.npy"
+    np.save(file, np.ones((2, 16, 16), np.uint16))
+    status, _, said = prenet4d("replay", file, "--dataset", "x")
+    assert status == 1
+    assert said.strip().endswith("holds one array, without a name: leave the dataset out.")
+
+
 def test_file_without_frames_is_refused(prenet4d, tmp_path):
     file = tmp_path / "text.npy"
     file.write_text("not an array")
@@ -156,21 +190,57 @@ def test_nobody_is_left_in_doubt_about_what_is_waited_for(prenet4d, free, monkey
     assert said.count(free) == 2  # for whom, and in the end that nobody came
 
 
-def test_an_endless_detector_can_be_stopped_before_anybody_comes(free):
-    command = ["simulate-detector", "native", "--address", free, "--repeat", "0"]
+def _interruptible():
+    """As in a terminal, though the tests may run in the background, where SIGINT is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+@pytest.mark.parametrize("repeat", ["0", "1"])
+def test_a_detector_can_be_stopped_before_anybody_comes(free, repeat):
+    command = ["simulate-detector", "native", "--address", free, "--repeat", repeat]
     few = ["--scan", "2x2", "--frame", "16x16"]
     with subprocess.Popen(
         [sys.executable, "-m", "prenet4d_server", *command, *few],
-        stderr=subprocess.PIPE, text=True,
+        stderr=subprocess.PIPE, text=True, preexec_fn=_interruptible,
     ) as detector:  # fmt: skip
         assert "Waiting up to 30 s for a service" in detector.stderr.readline()
         detector.send_signal(signal.SIGINT)
         assert not detector.stderr.read().strip()
+    assert detector.returncode == 130
 
 
-def _interruptible():
-    """As in a terminal, though the tests may run in the background, where SIGINT is ignored."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+_CTRL_C = """
+import os, signal, time
+class Pressed:
+    def __set_name__(self, *_):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)
+class Loading:
+    here = Pressed()
+"""
+"""Of which Python 3.11 makes a RuntimeError."""
+
+
+@pytest.mark.parametrize("module", ["typer", "h5py"])
+def test_ctrl_c_in_the_middle_of_an_import_ends_quietly(tmp_path, module):
+    (tmp_path / f"{module}.py").write_text(_CTRL_C)
+    done = subprocess.run(
+        [sys.executable, "-m", "prenet4d_server", "replay", __file__],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)}, preexec_fn=_interruptible,
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode in (130, -signal.SIGINT)  # either is 130 for a shell
+    assert not done.stdout + done.stderr
+
+
+def test_what_a_terminal_cannot_show_is_replaced():
+    done = subprocess.run(
+        [sys.executable, "-m", "prenet4d_server", "calibrate", "--help"],
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert "(.npy, HDF5, Zarr, .mib, ?)" in done.stdout
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -207,6 +277,10 @@ def test_config_prints_what_it_accepts(prenet4d, tmp_path):
     status, said, _ = prenet4d("config", "--check", file)
     assert status == 0
     assert "is good: frames from native" in said
+    file.write_text("[security]\nsecret_key_file = 'none'\n")
+    status, _, said = prenet4d("config", "--check", file)
+    assert status == 1
+    assert "The key file none cannot be read" in said
     file.write_text("[source]\nknd = 'native'\n")
     status, _, said = prenet4d("config", "--check", file)
     assert status == 1

@@ -140,7 +140,7 @@ def test_npz(tmp_path: Path, save: Any) -> None:
     truth = scan_of((4, 3, 8, 10))
     save(tmp_path / "scan.npz", scan=truth, centers=np.zeros((12, 2)), other=truth[0] + 1)
     check(tmp_path / "scan.npz", truth, dataset="scan")
-    with pytest.raises(FileError, match=r"several.*scan uint16 .*other uint16.*dataset="):
+    with pytest.raises(FileError, match=r"several.*scan uint16 .*other uint16.*as the dataset"):
         open_scan(tmp_path / "scan.npz")
     with pytest.raises(FileError, match="it has scan, centers, other"):
         open_scan(tmp_path / "scan.npz", dataset="scam")
@@ -177,6 +177,17 @@ def test_an_npz_damaged_at_its_head(tmp_path: Path, places: tuple[int, ...]) -> 
         open_scan(path)
 
 
+@pytest.mark.parametrize("suffix", ["npy", "mib"])
+def test_a_dataset_cannot_be_named_where_there_is_one_array(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"scan.{suffix}"
+    if suffix == "npy":
+        np.save(path, scan_of((3, 16, 16)))
+    else:
+        write_mib(path, scan_of((3, 16, 16)), "U16")
+    with pytest.raises(FileError, match="leave the dataset out"):
+        open_scan(path, dataset="scan")
+
+
 # --- half-written and missing --------------------------------------------------------------------
 
 
@@ -185,7 +196,7 @@ def test_a_truncated_npy_says_what_is_there_and_reads_it_when_asked(tmp_path: Pa
     path = tmp_path / "scan.npy"
     np.save(path, truth)
     path.write_bytes(path.read_bytes()[: -2 * truth[0, 0].nbytes - 1])
-    with pytest.raises(HalfWrittenFile, match="9 whole frames"):
+    with pytest.raises(HalfWrittenFile, match="reads the 9 frames that are whole"):
         open_scan(path)
     with open_scan(path, partial=True, scan_shape=(4, 3)) as scan:
         assert (scan.n_frames, scan.scan_shape) == (9, (4, 3))
@@ -252,7 +263,7 @@ def test_several_datasets_are_listed_and_one_is_chosen(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "scan.h5", "w") as file:
         file["raw"] = truth
         file["other"] = truth + 1
-    with pytest.raises(FileError, match=r"/other uint16 \(4, 3, 8, 10\), /raw uint16.*dataset="):
+    with pytest.raises(FileError, match=r"/other uint16 \(4, .*, /raw uint16.*as the dataset"):
         open_scan(tmp_path / "scan.h5")
     check(tmp_path / "scan.h5", truth, dataset="raw")
     with pytest.raises(FileError, match="no dataset 'rare'; it has /other"):

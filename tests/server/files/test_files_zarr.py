@@ -50,6 +50,8 @@ def test_an_array_without_a_group(tmp_path: Path) -> None:
     truth = scan_of((3, 4, 8, 10))
     zarr.create_array(tmp_path / "scan.zarr", data=truth, chunks=(1, 3, 8, 10))
     check(tmp_path / "scan.zarr", truth)
+    with pytest.raises(FileError, match="leave the dataset out"):
+        open_scan(tmp_path / "scan.zarr", dataset="scan")
 
 
 def test_what_is_no_scan_or_more_than_one_is_refused_with_what_there_is(tmp_path: Path) -> None:
@@ -58,7 +60,7 @@ def test_what_is_no_scan_or_more_than_one_is_refused_with_what_there_is(tmp_path
         open_scan(tmp_path / "scan.zarr")
     for name in ("a", "b"):
         group.create_array(name, data=scan_of((2, 2, 8, 10)))
-    with pytest.raises(FileError, match=r"a uint16 \(2, 2, 8, 10\), b .*Choose one"):
+    with pytest.raises(FileError, match=r"a uint16 \(2, 2, 8, 10\), b .*Name one as the dataset"):
         open_scan(tmp_path / "scan.zarr")
     with pytest.raises(FileError, match="has no array 'c'; it has a, b"):
         open_scan(tmp_path / "scan.zarr", dataset="c")

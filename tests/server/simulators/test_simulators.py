@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -245,6 +246,12 @@ def test_a_detector_that_nobody_listens_to_gives_up(simulate):
     address = "tcp://127.0.0.1:9" if simulate is simulate_native else "tcp://127.0.0.1:*"
     with pytest.raises(NoAnswer, match="Is the service running"):
         simulate(feed(), address, patience_s=0.1)
+
+
+def test_a_detector_of_endless_patience_ends_when_all_is_sent():
+    seen = feed()
+    with attached("native", seen, patience_s=math.inf) as source:
+        every_frame_is_right(read(poll_to_end(source)), seen)
 
 
 @pytest.mark.parametrize("simulate", [simulate_dectris_v1, simulate_dectris_v2])
