@@ -19,3 +19,8 @@ def counted_of(n: int, absent: int, thing: str) -> str:
 def foremost(reasons: Mapping[str, int]) -> str:
     """The reason that frames were rejected for most often, in words; empty where none was."""
     return "".join(reason.replace("_", " ") for reason, _ in Counter(reasons).most_common(1))
+
+
+def frame_rate(per_second: float) -> str:
+    """Frames per second, slow ones with a decimal: ``1,024 frames/s``, ``0.3 frames/s``."""
+    return f"{per_second:,.{0 if per_second >= 100 else 1}f} frames/s"

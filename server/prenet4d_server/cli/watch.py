@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prenet4d_server.cli.arguments import ServerKeyOption, StreamOption
-from prenet4d_server.wording import counted
+from prenet4d_server.wording import counted, frame_rate
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -78,7 +78,7 @@ def line(telemetry: Any) -> str:
     of = f"/{telemetry.expected_frames:,}" if telemetry.expected_frames else ""
     return (
         f"{time.strftime('%H:%M:%S', time.localtime(telemetry.time))}  {telemetry.state:<11}  "
-        f"{counters.corrected:,}{of} frames  {telemetry.frames_per_second:,.0f} frames/s  "
+        f"{counters.corrected:,}{of} frames  {frame_rate(telemetry.frames_per_second)}  "
         f"latency {telemetry.latency.total.p50:.0f}/{telemetry.latency.total.p99:.0f} ms  "
         f"backlog {telemetry.backlog}  center {_center(telemetry)}  "
         f"ellipse {_ellipse(telemetry)}  rejected {counters.rejected}  shed {counters.shed}"
@@ -140,7 +140,7 @@ def _figures(view: View) -> Table:
     table.add_column(style="dim")
     table.add_column(min_width=34)
     table.add_column(style="cyan")
-    table.add_row("rate", f"{telemetry.frames_per_second:,.0f} frames/s", sparkline(view.rate))
+    table.add_row("rate", frame_rate(telemetry.frames_per_second), sparkline(view.rate))
     table.add_row(
         "latency",
         f"{latency.total.p50:.0f} ms, p99 {latency.total.p99:.0f} ms  "

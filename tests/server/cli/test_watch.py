@@ -69,6 +69,14 @@ def test_screen_shows_the_figures(state, expected):
     assert ("of 100 frames" in text) == (expected is not None)
 
 
+def test_a_slow_scan_does_not_look_like_one_that_stands_still():
+    slow = telemetry(frames_per_second=0.3)
+    view = View()
+    view.take(slow)
+    assert "0.3 frames/s" in shown(view)
+    assert "0.3 frames/s" in line(slow)
+
+
 def test_what_looks_like_markup_is_shown_as_it_came():
     view = View()
     view.take(telemetry(acquisition_id="scan [/x] of [a3]"))
