@@ -68,9 +68,9 @@ class CorrectedBatch:
     ellipticity: Ellipticity
     """The distortion taken out of these frames."""
     ratio_sigma: float | None
-    """``None`` before the first reading."""
+    """``None`` before the first reading, and where a calibration gave the ratio without it."""
     theta_sigma: float | None
-    """Radians; ``None`` before the first reading."""
+    """Radians; ``None`` likewise."""
     state: State
     """The calibration's, after these frames."""
     patterns_averaged: int

@@ -61,6 +61,7 @@ class Standing(NamedTuple):
 
     reading: Reading | None
     state: State
+    stands: bool
     frozen: bool
 
 
@@ -113,13 +114,13 @@ class Calibrator:
         self._shape, self._reference = frame_shape, reference
         self._reader, self._lanes, self._config = reader, lanes, config
         self._frozen = False
-        self._restart(None, "calibrating")
+        self._restart(None, "calibrating", stands=False)
 
     @_in_order
-    def _restart(self, reading: Reading | None, state: State) -> None:
+    def _restart(self, reading: Reading | None, state: State, *, stands: bool) -> None:
         self._reading = reading
         self._state: State = state
-        self._stands = state == "locked"
+        self._stands = stands
         self._mean = self._new_sum()
         self._aside, self._contradictions = self._new_sum(), 0
         self._window = self._new_sum()
@@ -139,7 +140,7 @@ class Calibrator:
     @property
     def standing(self) -> Standing:
         """What is known without asking the device, to be resumed from."""
-        return Standing(self._reading, self._state, self._frozen)
+        return Standing(self._reading, self._state, self._stands, self._frozen)
 
     @property
     def state(self) -> State:
@@ -189,27 +190,27 @@ class Calibrator:
     def recalibrate(self) -> None:
         """Forget the mean and the ellipticity, and start over; this also unfreezes."""
         self._frozen = False
-        self._restart(None, "calibrating")
+        self._restart(None, "calibrating", stands=False)
 
     def load(self, reading: Reading) -> None:
         """Take over a reading made earlier; it holds until this scan has a mean of its own."""
-        self._restart(reading, "locked")
+        self._restart(reading, "locked", stands=True)
 
     def abandon(self, standing: Standing) -> None:
         """Go back to where it stood, and forget what was asked for, without asking the device."""
         self._closed = None
-        self._reading, self._state, self._frozen = standing
+        self._reading, self._state, self._stands, self._frozen = standing
 
     def resume(self, standing: Standing, reference: tuple[float, float]) -> None:
         """Go on where another calibrator stood; the mean starts over."""
         self._reference, self._frozen = reference, standing.frozen
-        self._restart(standing.reading, standing.state)
+        self._restart(standing.reading, standing.state, stands=standing.stands)
 
     def recenter(self, reference: tuple[float, float]) -> None:
         """Average around another reference center: the mean starts over, the reading stays."""
         self.settle()
         self._reference = reference
-        self._restart(self._reading, self._state)
+        self._restart(self._reading, self._state, stands=self._stands)
 
     @_in_order
     def add(self, sums: Tensor, patterns: int) -> None:
@@ -228,11 +229,11 @@ class Calibrator:
     def see(self, beams: list[bool]) -> None:
         """Take note of which frames showed a beam; a locked calibration is lost without any."""
         self.settle()
+        most = self._config.lost_after * self._config.ellipse_every
         for beam in beams:
             self._without_beam = 0 if beam else self._without_beam + 1
-        most = self._config.lost_after * self._config.ellipse_every
-        if self._state == "locked" and self._without_beam >= most:
-            self._state = "lost"
+            if self._state == "locked" and self._without_beam >= most:
+                self._state = "lost"
 
     def settle(self) -> None:
         """Look at the readings that were asked for, and decide what follows from them."""

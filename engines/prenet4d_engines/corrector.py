@@ -270,7 +270,7 @@ class Corrector:
         flight.before = Memory(self._placing.copy(), calibrator.standing)
         if self._straightened:
             self._straightened[-1].after = (calibrator.state, calibrator.patterns)
-        sigmas = ellipticity.sigmas(reading.sigma) if reading else (None, None)
+        sigmas = reading.sigmas if reading else (None, None)
         placed = self._placing.place(flight.indices, found, self.reference_center)
         applied, averaged = placed.applied, placed.averaged
 
@@ -356,7 +356,9 @@ class Corrector:
     def calibration(self) -> Calibration:
         """Return the calibration as it stands."""
         ellipticity, reading = self._calibrator.ellipticity, self._calibrator.reading
-        sigmas = ellipticity.sigmas(reading.sigma) if reading else (None, None)
+        if reading is not None and reading.loaded is not None:
+            return reading.loaded.model_copy(update={"reference_center": self.reference_center})
+        sigmas = reading.sigmas if reading else (None, None)
         return Calibration(
             ratio=ellipticity.ratio,
             theta=ellipticity.theta,
@@ -379,8 +381,7 @@ class Corrector:
             CalibrationError: it was made on frames of another shape.
         """
         self._check_shape(calibration)
-        sigma = (calibration.ratio_sigma or 0.0) / calibration.ratio
-        self._calibrator.load(Reading(calibration.ellipticity, sigma))
+        self._calibrator.load(Reading.of(calibration))
         self._outlast_faults()
 
     def set_reference_center(self, center: tuple[float, float] | None) -> None:

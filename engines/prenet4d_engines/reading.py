@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from prenet4d_engines.backends import Backend
+from prenet4d_engines.calibration import Calibration
 from prenet4d_engines.geometry import Ellipticity, reference_center
 from prenet4d_engines.lanes import Fetched, Lanes
 from prenet4d_engines.models import ellipse
@@ -33,6 +34,21 @@ class Reading:
 
     ellipticity: Ellipticity
     sigma: float
+    loaded: Calibration | None = None
+    """What it was taken from, where it was not read here."""
+
+    @classmethod
+    def of(cls, calibration: Calibration) -> Reading:
+        """Take one from a calibration; an ellipticity that was given without a sigma is exact."""
+        sigma = (calibration.ratio_sigma or 0.0) / calibration.ratio
+        return cls(calibration.ellipticity, sigma, calibration)
+
+    @property
+    def sigmas(self) -> tuple[float | None, float | None]:
+        """One sigma of ratio and theta; ``None`` where they were given without."""
+        if self.loaded is not None:
+            return self.loaded.ratio_sigma, self.loaded.theta_sigma
+        return self.ellipticity.sigmas(self.sigma)
 
     def contradicts(self, other: Reading, least: float) -> bool:
         """Tell whether two readings differ by more than four sigmas, and by more than ``least``."""

@@ -349,7 +349,8 @@ class CenterTracker:
         if outlier:
             places = [axis.mean - step for axis, step in zip(self._axes, steps, strict=True)]
             variances = [axis.variance + frames * axis.walk for axis in self._axes]
-        return (places[0], places[1], variances[0], variances[1]), outlier
+        vy, vx = (own + shared for own, shared in zip(variances, self._shared, strict=True))
+        return (places[0], places[1], vy, vx), outlier
 
     def _advance(self, index: int) -> bool:
         """Predict the center of frame ``index``; return whether a new line has begun since."""

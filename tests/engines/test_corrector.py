@@ -217,6 +217,21 @@ class TestStates:
         assert batch.patterns_averaged == 48
         assert run(corrector, rings(32, seed=3)[0], start=80).state == "locked"
 
+    def test_the_beams_absence_is_seen_however_frames_were_batched(self):
+        corrector = make()
+        run(corrector, rings(48)[0])
+        dark = np.zeros((32, *SHAPE), np.uint16)
+        batch = run(corrector, np.concatenate([dark, rings(1)[0]]), start=48, size=33)
+        assert batch.state == "lost"
+
+    def test_what_was_found_stands_without_a_beam_wherever_centers_are_moved(self):
+        corrector = make()
+        run(corrector, rings(48)[0])
+        assert run(corrector, np.zeros((32, *SHAPE), np.uint16), start=48).state == "lost"
+        assert corrector.stands
+        corrector.set_reference_center((40.0, 50.0))
+        assert corrector.stands
+
     def test_frozen_keeps_its_ellipticity(self):
         corrector = make()
         before = run(corrector, rings(48)[0])
@@ -263,6 +278,23 @@ class TestCarryingOver:
         assert batch.ellipticity.ratio == pytest.approx(saved.ratio)
         assert batch.ratio_sigma == pytest.approx(saved.ratio_sigma)
         assert roundness(batch.aligned.mean(0)) < 0.015
+
+    def test_it_is_told_as_what_it_is_until_the_scan_has_a_reading_of_its_own(self):
+        given = Calibration(
+            ratio=1.05, theta=0.6, reference_center=(47.5, 55.5), frame_shape=SHAPE,
+            detector="ours", how="by hand",
+        )  # fmt: skip
+        corrector = make(calibration=given)
+        batch = run(corrector, rings(16)[0])
+        assert (batch.ratio_sigma, batch.theta_sigma) == (None, None)
+        assert corrector.calibration() == given
+        corrector.set_reference_center((40.0, 50.0))
+        moved = given.model_copy(update={"reference_center": (40.0, 50.0)})
+        assert corrector.calibration() == moved
+        run(corrector, rings(48)[0], start=16)
+        own = corrector.calibration()
+        assert own.ratio_sigma > 0
+        assert (own.patterns, own.how) == (48, "ellipse network on the running mean, locked")
 
     def test_it_holds_until_the_scan_has_a_mean_of_its_own(self):
         given = Calibration(ratio=1.06, theta=0.6, reference_center=(47.5, 55.5), frame_shape=SHAPE)

@@ -353,6 +353,22 @@ def test_late_frames_are_answered_and_change_nothing():
     np.testing.assert_array_equal(*after)
 
 
+def test_a_late_frames_sigma_holds_the_error_that_it_shares_with_its_neighbours():
+    random = np.random.default_rng(0)
+    n = SCAN[0] * SCAN[1]
+    shared = np.repeat(random.normal(0, 0.3, (n // 24 + 1, 2)), 24, axis=0)[:n]
+    error = shared + random.normal(0, 0.05, (n, 2))
+    tracker, sigmas = CenterTracker(SCAN), np.full((n, 2), 0.3)
+    off = []
+    for i in range(512, n, 32):
+        most = np.setdiff1d(np.arange(i - 32 if i > 512 else 0, i), [i - 10])
+        tracker.update(most, 50 + error[most], sigmas[most])
+        late = np.array([i - 10])
+        place, sigma, _ = tracker.update(late, 50 + error[late], sigmas[late])
+        off.append((place - 50) / sigma)
+    assert 0.6 < rms(np.concatenate(off)) < 1.6
+
+
 def test_a_scan_that_starts_over_is_followed():
     truth = drift("plane", 0)
     tracker = CenterTracker(SCAN)

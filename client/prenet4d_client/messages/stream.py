@@ -39,9 +39,9 @@ class Ellipticity(Part):
     ratio: float = 1.0
     theta: float = 0.0
     ratio_sigma: float | None = None
-    """One sigma; ``None`` before the first reading."""
+    """One sigma; ``None`` before the first reading, or where a loaded calibration has none."""
     theta_sigma: float | None = None
-    """One sigma, in radians; ``None`` before the first reading."""
+    """One sigma, in radians; ``None`` likewise."""
 
 
 class Latency(Part):
@@ -232,7 +232,8 @@ class Maps(Header):
         Annotated[int, Field(ge=0)],
         Annotated[int, Field(ge=0)],
     ]
-    """``(y0, x0, height, width)`` in probe positions: what ``values`` covers."""
+    """``(y0, x0, height, width)`` in probe positions: what ``values`` covers. Height and width are
+    0 where only the other fields have changed."""
     names: tuple[str, ...]
     """``bright_field``, ``annular_dark_field``, ``sum`` (raw counts in the geometrically corrected
     pattern), ``com_y``, ``com_x`` (its center of mass relative to the reference center, pixels),

@@ -149,8 +149,8 @@ class Correction:
     """The corrector of the running acquisition, and the operator's say in it.
 
     Lens distortion outlives a scan: each acquisition goes on from the last calibration that was
-    made on frames of its shape, frozen if that was. So do the reference center and the detectors
-    that the operator chose. Used on the pipeline's thread alone.
+    made on frames of its shape and not contradicted since, frozen if that was. So do the reference
+    center and the detectors that the operator chose. Used on the pipeline's thread alone.
     """
 
     def __init__(
@@ -220,9 +220,12 @@ class Correction:
         self._corrector = corrector
 
     def end(self) -> None:
-        """The acquisition is over; a good calibration is kept."""
-        if self._corrector is not None and self._corrector.stands:
-            self._keep(self._corrector.calibration())
+        """The acquisition is over; a good calibration is kept, one that it contradicted is not."""
+        if self._corrector is not None:
+            if self._corrector.stands:
+                self._keep(self._corrector.calibration())
+            elif self._corrector.state == "lost":
+                self._calibrations.pop(self._frame_shape, None)
         self._running = False
 
     def mean(self) -> tuple[Float32, int] | None:

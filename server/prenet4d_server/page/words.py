@@ -158,14 +158,17 @@ def ellipticity(feed: Feed) -> str:
     now: Ellipticity | None = told.ellipticity if told is not None else None
     if now is None:
         return _figure("Ellipticity", DASH, "ratio of the axes")
-    if now.ratio_sigma is None:
+    if now.ratio_sigma is None and now.ratio == 1:
         return _figure("Ellipticity", f"{now.ratio:.4f}", "no reading yet", kind="muted")
+    sigma = ""  # a calibration that was loaded may have none
+    if now.ratio_sigma is not None:
+        sigma = f' <span class="sigma">± {now.ratio_sigma:.4f}</span>'
     angle = f"{math.degrees(now.theta):.1f}°"
     if now.theta_sigma is not None and math.isfinite(now.theta_sigma):
         angle += f" ± {min(math.degrees(now.theta_sigma), 90.0):.1f}°"
     return _figure(
         "Ellipticity",
-        f'{now.ratio:.4f} <span class="sigma">± {now.ratio_sigma:.4f}</span>',
+        f"{now.ratio:.4f}{sigma}",
         f"long axis at <b>{angle}</b>",
     )
 

@@ -82,6 +82,16 @@ def test_a_scan_that_ends_without_a_beam_leaves_its_calibration_to_the_next(serv
         assert began == ("locked", 1.03)
 
 
+def test_a_calibration_that_a_scan_contradicted_is_not_used_in_the_next(service):
+    with ControlClient(service.endpoints["control"], timeout=30) as client:
+        client.load_calibration(given(LARGE, 1.5))
+        began, ended, _ = scan(service, disks(16, LARGE))
+        assert began == ("locked", 1.5)
+        assert ended[0] == "lost"
+        began, _, _ = scan(service, disks(8, LARGE))
+        assert began == ("calibrating", 1.0)
+
+
 def test_what_was_frozen_before_anything_was_found_stays_frozen_and_is_no_calibration(service):
     with ControlClient(service.endpoints["control"], timeout=30) as client:
         scan(service, disks(4, LARGE))

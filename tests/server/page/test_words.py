@@ -80,6 +80,8 @@ def test_who_comes_after_the_scan_is_told_how_it_stood(feed):
     assert "Locked" in plain(words.state(feed))
     assert "from 1,024 patterns" in plain(words.state(feed))
     assert "1.0300 ± 0.0020" in plain(words.ellipticity(feed))
+    feed.status.ellipticity = Ellipticity(ratio=1.03, theta=0.5)  # it was given without a sigma
+    assert "long axis at 28.6°" in plain(words.ellipticity(feed))
     assert "5,000" in plain(words.progress(feed))
     feed.status.acquisition = SimpleNamespace(acquisition_id="<scan>")  # or while one is running
     assert plain(words.title(feed)) == "&lt;scan&gt;"
