@@ -10,6 +10,7 @@ from typing import Any
 
 import zmq
 from zmq.utils import z85
+from zmq.utils.monitor import recv_monitor_message
 
 from prenet4d_client.addresses import address_fault
 from prenet4d_client.errors import InvalidUse
@@ -75,6 +76,27 @@ def disconnect(socket: zmq.Socket[bytes], *, linger: float = 0.0) -> None:
     socket.close(linger=milliseconds(linger))
     socket.context.term()
     _contexts.pop(socket.context, None)
+
+
+def hand_over(socket: zmq.Socket[bytes], monitor: zmq.Socket[bytes], patience: float) -> bool:
+    """Disconnect once all that was sent is handed over, or after ``patience`` seconds.
+
+    Returns:
+        Whether the connection broke before. ``monitor`` tells that, and when the socket is gone.
+    """
+    if _contexts.get(socket.context) != os.getpid():  # the one that opened it does this
+        return False
+    while monitor.poll(0):  # what broke until now broke no handing over
+        recv_monitor_message(monitor)
+    socket.close(linger=milliseconds(patience))
+    broke, deadline = False, deadline_after(patience + 1)
+    while wait(monitor, deadline):
+        if recv_monitor_message(monitor)["event"] == zmq.EVENT_MONITOR_STOPPED:
+            break
+        broke = True
+    monitor.close()
+    disconnect(socket)
+    return broke
 
 
 def check_usable(socket: zmq.Socket[bytes], owner: object) -> None:

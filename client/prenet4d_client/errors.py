@@ -10,7 +10,7 @@ Prenet4dError
 │   └── MissingCodec         compressed with a codec that is not installed here
 ├── InvalidUse               a call that cannot be carried out; nothing was sent
 ├── NoAnswer                 nobody answered within the timeout
-├── ConnectionRefused        the service answered, and refused (bad name, not allowed, lagging)
+├── ConnectionRefused        the service refused or dropped a receiver, or is gone
 └── CommandRefused           a control command was refused; the message says why
 """
 
@@ -59,7 +59,7 @@ class NoAnswer(Prenet4dError):
 
 
 class ConnectionRefused(Prenet4dError):
-    """The service answered and refused, or dropped, this client."""
+    """The service refused or dropped this receiver, or is gone: it needs a new one."""
 
 
 class CommandRefused(Prenet4dError):

@@ -64,9 +64,9 @@ class LosslessReceiver:
     service's heartbeats, so the code in the loop may take its time with a single message.
 
     When the service goes silent or drops this receiver, what has been received is still delivered;
-    then the iteration raises :class:`NoAnswer` or :class:`ConnectionRefused`, and a new receiver
-    has to be made. A message that breaks the protocol raises its :class:`ProtocolError`; iterating
-    on goes on with the next.
+    then the iteration raises :class:`ConnectionRefused`, and a new receiver has to be made. After
+    :class:`NoAnswer`, which says that nothing came within ``timeout``, it can go on. A message that
+    breaks the protocol raises its :class:`ProtocolError`; iterating on goes on with the next.
 
     Args:
         address: the service's lossless address.
@@ -155,8 +155,8 @@ class LosslessReceiver:
         """Wait for the next message.
 
         Raises:
-            NoAnswer: nothing came within ``timeout`` seconds, or the service has gone silent.
-            ConnectionRefused: the service dropped this receiver; the message says why.
+            NoAnswer: nothing came within ``timeout`` seconds, from a service that is there.
+            ConnectionRefused: the service dropped this receiver, or is gone; the message says why.
             ProtocolError: the next message breaks the protocol.
         """
         check_process(self._pid, self)
@@ -257,7 +257,7 @@ class LosslessReceiver:
                 self._heard = now
                 self._hear(self._socket.recv_multipart(copy=False))
             elif now - self._heard >= self._silence_allowed:
-                raise NoAnswer(self._silence(now - self._heard))
+                raise self._silence(now - self._heard)
             if self._beat_every is not None and now - self._spoke >= self._beat_every:
                 self._say(Heartbeat())
 
@@ -306,13 +306,13 @@ class LosslessReceiver:
                 self._failure = error
             self._state.notify_all()
 
-    def _silence(self, seconds: float) -> str:
+    def _silence(self, seconds: float) -> Prenet4dError:
         if self._registered:
-            return (
+            return ConnectionRefused(
                 f"The service at {self.address} has been silent for {seconds:.1f} s and is "
                 "taken to be gone; make a new receiver when it is back."
             )
-        return (
+        return NoAnswer(
             f"No service answered at {self.address} within {seconds:.1f} s: "
             "is it running, is this its lossless address, and does it ask for another key?"
         )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 import uuid
+import weakref
 from collections.abc import Mapping
 from math import prod
 from types import TracebackType
@@ -21,7 +23,7 @@ from prenet4d_client._sockets import (
     checked_count,
     checked_timeout,
     connect,
-    disconnect,
+    hand_over,
     milliseconds,
 )
 from prenet4d_client.errors import (
@@ -117,7 +119,15 @@ class FrameSender:
                 zmq.IMMEDIATE: 1,
             },
         )
-        self._disconnections = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self._disconnections = self._socket.get_monitor_socket(
+            zmq.EVENT_DISCONNECTED | zmq.EVENT_MONITOR_STOPPED
+        )
+        # What was sent by a sender that nobody closes is handed over all the same: when it is
+        # forgotten, and, unless another thread may be using it then, when the program ends.
+        self._forgotten = weakref.finalize(
+            self, hand_over, self._socket, self._disconnections, max(timeout, LEAST_ANSWER_S)
+        )
+        self._forgotten.atexit = threading.current_thread() is threading.main_thread()
 
     def start(
         self,
@@ -289,7 +299,8 @@ class FrameSender:
         """End what is running and hand over what still waits; may be called twice.
 
         Raises:
-            NoAnswer: the service did not take all of it within ``timeout`` seconds, 1 at least.
+            NoAnswer: the service did not take all of it within ``timeout`` seconds, 1 at least, or
+                the connection broke before.
         """
         if self._socket.closed:
             return
@@ -315,7 +326,7 @@ class FrameSender:
         try:
             if self._start is not None and not self._socket.closed:
                 self._socket.sndtimeo = min(self._socket.sndtimeo, 1000)
-                why = f"{type(error).__name__}: {error}"
+                why = f"{type(error).__name__}: {error}".removesuffix(": ")  # Ctrl-C says nothing
                 self.end(aborted=why.encode(errors="replace").decode())
             self.close()
         except Prenet4dError as second:
@@ -323,17 +334,16 @@ class FrameSender:
             self._hand_over(within=0.0)
 
     def _hand_over(self, within: float | None = None) -> None:
-        if self._socket.closed:
+        if self._forgotten.detach() is None:
             return
         patience = max(self._timeout, LEAST_ANSWER_S) if within is None else within
         began = time.monotonic()
-        self._socket.disable_monitor()
-        self._disconnections.close()
-        disconnect(self._socket, linger=patience)
-        if within is None and time.monotonic() - began >= patience:
+        broke = hand_over(self._socket, self._disconnections, patience)
+        if within is None and (broke or time.monotonic() - began >= patience):
+            why = "before the connection broke" if broke else f"within {patience:g} s"
             raise NoAnswer(
-                f"The service at {self.address} did not take the last frames within "
-                f"{patience:g} s, and they are lost."
+                f"The service at {self.address} did not take the last frames {why}, and they are "
+                "lost."
             )
 
     def _running(self, call: str) -> AcquisitionStart:

@@ -11,6 +11,7 @@ ServiceError                    ``code`` names it in events, counters and logs
 │   ├── NotReached              nothing comes: it has not been reached
 │   ├── BadMessage              not of this protocol, truncated, oversize, wrong version
 │   ├── BadStart                an acquisition announced with impossible properties
+│   ├── ScanMismatch            an acquisition announced with other frames than its scan has
 │   ├── SequenceError           start, frames and end do not come in a possible order
 │   └── CorrectedTwice          what is replayed was corrected when it was recorded
 └── FrameError                  one frame cannot be used; it is counted as rejected
@@ -92,6 +93,12 @@ class BadStart(SourceError):
     """An acquisition announced with impossible properties."""
 
     code = "bad_start"
+
+
+class ScanMismatch(SourceError):
+    """An acquisition announced with another number of frames than its scan has; it begins."""
+
+    code = "scan_mismatch"
 
 
 class SequenceError(SourceError):

@@ -1,6 +1,8 @@
 """``FrameSender`` against a real PULL socket."""
 
 import logging
+import subprocess
+import sys
 import threading
 import time
 
@@ -146,6 +148,14 @@ def test_an_exception_aborts_the_acquisition_and_is_seen(pull):
     assert end.reason == "ZeroDivisionError: division by zero"
 
 
+def test_ctrl_c_is_given_as_the_reason(pull):
+    with pytest.raises(KeyboardInterrupt), FrameSender(pull.address) as sender:  # noqa: PT012
+        start(sender)
+        raise KeyboardInterrupt
+    received(pull)
+    assert received(pull).reason == "KeyboardInterrupt"
+
+
 def test_an_exception_about_a_name_that_is_no_text_aborts_it_too(pull):
     with pytest.raises(OSError, match="lost"), FrameSender(pull.address) as sender:  # noqa: PT012
         start(sender)
@@ -167,6 +177,7 @@ def test_an_exception_about_a_name_that_is_no_text_aborts_it_too(pull):
         ({"frame_shape": (8, 1 << 20)}, "frame_shape"),
         ({"scan_shape": (0, 4)}, "scan_shape"),
         ({"gain": 0}, "gain"),
+        ({"gain": float("inf")}, "gain"),
         ({"metadata": {"a": [1, 2]}}, r"metadata\['a'\] is a list: its values must be text"),
         ({"metadata": "Si"}, "metadata is a str: give a map"),
         ({"metadata": ["Si"]}, "metadata is a list: give a map"),
@@ -402,6 +413,66 @@ def test_frames_that_cannot_be_handed_over_are_told_on_close(bind):
     sender._timeout = 1
     with pytest.raises(NoAnswer, match=r"did not take the last frames within 1 s"):
         sender.close()
+
+
+def test_a_connection_that_breaks_while_the_last_frames_are_handed_over_is_told(bind):
+    pull = bind(zmq.PULL, rcvhwm=1, rcvbuf=4096)
+    sender = FrameSender(pull.address, timeout=20, queue=64)
+    sender.start(frame_shape=(1024, 1024), dtype="float32")
+    for _ in range(40):
+        sender.send(np.zeros((1024, 1024), np.float32))
+    sender.end()
+    breaking = threading.Timer(0.5, pull.close)
+    breaking.start()
+    with pytest.raises(NoAnswer, match="did not take the last frames before the connection broke"):
+        sender.close()
+    breaking.join()
+
+
+def test_a_connection_that_broke_between_acquisitions_lost_nothing(bind):
+    pull = bind(zmq.PULL)
+    with FrameSender(pull.address, timeout=20) as sender:
+        start(sender)
+        sender.end()
+        assert [received(pull).type for _ in range(2)] == ["acquisition_start", "acquisition_end"]
+        pull.close()
+        assert sender._disconnections.poll(10_000)
+
+
+def forgets(pull):
+    sender = FrameSender(pull.address, timeout=60)
+    sender.start(frame_shape=(1024, 1024), dtype="uint16")
+    for _ in range(10):
+        sender.send(numbered(8, (1024, 1024)))
+    sender.end()
+
+
+ENDS = """
+import sys
+import numpy as np
+from prenet4d_client import FrameSender
+
+sender = FrameSender(sys.argv[1], timeout=60)
+sender.start(frame_shape=(1024, 1024), dtype="uint16")
+for _ in range(10):
+    sender.send(np.zeros((8, 1024, 1024), np.uint16))
+sender.end()
+"""
+
+
+def ends(pull):
+    subprocess.run([sys.executable, "-c", ENDS, pull.address], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("leave", [forgets, ends])
+def test_a_sender_that_nobody_closes_hands_over_what_it_sent(bind, leave):
+    pull = bind(zmq.PULL, rcvhwm=1, rcvbuf=4096)
+    leaving = threading.Thread(target=leave, args=(pull,))
+    leaving.start()
+    time.sleep(1)  # whoever does not wait for it is gone by then
+    types = [received(pull).type for _ in range(12)]
+    assert types == ["acquisition_start", *["frames"] * 10, "acquisition_end"]
+    leaving.join()
 
 
 def test_a_sender_that_was_closed_in_vain_says_so_on_leaving_the_block(bind):

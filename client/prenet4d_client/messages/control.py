@@ -28,7 +28,7 @@ class ControlRequest(Header):
 
 
 class ControlReply(Header):
-    """The answer to the request with the same ``sequence``."""
+    """The answer to the request with the same ``sequence``; 0 where that could not be read."""
 
     LAYOUT: ClassVar = {
         "mean": ArrayRule(

@@ -15,7 +15,12 @@ _FRAME_DTYPES: tuple[str, ...] = get_args(FrameDType)
 
 
 class AcquisitionStart(Header):
-    """An acquisition (usually one scan) begins. Its id has at most 1000 characters."""
+    """An acquisition (usually one scan) begins. Its id has at most 1000 characters.
+
+    One that the service cannot take, because its frames do not fit into the service's memory or are
+    more than 268,435,456, never begins and has no ``acquisition_end``: an ``event`` with the code
+    ``bad_start`` says why, under the same ``acquisition_id``.
+    """
 
     LAYOUT: ClassVar = {
         "pixel_mask": ArrayRule(
@@ -36,13 +41,14 @@ class AcquisitionStart(Header):
     """How many frames will come; ``None`` where the detector runs until it is stopped."""
     saturation_value: float | None = None
     """Counts at and above which a pixel is saturated."""
-    gain: Annotated[float, Field(gt=0)] = 1.0
+    gain: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     """Counts per electron."""
     detector: str = "native"
     """Where the frames come from, for people to read."""
     metadata: dict[str, str | int | float | bool | None] = Field(default_factory=dict)
     """Whatever else is to be kept with the acquisition, under names of the sender's choice. Where
-    they take more than 256 KiB, the service leaves them out."""
+    they take more than 256 KiB, the service leaves them out. It adds ``series``, the detector's own
+    name for the acquisition, where they have no such name."""
     provenance: dict[str, Any] = Field(default_factory=dict)
     """What corrects it; the service fills it in: ``versions`` of programs, ``engine``, ``weights``
     (network → SHA-256), ``machine``, ``configuration``, and the ``calibration`` it began with."""

@@ -188,22 +188,24 @@ class Pipeline:
     def on_remark(self, remark: Remark) -> None:
         """Count and publish what the ingest process has to say, past what waits for a receiver."""
         self._came = time.monotonic()
-        ledger = self._ledgers[remark.acquisition_id] if remark.acquisition_id else self.total
+        numbers = {"rejected": remark.rejected, "shed": remark.shed}
+        counts = {name: count for name, count in numbers.items() if count}
+        # An acquisition that was refused has no ledger, and nothing to count.
+        known = bool(remark.acquisition_id and counts)
+        ledger = self._ledgers[remark.acquisition_id] if known else self.total
         if remark.rejected:
             ledger.receive(remark.rejected)
             ledger.reject(remark.rejected, remark.code)
         if remark.shed:
             ledger.receive(remark.shed)
             ledger.shed(remark.shed)
-        counts = {"rejected": remark.rejected, "shed": remark.shed}
-        details = {name: count for name, count in counts.items() if count} | remark.details
         self._publisher.announce(
             Event(
                 level=remark.level,
                 code=remark.code,
                 message=remark.message,
                 acquisition_id=remark.acquisition_id,
-                details=details,
+                details=counts | remark.details,
             )
         )
 
@@ -224,9 +226,11 @@ class Pipeline:
             )
         self._publisher.publish(outgoing.acquisition_start(started, self._known_of_it()))
         h, w = started.frame_shape
-        scan = "an unknown number of" if started.scan_shape is None else "{} × {}".format(
-            *started.scan_shape
-        )  # fmt: skip
+        scan = (
+            started.expected_frames or "an unknown number of"
+            if started.scan_shape is None
+            else "{} × {}".format(*started.scan_shape)
+        )
         self._publisher.event(
             "info",
             "acquisition_started",

@@ -26,6 +26,7 @@ from prenet4d_server.errors import (
     DuplicateFrame,
     FrameError,
     IndexOutsideScan,
+    ScanMismatch,
     SequenceError,
     ServiceError,
     SourceError,
@@ -133,7 +134,7 @@ class Intake:
                 else "the rest of the scan stays empty"
             )
             told.append(
-                BadStart(
+                ScanMismatch(
                     f"Series {start.series} announces {start.expected_frames} frames for a "
                     f"scan of {scan_shape[0]} × {scan_shape[1]} = {limit}. The scan shape "
                     f"counts: {follows}. If that is not meant, give the scan shape that the "

@@ -149,7 +149,7 @@ class Ingest:
 
     def _refuse(self, event: AcquisitionStart, error: BadStart) -> None:
         self._intake.refuse(error, event.series)
-        self._remark(error)
+        self._remarks.add(Remark("warning", error.code, str(error), event.acquisition_id or ""))
 
     def _lay(self, layout: Layout) -> None:
         """Divide the ring anew; where slots move, only after the reader has let go of all."""

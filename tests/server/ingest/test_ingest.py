@@ -19,7 +19,7 @@ from prenet4d_server.ingest.remarks import Remarks
 from prenet4d_server.ingest.ring import RingHandle
 from prenet4d_server.service import Service
 
-from ..live import frames, listening, settings, until
+from ..live import frames, listening, sender, settings, until
 
 
 class Block:
@@ -174,9 +174,19 @@ def test_frames_whose_start_was_refused_are_told_why(announced, change, code, wh
             socket.connect(service.endpoints["ingest"])
             socket.send_multipart(change(encode(start)))
             socket.send_multipart(encode(Frames(acquisition_id="x"), some))
-            refused = listener.wait_for_event(code).message
+            refusal = listener.wait_for_event(code)
+            refused = refusal.message
             told = listener.wait_for_event("no_acquisition").message
         assert f"came, but {why}" in told
         assert refused.removesuffix(".") in told
+        assert refusal.acquisition_id == ("x" if code == "bad_start" else "")
         until(lambda: service.status().counters.rejected == 3)
     context.term()
+
+
+def test_of_an_acquisition_without_a_scan_the_announced_frames_are_told():
+    with Service(settings()) as service, listening(service) as listener:
+        with sender(service) as source:
+            source.start(frame_shape=(16, 24), dtype="uint16", expected_frames=12)
+        told = listener.wait_for_event("acquisition_started").message
+    assert told.endswith("began: 12 frames of 16 × 24 uint16.")

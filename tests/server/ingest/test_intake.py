@@ -10,6 +10,7 @@ from prenet4d_server.errors import (
     BadStart,
     DuplicateFrame,
     IndexOutsideScan,
+    ScanMismatch,
     SequenceError,
     UnknownAcquisition,
 )
@@ -122,7 +123,7 @@ def test_a_complete_scan_without_an_end_counts_as_ended():
 def test_the_configured_scan_serves_a_detector_that_does_not_know_it():
     intake = Intake(scan_shape=(2, 2))
     _, (told,) = intake.start(start(expected_frames=6))
-    assert isinstance(told, BadStart)
+    assert isinstance(told, ScanMismatch)
     assert intake.running.start.scan_shape == (2, 2)
     assert intake.running.start.expected_frames == 4
     assert refused(intake.admit("1", index(4))[1]) == [(IndexOutsideScan, 1)]
