@@ -337,7 +337,7 @@ class Settings(BaseSettings):
         return init_settings, env_settings, InitSettingsSource(settings_cls, file)
 
     @model_validator(mode="after")
-    def _reachable_only_on_purpose(self) -> Settings:
+    def _addresses_fit(self) -> Settings:
         zmq_addresses = {
             "stream.address": self.stream.address,
             "lossless.address": self.lossless.address,
@@ -345,6 +345,15 @@ class Settings(BaseSettings):
         }
         if self.source.kind == "native":
             zmq_addresses["source.address"] = self.source.endpoint
+        listening = dict(zmq_addresses)
+        if self.http.enabled:
+            listening["http.address"] = self.http.address
+        first: dict[str, str] = {}
+        for name, where in listening.items():
+            if first.setdefault(where, name) != name and not where.endswith("*"):
+                raise ValueError(
+                    f"{first[where]} and {name} are both {where!r}: give each its own."
+                )
         exposed = {name: where for name, where in zmq_addresses.items() if not is_local(where)}
         if self.security.secret_key_file is None and exposed and not self.security.insecure:
             name, where = next(iter(exposed.items()))

@@ -328,7 +328,10 @@ def _log_failure(work: Future[None]) -> None:
 
 @contextlib.contextmanager
 def stopped_by_signals() -> Iterator[threading.Event]:
-    """An event that Ctrl-C and SIGTERM set; a second Ctrl-C interrupts. In the main thread only."""
+    """An event that Ctrl-C, SIGTERM and a terminal that goes away set; a second Ctrl-C interrupts.
+
+    In the main thread only.
+    """
     stop = threading.Event()
     before: dict[signal.Signals, Any] = {}
 
@@ -336,7 +339,10 @@ def stopped_by_signals() -> Iterator[threading.Event]:
         stop.set()
         signal.signal(signal.SIGINT, before[signal.SIGINT])
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as it is under nohup
+        numbers.append(signal.SIGHUP)
+    for number in numbers:
         before[number] = signal.signal(number, on_signal)
     try:
         yield stop
@@ -346,7 +352,7 @@ def stopped_by_signals() -> Iterator[threading.Event]:
 
 
 def serve(settings: Settings, calibration: Calibration | None = None) -> int:
-    """Run the service until Ctrl-C or SIGTERM, in the main thread.
+    """Run the service until Ctrl-C, SIGTERM or SIGHUP, in the main thread.
 
     Args:
         settings: what :func:`~prenet4d_server.config_file.load_settings` returns.

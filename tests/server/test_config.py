@@ -59,6 +59,10 @@ def test_flags_win_over_the_environment_and_that_over_the_file(tmp_path, monkeyp
         ("[corrector]\nbackend = 'magic'", "corrector.backend"),
         ("[batch\n", "not valid TOML"),
         ("[stream]\naddress = 'tcp://*:5561'", "stream.address = 'tcp://*:5561' can be reached"),
+        (
+            "[http]\naddress = 'tcp://127.0.0.1:5561'",
+            "stream.address and http.address are both 'tcp://127.0.0.1:5561': give each its own.",
+        ),
         ("[source]\naddress = 'tcp://192.168.1.4:5560'", "source.address"),
         ("[http]\naddress = 'tcp://0.0.0.0:5564'", "HTTP is not encrypted"),
         ("[stream]\naddress = 'tcp://127.0.0.1:99999'", "stream.address: 'tcp://127.0.0.1:99999'"),

@@ -573,7 +573,7 @@ def served(**sections):
         process.stderr.close()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_drains_says_goodbye_and_exits_with_0(number):
     with served(batch={"size": 7}) as (process, endpoints):
         receiver = LosslessReceiver(

@@ -48,7 +48,8 @@ def ring_radii(profile: Array, most: int = 4) -> list[float]:
     """Radii in px of the strongest local maxima of a radial profile outside the direct beam."""
     from scipy.signal import find_peaks
 
-    smooth = np.convolve(np.log1p(profile), np.ones(5) / 5, mode="same")
+    counts = np.maximum(profile, 0)  # a background may lie below zero, where log1p ends
+    smooth = np.convolve(np.log1p(counts), np.ones(5) / 5, mode="same")
     first = int(2.6 * beam_radius(profile))
     peaks, properties = find_peaks(smooth[:-6], prominence=0.02)
     strength = {int(p): s for p, s in zip(peaks, properties["prominences"], strict=True)}

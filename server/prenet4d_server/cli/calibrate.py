@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -95,7 +96,8 @@ def calibrate(
                 )
     write_calibration(found.calibration, output, overwrite=overwrite)
     print(f"{headline(found.calibration)}, from {found.calibration.patterns:,} patterns.")
-    print(f"The calibration is in {output}: prenet4d serve --calibration {output}")
+    command = shlex.join(("prenet4d", "serve", "--calibration", str(output)))
+    print(f"The calibration is in {output}: {command}")
     if report is not None:
         draw(found, report)
         print(f"The report is in {report}.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,6 +42,11 @@ def status(
     Console().print(_table(_for_people(answer)))
 
 
+_WITH_UNIT = {
+    "latency": "latency_ms", "reference_center": "reference_center_px", "detectors": "detectors_px"
+}  # fmt: skip
+
+
 def _for_people(answer: dict[str, Any]) -> dict[str, Any]:
     """The status with units in its names, angles as the page has them, and no deeper than fits."""
     shown: dict[str, Any] = {}
@@ -49,7 +55,11 @@ def _for_people(answer: dict[str, Any]) -> dict[str, Any]:
             shown[name] = {key: each for key, each in value.items() if key != "metadata"}
             shown["metadata"] = value["metadata"]
         elif name != "latency_histograms":  # for programs
-            shown["latency_ms" if name == "latency" else name] = value
+            shown[_WITH_UNIT.get(name, name)] = value
+    shown["maps"] = {_WITH_UNIT.get(key, key): each for key, each in answer["maps"].items()}
+    if (recording := answer["recording"]) is not None and recording["started"] is not None:
+        began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(recording["started"]))
+        shown["recording"] = recording | {"started": began}
     if (found := answer["ellipticity"]) is not None:
         shown["ellipticity"] = {
             "ratio": found["ratio"],

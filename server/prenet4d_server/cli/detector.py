@@ -188,7 +188,7 @@ def replay(
     rate: _RateOption = 0.0,
     scan: ScanOption = None,
     dataset: Annotated[
-        str | None, typer.Option(help="Which array of an HDF5 file or .npz, where it has several.")
+        str | None, typer.Option(help="Which array of the file is the scan, if it holds several.")
     ] = None,
     gain: Annotated[float, GAIN] = 1.0,
     patience: _PatienceOption = 30.0,

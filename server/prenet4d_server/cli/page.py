@@ -87,9 +87,9 @@ def dashboard(
     if token and token_file:
         raise ConfigError("Give --token or --token-file, not both.")
     operator = OperatorToken(token or None, token_file)
-    logs.configure(LogSettings(), "page")
     with stopped_by_signals() as stop:
         listening, url = open_listening(listen, "--listen")
+        logs.configure(LogSettings(), "page")
         with listening:
             print(
                 f"Look:    {url}/\nCommand: {operator.address(url)}\nStop with Ctrl-C.", flush=True

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 HISTORY = 48
+SILENT_S = 5.0
+"""After so long it is told: a scan may be over, or the service gone."""
 _BARS = "▁▂▃▄▅▆▇█"
 _STATE_COLORS = {"calibrating": "yellow", "locked": "green", "frozen": "cyan", "lost": "bold red"}
 _LEVEL_COLORS = {"info": "dim", "warning": "yellow", "error": "bold red"}
@@ -106,7 +108,12 @@ def screen(view: View, address: str) -> RenderableType:
         scan = f"scan {ny_nx[0]}×{ny_nx[1]} · " if ny_nx else ""
         h, w = telemetry.frame_shape
         title = f"prenet4d · {address} · {scan}frames {h}×{w} · {telemetry.acquisition_id}"
-        body = Group(_progress(telemetry), Text(), _figures(view), Text(), _counters(view))
+        silent = time.monotonic() - view.heard
+        stale = f"Nothing has come for {silent:.0f} s: these are the last figures."
+        body = Group(
+            Text(stale if silent >= SILENT_S else "", style="yellow"),
+            *(_progress(telemetry), Text(), _figures(view), Text(), _counters(view)),
+        )
     events = [
         Text(event_line(event), style=_LEVEL_COLORS.get(event.level, "")) for event in view.events
     ]

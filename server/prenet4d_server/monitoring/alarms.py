@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from prenet4d_client.messages import Counters, Event, State
-from prenet4d_engines.batch import CorrectedBatch, Float32
+from prenet4d_engines.batch import CorrectedBatch, Float32, FrameFlag
 from prenet4d_server.config import AlarmSettings
 from prenet4d_server.ingest.notices import Details, Level, Started
 from prenet4d_server.monitoring.beam_moves import BeamMoves
@@ -39,6 +39,15 @@ SHARE_OF_FRAMES = 64
 """… and farther back where fewer frames than these came in them …"""
 SHARE_WITHIN_S = 300.0
 """… but not farther than this. Where too few came even so, an alarm stays as it is."""
+_FLAGGED = {
+    FrameFlag.BLANK: "blank",
+    FrameFlag.NO_BEAM: "without a beam",
+    FrameFlag.SATURATED: "saturated",
+    FrameFlag.LOW_DOSE: "of low dose",
+    FrameFlag.OUTLIER: "off the track",
+}
+"""How the alarm puts each flag; of those that are as frequent, the cause comes before what follows
+from it."""
 CALM_S = 15.0
 """The share of rejected frames has to stay low for so long, or 2 % of a hundred frames would be
 told of every few seconds."""
@@ -159,6 +168,10 @@ class Alarms:
             scan_shape = facts.started.scan_shape if facts.started else None
             self._moves = BeamMoves(self._settings.center_moved_s, scan_shape)
             self._flags = deque([_Tally(now)])
+            if ("many_flagged", "") in self._raised:
+                self._clear(
+                    ("many_flagged", ""), "The acquisition whose frames were flagged is over."
+                )
         if facts.started is None or facts.state in ("locked", "frozen"):
             self._unstable_since = now
         self._take_in(facts.counters, now)
@@ -239,14 +252,19 @@ class Alarms:
             acquisition_id, *figures = self._new.popleft()
             if acquisition_id == self._acquisition_id:
                 came.append(figures)
-        frames, flagged = self._flags[-1].frames, self._flags[-1].bad
+        seen = self._flags[-1]
+        frames, flagged, why = seen.frames, seen.bad, seen.reasons
         if came:
             indices, tracked, flags = (np.concatenate(part) for part in zip(*came, strict=True))
             self._moves.see(now, indices, tracked)
             frames += len(flags)
             flagged += int(np.count_nonzero(flags))
+            why = {
+                reason: why.get(reason, 0) + int(np.count_nonzero(flags & flag))
+                for flag, reason in _FLAGGED.items()
+            }
         bad = counters.rejected + counters.shed
-        self._flags.append(_Tally(now, frames, flagged))
+        self._flags.append(_Tally(now, frames, flagged, why))
         self._counts.append(_Tally(now, counters.received, bad, counters.rejected_by_reason))
         _forget(self._flags, now)
         _forget(self._counts, now)
@@ -292,26 +310,26 @@ class Alarms:
 
     def _flagged(self) -> Reading:
         frames, share, known = _share(self._flags)
+        why = _reasons(self._flags).most_common()
         return Reading(
             "many_flagged",
             share,
             self._settings.flagged_share,
-            f"{share:.0%} of the last {frames} frames are flagged: blank, saturated, low dose, off "
-            "the track, or without a beam.",
+            f"{share:.0%} of the last {frames:,} frames are flagged: "
+            f"{', '.join(f'{count:,} {reason}' for reason, count in why)}.",
             "Few frames are flagged now, or none come.",
             known=known,
         )
 
     def _rejected(self) -> Reading:
         came, share, known = _share(self._counts)
-        first, last = self._counts[0], self._counts[-1]
-        reason = foremost(Counter(last.reasons) - Counter(first.reasons))
+        reason = foremost(_reasons(self._counts))
         why = f", most often: {reason}" if reason else ""
         return Reading(
             "many_rejected",
             share,
             self._settings.rejected_share,
-            f"{share:.0%} of the last {came} frames were rejected or shed{why}.",
+            f"{share:.0%} of the last {came:,} frames were rejected or shed{why}.",
             "Few frames are rejected or shed now, or none come.",
             calm_s=CALM_S,
             known=known,
@@ -355,3 +373,8 @@ def _share(tallies: deque[_Tally]) -> tuple[int, float, bool]:
     frames = last.frames - first.frames
     share = (last.bad - first.bad) / max(frames, 1)
     return frames, share, frames == 0 or frames >= SHARE_OF_FRAMES
+
+
+def _reasons(tallies: deque[_Tally]) -> Counter[str]:
+    """Why frames were bad, and how many of them."""
+    return Counter(tallies[-1].reasons) - Counter(tallies[0].reasons)

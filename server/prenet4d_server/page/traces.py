@@ -53,7 +53,7 @@ CHARTS = (
     Chart("ratio", "Ellipticity a/b", (Curve("ratio", "ratio_sigma"),), "0.000[0]"),
     Chart("theta", "Angle / °", (Curve("theta", "theta_sigma"),), "0.[0]"),
     Chart("dose", "Dose / electrons", (Curve("dose"),), "0.[0]a", from_zero=True),
-    Chart("frames_per_second", "Frames per second", (Curve("frames_per_second"),), "0,0", True),
+    Chart("frames_per_second", "Frames per second", (Curve("frames_per_second"),), "0,0.[0]", True),
     Chart("latency", "Latency p50, p99 / ms", (Curve("p50"), Curve("p99")), "0,0", True),
     Chart("backlog", "Backlog / frames", (Curve("backlog"),), "0,0", True),
 )

@@ -117,6 +117,10 @@ class PageHandler(DocHandler):  # type: ignore[misc]
             return
         await super().get(*args, **kwargs)
 
+    def _request_summary(self) -> str:
+        """What the log has of a request: no query, which may hold a token but for a letter."""
+        return f"{self.request.method} {self.request.path} ({self.request.remote_ip})"
+
     def _remember(self, name: str, value: str, **options: Any) -> None:
         self.set_cookie(name, value, expires_days=COOKIE_DAYS, samesite="Strict", **options)
 
@@ -148,7 +152,9 @@ class Asking(RequestHandler):
         try:
             code, kind, body = await asyncio.to_thread(self._answer, self._feed)
         except Prenet4dError as error:
-            code, kind = HTTPStatus.SERVICE_UNAVAILABLE, "text/plain; charset=utf-8"
+            refused = isinstance(error, CommandRefused)  # such as a calibration before a scan
+            code = HTTPStatus.CONFLICT if refused else HTTPStatus.SERVICE_UNAVAILABLE
+            kind = "text/plain; charset=utf-8"
             body = f"{error}\n".encode()
         self.set_status(code)
         self.set_header("Content-Type", kind)

@@ -11,7 +11,7 @@
     /prenet4d/pixel_mask          (h, w): where raw pixels could be trusted, if the detector said so
     /prenet4d/batches, events     one row for each batch of telemetry and each event
     /prenet4d/acquisition         what was announced at its start, as attributes
-    /prenet4d/provenance          JSON: versions, networks' hashes, configuration, calibration
+    /prenet4d/provenance          JSON: versions, networks' hashes, settings, calibration at start
 
 A group of patterns under ``Experiments`` is a HyperSpy signal and a py4DSTEM (EMD 1.0) datacube at
 once: these put their marks in different attributes and side by side. HyperSpy has names that NeXus
@@ -244,7 +244,8 @@ def _describe_entry(entry: h5py.Group, ours: h5py.Group, acquisition: Acquisitio
     provenance = json.dumps(start.provenance if start else {}, indent=1, default=str)
     ours["provenance"] = plain(provenance)
     ours["provenance"].attrs["description"] = (
-        "JSON: versions, networks' hashes, configuration and calibration behind the patterns"
+        "JSON: versions, networks' hashes, configuration, and the calibration at the acquisition's "
+        "start; what was taken out of the patterns from then on stands in batches"
     )
     process = entry.create_group("process")
     process.attrs["NX_class"] = "NXprocess"

@@ -194,7 +194,9 @@ class Recorder:
                 header.type, arrays["indices"], patterns
             )
         elif isinstance(header, AcquisitionEnd) and self._is_current(header.acquisition_id):
-            reason = (header.reason or "it was aborted") if header.aborted else self._lacks(header)
+            reason = self._lacks(header)
+            if header.aborted:  # "stopped by the user" means the sender's, not the recorder's
+                reason = f"the acquisition was aborted{header.reason and f': {header.reason}'}"
             self._finish(complete=not reason, reason=reason, counters=header.counters)
 
     def _lacks(self, end: AcquisitionEnd) -> str:

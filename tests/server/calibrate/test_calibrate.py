@@ -16,6 +16,7 @@ from prenet4d_engines.errors import CalibrationError
 from prenet4d_engines.geometry import Ellipticity
 from prenet4d_server.calibrate.find import calibrate_file, calibrate_service
 from prenet4d_server.calibrate.report import details, draw, headline, undistorted
+from prenet4d_server.calibrate.unrolled import ring_radii
 from prenet4d_server.cli import run
 from prenet4d_server.files import open_scan
 from prenet4d_server.service import Service
@@ -281,17 +282,22 @@ class TestTheReport:
         flat[:10] = np.nan
         draw(replace(found, mean=flat), tmp_path / "flat.png")
 
+    def test_rings_are_found_on_a_background_below_zero(self):
+        radius = np.arange(0, 60, 0.5)
+        beam, ring = 1000 * (radius < 5), 50 * np.exp(-((radius - 30) ** 2) / 8)
+        assert ring_radii(beam + ring - 2) == pytest.approx([30], abs=1)
+
 
 class TestTheCommand:
     def test_a_file_becomes_a_calibration_and_a_picture(self, prenet4d, patterns, tmp_path):
         np.save(tmp_path / "gold.npy", patterns[:2])
-        out, report = tmp_path / "gold.toml", tmp_path / "gold.png"
+        out, report = tmp_path / "gold 1.toml", tmp_path / "gold.png"
         status, said, error = prenet4d(
             "calibrate", tmp_path / "gold.npy", "-o", out, "--report", report, "--patterns", "16"
         )
         assert status == 0, error
         assert "Ellipticity: ratio 1.0" in said
-        assert f"prenet4d serve --calibration {out}" in said
+        assert f"prenet4d serve --calibration '{out}'" in said
         assert read_calibration(out).patterns == 16
         assert report.exists()
         status, _, error = prenet4d("calibrate", tmp_path / "gold.npy", "-o", out)

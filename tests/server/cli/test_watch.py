@@ -2,16 +2,22 @@
 
 import io
 import math
+import time
 
 import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.console import Console
+from typer.testing import CliRunner
 
-from prenet4d_client import Message, messages
+from prenet4d_client import ControlClient, Message, messages
+from prenet4d_server.cli import app
 from prenet4d_server.cli.control import _table
 from prenet4d_server.cli.watch import View, event_line, line, screen, sparkline
+from prenet4d_server.service import Service
+
+from ..live import TIMEOUT_S, settings
 
 
 def telemetry(n=3, state="locked", expected=100, **changed):
@@ -75,6 +81,26 @@ def test_a_slow_scan_does_not_look_like_one_that_stands_still():
     view.take(slow)
     assert "0.3 frames/s" in shown(view)
     assert "0.3 frames/s" in line(slow)
+
+
+def test_figures_that_are_no_longer_live_say_so():
+    view = View()
+    view.take(telemetry())
+    assert "Nothing has come" not in shown(view)
+    view.heard -= 60
+    assert "Nothing has come for 60 s: these are the last figures." in shown(view)
+
+
+def test_the_status_for_people_has_units_and_times_of_day(tmp_path):
+    with Service(settings(recording={"directory": tmp_path})) as service:
+        control = service.endpoints["control"]
+        with ControlClient(control, timeout=TIMEOUT_S) as client:
+            started = client.start_recording("night")["started"]
+        shown = CliRunner().invoke(app, ["status", "--control", control], env={"COLUMNS": "200"})
+    began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(started))
+    output = " ".join(shown.output.split())
+    for figure in (f"started {began}", "reference center px", "detectors px"):
+        assert figure in output
 
 
 def test_what_looks_like_markup_is_shown_as_it_came():

@@ -187,7 +187,9 @@ def test_shares_of_flagged_and_rejected_frames_are_of_the_last_ones() -> None:
     assert watched.look(0) == []  # too few to judge by
     watched.see([(1, 1)] * 40)
     assert watched.look(0) == ["many_flagged"]
-    assert watched.events[-1].message.startswith("50% of the last 80 frames are flagged")
+    assert watched.events[-1].message == (
+        "50% of the last 80 frames are flagged: 40 blank, 40 saturated."
+    )
     reasons = {"no_acquisition": 4, "duplicate_index": 8}
     some = Counters(received=100, rejected=12, shed=3, rejected_by_reason=reasons)
     assert watched.look(counters=some) == ["many_rejected"]
@@ -246,6 +248,18 @@ def test_flagged_frames_are_of_no_concern_after_their_acquisition() -> None:
     assert watched.look() == []  # of another acquisition: too few to judge by
     watched.see([(1, 1)] * 50, flags=3)
     assert watched.look() == ["many_flagged"]
+
+
+def test_flagged_frames_are_not_told_of_in_the_next_slow_acquisition() -> None:
+    watched = Watched(flagged_share=0.5)
+    watched.look()
+    watched.see([(1, 1)] * 100, flags=16)
+    assert watched.look() == ["many_flagged"]
+    assert watched.events[-1].message.endswith(": 100 without a beam.")
+    watched.see([(1, 1)], name="next")
+    following = dataclasses.replace(STARTED, acquisition_id="next")
+    assert watched.look(started=following) == ["many_flagged_cleared"]
+    assert watched.standing == []
 
 
 def test_a_share_of_rejected_frames_that_hovers_around_its_threshold_is_told_once() -> None:

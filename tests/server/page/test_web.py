@@ -94,6 +94,26 @@ def test_a_service_that_is_gone_is_unhealthy_with_a_reason():
         process.close()
 
 
+def test_a_token_with_a_slip_of_the_pen_is_not_kept_in_the_log(capfd):
+    nobody = ServiceAddress(stream="tcp://127.0.0.1:9", control="tcp://127.0.0.1:9")
+    listening_socket, url = listen(FREE)
+    process = PageProcess(listening_socket, lambda _status: None)
+    try:
+        process.start(PageSettings(service=nobody, operator_token="operators-secret"))
+        assert get(url + "/?token=operators-secre")[0] == 403
+    finally:
+        process.close()
+    log = capfd.readouterr().err
+    assert "403 GET / (127.0.0.1)" in log
+    assert "secre" not in log
+
+
+def test_a_calibration_that_is_asked_for_too_early_is_no_failure():
+    with Service(settings(http={"enabled": True})) as service:
+        code, said, _ = get(service.endpoints["http"] + "/calibration.toml")
+    assert (code, said[:30]) == (409, b"No acquisition has begun yet: ")
+
+
 @pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="Linux alone has an idle class")
 @pytest.mark.parametrize("gives_way", [True, False])
 def test_the_page_runs_behind_every_other_program_unless_it_must_not(gives_way):

@@ -39,6 +39,7 @@ from prenet4d_client.wire import Message, decode, encode
 from prenet4d_server.errors import FileError
 from prenet4d_server.files import open_scan
 from prenet4d_server.recording.recorder import Recorder, Summary, record
+from prenet4d_server.recording.room import want_of_room
 
 H, W = 16, 20
 SCAN = (4, 5)
@@ -404,7 +405,8 @@ def test_an_aborted_acquisition_says_so(tmp_path: Path) -> None:
     messages = [start(), batch([0], patterns_of(1)), end(1, aborted=True, reason="beam lost")]
     summary = write(tmp_path / "scan.h5", messages)
     assert not summary.complete
-    assert reason_of(tmp_path / "scan.h5") == summary.reason == "beam lost"
+    why = "the acquisition was aborted: beam lost"
+    assert reason_of(tmp_path / "scan.h5") == summary.reason == why
 
 
 def test_an_end_that_knows_of_more_patterns_than_came(tmp_path: Path) -> None:
@@ -469,6 +471,12 @@ def test_a_disk_that_fills_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         received = file["prenet4d/received"][:].ravel()
         assert received[:3].all()
         assert not received.all()
+
+
+def test_room_that_is_there_and_not_enough_is_told_with_what_is_to_come(tmp_path: Path) -> None:
+    want = want_of_room(tmp_path, None, 1 << 40, 1 << 20)
+    assert want is not None
+    assert want.kept == "1 MB are kept free beside the 1099512 MB to come"
 
 
 FILLER = """
