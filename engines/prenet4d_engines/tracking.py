@@ -137,7 +137,7 @@ class CenterTracker:
             good &= usable
         numbers, flags = indices.tolist(), good.tolist()
         measured, noise = places.tolist(), variances.tolist()
-        beams = [[]] * len(numbers) if others is None else others.tolist()
+        beams = [[]] * len(numbers) if others is None else _finite(others).tolist()
         for i in np.argsort(indices, kind="stable").tolist():
             tracked[i], outlier[i] = self._frame(
                 numbers[i], measured[i], noise[i], flags[i], beams[i]
@@ -373,3 +373,9 @@ class CenterTracker:
                     axis.predict(step, frames, 0.0)
         self._index = index
         return lines > 0
+
+
+def _finite(others: Array) -> Array:
+    """Give beams (n, k, 4) of which something is not a number no odds."""
+    known = np.isfinite(others).all(axis=2, keepdims=True)
+    return np.where(known, others, np.zeros_like(others))

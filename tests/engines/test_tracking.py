@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from prenet4d_engines.tracking import CenterTracker
@@ -415,6 +415,12 @@ def test_nothing_is_claimed_before_the_first_beam():
         ),
         max_size=40,
     )
+)
+@example(
+    [
+        (0, 1.0, 0.0, True, [0.0] * 8),
+        (1, 0.0, 0.0, True, [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, math.inf, 1.0]),
+    ]
 )
 def test_wild_input_never_breaks_it(rows: list[tuple[int, float, float, bool, list[float]]]):
     tracker = CenterTracker((50, 100))

@@ -130,7 +130,8 @@ def test_a_stop_in_mid_scan_hides_no_scan_that_was_incomplete_before(
             until((tmp_path / "scan_002.h5").exists)
             recording.stop()
     assert recording.process.returncode == status
-    reason = first or "it was stopped before the acquisition's end"
+    aborted = f"the acquisition was aborted: {first}"
+    reason = aborted if first else "it was stopped before the acquisition's end"
     assert f"incomplete: {reason}" in recording.last_words()
 
 
