@@ -216,6 +216,7 @@ def replay(
             scan_shape=source.scan_shape,
             expected_frames=source.n_frames,
             pixel_mask=source.pixel_mask,
+            saturation_value=source.saturation_value,
             gain=gain,
             detector=f"file {as_text(file.name)}",
             metadata=source.metadata,

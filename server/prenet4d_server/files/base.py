@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -81,6 +82,14 @@ class ScanFile(ABC):
         self.metadata = _sendable(metadata or {})
         self.corrected = False
         """Whether prenet4d recorded it: its patterns are centered and undistorted already."""
+
+    @property
+    def saturation_value(self) -> float | None:
+        """Counts at and above which a pixel is saturated, where the file says so (NXdetector)."""
+        said = self.metadata.get("saturation_value")
+        if self.corrected or not isinstance(said, int | float) or not 0 < said < math.inf:
+            return None
+        return float(said)
 
     @property
     def warning(self) -> str:

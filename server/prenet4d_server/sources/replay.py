@@ -155,6 +155,7 @@ class ReplaySource:
             scan_shape=scan.scan_shape,
             expected_frames=scan.n_frames,
             pixel_mask=scan.pixel_mask,
+            saturation_value=scan.saturation_value,
             gain=self._gain,
             detector="file",
             metadata={**scan.metadata, "file": self.address},

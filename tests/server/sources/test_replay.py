@@ -124,13 +124,26 @@ def test_the_mask_and_what_the_file_says_come_with_the_start(tmp_path: Path) -> 
         file["entry/data/data_000002"] = frames_of(5, 8, 10)
         file["entry/instrument/detector/detectorSpecific/pixel_mask"] = mask
         file["entry/instrument/detector/count_time"] = 0.25
+        file["entry/instrument/detector/saturation_value"] = np.uint32(4095)
     with ReplaySource(tmp_path / "scan.h5", scan_shape=(3, 4)) as source:
         start = source.poll(0.0)[0]
     assert isinstance(start, AcquisitionStart)
     assert start.pixel_mask is not None
     np.testing.assert_array_equal(start.pixel_mask, mask == 0)
     assert (start.scan_shape, start.expected_frames) == ((3, 4), 11)
+    assert start.saturation_value == 4095
     assert start.metadata["count_time"] == 0.25
+
+
+@pytest.mark.parametrize("said", [0, -1, np.nan, np.inf, b"many"])
+def test_a_saturation_that_is_none_is_not_taken(tmp_path: Path, said: object) -> None:
+    with h5py.File(tmp_path / "scan.h5", "w") as file:
+        file["scan"] = frames_of(6, 8, 10)
+        file["entry/instrument/detector/saturation_value"] = said
+    with ReplaySource(tmp_path / "scan.h5") as source:
+        start = source.poll(0.0)[0]
+    assert isinstance(start, AcquisitionStart)
+    assert start.saturation_value is None
 
 
 @pytest.mark.parametrize("suffix", ["npy", "npz", "h5"])
