@@ -404,23 +404,25 @@ def test_a_sender_that_may_not_wait_still_hands_over_what_it_sent(pull):
     assert [received(pull).type for _ in range(2)] == ["acquisition_start", "acquisition_end"]
 
 
-def test_frames_that_cannot_be_handed_over_are_told_on_close(bind):
+def more_than_is_taken(bind):
+    """A service that reads nothing, and a sender with more than fits on the way to it."""
     pull = bind(zmq.PULL, rcvhwm=1, rcvbuf=4096)
     sender = FrameSender(pull.address, timeout=20, queue=64)
     sender.start(frame_shape=(1024, 1024), dtype="float32")
     for _ in range(40):
         sender.send(np.zeros((1024, 1024), np.float32))
+    return pull, sender
+
+
+def test_frames_that_cannot_be_handed_over_are_told_on_close(bind):
+    _pull, sender = more_than_is_taken(bind)
     sender._timeout = 1
     with pytest.raises(NoAnswer, match=r"did not take the last frames within 1 s"):
         sender.close()
 
 
 def test_a_connection_that_breaks_while_the_last_frames_are_handed_over_is_told(bind):
-    pull = bind(zmq.PULL, rcvhwm=1, rcvbuf=4096)
-    sender = FrameSender(pull.address, timeout=20, queue=64)
-    sender.start(frame_shape=(1024, 1024), dtype="float32")
-    for _ in range(40):
-        sender.send(np.zeros((1024, 1024), np.float32))
+    pull, sender = more_than_is_taken(bind)
     sender.end()
     breaking = threading.Timer(0.5, pull.close)
     breaking.start()

@@ -52,13 +52,13 @@ def open_scan(
         if any((path / mark).is_file() for mark in MARKS):
             return ZarrScan(path, dataset=dataset, scan_shape=scan_shape)
         magic = _first_bytes(path)
-        if magic.startswith((b"\x93NUMPY", b"MQ1,")):
-            refuse_dataset(path, dataset)
         if magic.startswith(b"\x93NUMPY"):
+            refuse_dataset(path, dataset)
             return NpyScan(path, scan_shape=scan_shape, partial=partial)
         if magic.startswith(b"PK\x03\x04"):
             return NpzScan(path, dataset=dataset, scan_shape=scan_shape)
         if magic.startswith(b"MQ1,"):
+            refuse_dataset(path, dataset)
             return MerlinScan(path, scan_shape=scan_shape, partial=partial)
         if magic.startswith(b"\x89HDF") or h5py.is_hdf5(path):
             return Hdf5Scan(path, dataset=dataset, scan_shape=scan_shape, partial=partial)
