@@ -112,7 +112,11 @@ class _Patterns(Header):
     LAYOUT: ClassVar = {
         "indices": INDICES,
         "patterns": ArrayRule(
-            ("float32",), ("n", "h", "w"), "In counts; NaN where there is no source."
+            ("float32",),
+            ("n", "h", "w"),
+            "In counts; NaN where there is no source. Beside sharp edges the interpolation, which "
+            "keeps sums and centroids, can leave slightly negative ones: before a root or a "
+            "logarithm, set these to 0.",
         ),
     }
     batch: int
