@@ -48,6 +48,8 @@ from prenet4d_server.sources.base import (
 )
 
 POLL_S = 0.1
+END_PATIENCE_S = 30.0
+"""How long the end of an acquisition is waited for, once all of its frames have come."""
 _GIL_S = 0.0005
 """How long the receiving thread may hold the GIL while a decoding thread wants it: ten times less
 than Python's default, which is as long as a whole block takes to decode."""
@@ -83,12 +85,17 @@ class Ingest:
 
     def run(self) -> None:
         """Work until the main process says stop; what was taken from the source is finished."""
+        heard = time.monotonic()
         while not self._stopping:
             events = self._source.poll(POLL_S if self._job is None else 0.0, self._decoding)
             for event in events:
                 self._take(event)
-            if not events:
+            if events:
+                heard = time.monotonic()
+            else:
                 self._finish()
+                if time.monotonic() - heard > END_PATIENCE_S:
+                    self._end_if_complete()
             self._remarks.flush()
             self._listen()
         self._finish()
@@ -164,6 +171,16 @@ class Ingest:
         self._tell(
             Ended(self._ring.position, closed.id, closed.aborted, closed.reason, closed.sent)
         )
+
+    def _end_if_complete(self) -> None:
+        """So that recordings are closed and calibrations kept though the detector does not end."""
+        running = self._intake.running
+        if running is None or not running.complete:
+            return
+        series = running.start.series
+        why = f"All frames of series {series} have come, and for {END_PATIENCE_S:g} s not its end"
+        self._remark(SequenceError(f"{why}: it is taken to have ended."))
+        self._end(self._intake.end(AcquisitionEnd(series)))
 
     def _frames(self, block: FrameBlock) -> None:
         arrived = time.monotonic()

@@ -1,5 +1,7 @@
 """The ingest process's parts: decoding on threads, and telling troubles at a bounded rate."""
 
+import multiprocessing
+import threading
 from dataclasses import replace
 
 import msgpack
@@ -9,15 +11,18 @@ import zmq
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prenet4d_client import FrameSender
 from prenet4d_client.messages import AcquisitionStart, Frames
 from prenet4d_client.wire import encode
 from prenet4d_server.errors import BadCounts, CorruptFrame
+from prenet4d_server.ingest import process
 from prenet4d_server.ingest.decoder import Decoder
 from prenet4d_server.ingest.introduction import Introduction
 from prenet4d_server.ingest.notices import Ended, Failed, Ready, Remark, Started, pack, unpack
 from prenet4d_server.ingest.remarks import Remarks
-from prenet4d_server.ingest.ring import RingHandle
+from prenet4d_server.ingest.ring import RingHandle, RingReader, RingWriter
 from prenet4d_server.service import Service
+from prenet4d_server.sources.native import NativeSource
 
 from ..live import frames, listening, sender, settings, until
 
@@ -134,6 +139,45 @@ def test_a_new_process_is_told_all(layout, running):
     ring = RingHandle(memory=3, size=1 << 20, committed=4, freed=5, head=7, tail=6)
     told = Introduction(settings(source={"scan_shape": (2, 3)}), ring, layout, running)
     assert Introduction.unpack(told.pack()) == told
+
+
+def test_a_complete_acquisition_ends_though_its_end_never_comes(monkeypatch):
+    monkeypatch.setattr(process, "END_PATIENCE_S", 0.2)
+    ours, theirs = multiprocessing.Pipe()
+    reader = RingReader(1 << 20)
+
+    def ingest():
+        source = NativeSource("tcp://127.0.0.1:*", max_bytes=1 << 20)
+        writer = RingWriter(reader.handle())
+        theirs.send_bytes(pack(Ready(source.address)))
+        try:
+            process.Ingest(source, writer, theirs, settings()).run()
+        finally:
+            source.close()
+            writer.close()
+
+    def next_notice():
+        assert ours.poll(60)
+        return unpack(ours.recv_bytes())
+
+    thread = threading.Thread(target=ingest)
+    thread.start()
+    try:
+        with FrameSender(next_notice().address) as source:
+            source.start(frame_shape=(16, 24), dtype="uint16", expected_frames=3)
+            source.send(frames(3))
+            begun, remark, ended = next_notice(), next_notice(), next_notice()
+            source.end()
+            late = next_notice()
+    finally:
+        ours.send_bytes(b"")
+        thread.join()
+        reader.close()
+    assert remark.code == "out_of_sequence"
+    assert "have come, and for 0.2 s not its end" in remark.message
+    assert (ended.acquisition_id, ended.aborted) == (begun.acquisition_id, False)
+    assert ended.at == begun.at + 3
+    assert "that series is over" in late.message
 
 
 # --- of a running service -------------------------------------------------------------------------
