@@ -75,14 +75,14 @@ def test_what_only_one_direction_tells_leaves_the_other_to_the_guess() -> None:
     assert found.sigma[0, 1] > 1
 
 
-def test_a_correction_within_its_own_doubt_is_hardly_applied() -> None:
+def test_a_correction_within_its_own_doubt_is_applied_in_part() -> None:
     guess = Inversion(1, torch.tensor([[40.0, 60.0]]).expand(3, 2), torch.ones(3, 2), torch.ones(3))
     corrections = torch.tensor([[0.1, 0.0], [0.0, -0.4], [3.0, 4.0]])
     refined = refine.Refined(guess.center + corrections, torch.full((3, 2), 0.2))
     moved = refine.settle(guess, refined).center - guess.center
     applied = moved.norm(dim=1) / corrections.norm(dim=1)
-    assert applied[0] < 0.35
-    assert applied[1] > 0.7
+    assert 0.7 < applied[0] < 0.8
+    assert 0.9 < applied[1] < 0.97
     assert applied[2] > 0.999
 
 
@@ -95,7 +95,7 @@ def test_what_is_claimed_is_the_spread_of_both_cases() -> None:
     refined = refine.Refined(guess.center + corrections, torch.full((3, 2), 0.2))
     found = refine.settle(guess, refined)
     p = ((found.center - guess.center) / corrections.clamp_min(1e-9))[:, :1]
-    p[0] = torch.sigmoid(torch.tensor(-1.0))  # as for any correction of no length
+    p[0] = torch.sigmoid(torch.tensor(1.0))  # as for any correction of no length
     generator = torch.Generator().manual_seed(0)
     n = 200_000
     right = torch.rand(3, n, 1, generator=generator) < p[:, None]

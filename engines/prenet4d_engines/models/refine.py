@@ -27,8 +27,8 @@ SIDE: Final = 96
 REACH: Final = 12.0
 """How far in bins a guess may be off, along each axis, in training."""
 DIRECTIONS: Final = 4
-_DOUBT: Final = 1.0
-"""Half the squared length of a correction, in sigmas, of which one half is applied."""
+_ASYMMETRIC: Final = 1.0
+"""Logarithm of the odds, before a pattern is looked at, that its symmetry fails."""
 _LEAST_PRECISION: Final = 0.02
 """What is known without a vote: the center is within a few bins of the guess."""
 
@@ -142,10 +142,10 @@ def settle(guess: Inversion, refined: Refined) -> Refined:
     """Move guesses as far as their corrections stand out from the corrections' own doubt.
 
     For a pattern whose symmetry holds, the guess is as good as the counts allow, and a correction
-    is nothing but the votes' noise; where it fails, the correction is many sigma. With even odds
-    the probability p of the latter grows with the squared length z^2 in sigmas as a logistic
-    function of z^2 / 2. What is lost thereby where patterns are like those of the training is
-    little; on measured patterns, which differ from them, the votes are noisier.
+    is nothing but the votes' noise; where it fails, the correction is many sigma. The probability
+    p of the latter grows with the squared length z^2 in sigmas as a logistic function of z^2 / 2.
+    On patterns like those of the training nothing is won or lost by that; on measured patterns,
+    which differ from them, the votes are noisier.
 
     Returns:
         The means of both cases by their probabilities, and their sigmas: those of a mixture of
@@ -154,7 +154,7 @@ def settle(guess: Inversion, refined: Refined) -> Refined:
     """
     correction = refined.center - guess.center
     length = (correction / refined.sigma).square().sum(1, keepdim=True)
-    p = torch.sigmoid(0.5 * length - _DOUBT)  # (n, 1)
+    p = torch.sigmoid(0.5 * length + _ASYMMETRIC)  # (n, 1)
     counted = torch.minimum(guess.factor * guess.counting, refined.sigma)
     variance = torch.lerp(counted.square(), refined.sigma.square(), p)
     variance = variance + p * (1 - p) * correction.square()
