@@ -48,6 +48,8 @@ from prenet4d_client.wire import MAX_MESSAGE_BYTES, Message, decode, encode, exp
 _TOPICS = ("telemetry", "corrected", "event", "acquisition_start", "acquisition_end")
 _CONVERSATION = ("registered", "heartbeat", "goodbye")  # they cost no credit
 _GOODBYE_LINGER_S = 1.0
+_OVERSLEPT_S = 0.1
+"""Whoever wakes up so much too late has not been running."""
 
 
 class LosslessReceiver:
@@ -245,7 +247,8 @@ class LosslessReceiver:
         poller.register(self._socket, zmq.POLLIN)
         poller.register(self._bell, zmq.POLLIN)
         while True:
-            ready = dict(poller.poll(milliseconds(self._next_duty() - time.monotonic()) + 1))
+            due = self._next_duty()
+            ready = dict(poller.poll(milliseconds(due - time.monotonic()) + 1))
             if self._bell in ready:
                 self._bell.recv()
                 if self._closing:
@@ -253,6 +256,9 @@ class LosslessReceiver:
                     return
                 self._grant()
             now = time.monotonic()
+            # Time in which this thread did not run is no silence: its machine may have stood still,
+            # and the service's heart with it.
+            self._heard += max(0.0, now - due - _OVERSLEPT_S)
             if self._socket in ready:
                 self._heard = now
                 self._hear(self._socket.recv_multipart(copy=False))

@@ -6,6 +6,9 @@ import time
 import pytest
 import zmq
 
+PATIENCE_S = 60.0
+"""For what comes at once, unless the machine stands still."""
+
 
 class Bound:
     """A bound socket that plays the service's part."""
@@ -13,10 +16,10 @@ class Bound:
     def __init__(self, context, kind, endpoint="tcp://127.0.0.1:*", **options):
         self.socket = context.socket(kind)
         self.socket.linger = 0
-        self.socket.rcvtimeo = self.socket.sndtimeo = 10_000
+        self.socket.rcvtimeo = self.socket.sndtimeo = int(1000 * PATIENCE_S)
         for name, value in options.items():
             setattr(self.socket, name, value)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + PATIENCE_S
         while True:
             try:
                 self.socket.bind(endpoint)

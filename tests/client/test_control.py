@@ -17,6 +17,7 @@ from prenet4d_client import (
 )
 from prenet4d_client.messages import ControlReply, Heartbeat
 
+from .conftest import PATIENCE_S
 from .examples import EXAMPLES
 
 
@@ -71,7 +72,7 @@ def test_every_command_reaches_the_service_and_its_result_the_caller(serve):
         "save_calibration": calibration,
     }
     service = serve(lambda r: [reply(r, result=results.get(r.command, {}))])
-    with ControlClient(service.address, timeout=20) as control:
+    with ControlClient(service.address, timeout=PATIENCE_S) as control:
         assert control.status() == {"state": "locked"}
         assert control.config() == {"batch": 64}
         assert control.save_calibration() == calibration
@@ -110,7 +111,7 @@ def test_the_whole_maps_come_with_their_description(serve):
     service = serve(
         lambda r: [reply(r, arrays={"values": values}, result=whole_maps().model_dump())]
     )
-    with ControlClient(service.address, timeout=20) as control:
+    with ControlClient(service.address, timeout=PATIENCE_S) as control:
         header, got = control.maps()
         control.maps(newer_than=header)
     assert (header.names, header.scan_shape, header.sequence) == (
@@ -127,7 +128,7 @@ def test_the_whole_maps_come_with_their_description(serve):
 
 def test_unchanged_maps_come_without_values(serve):
     service = serve(lambda r: [reply(r, result=whole_maps().model_dump())])
-    with ControlClient(service.address, timeout=20) as control:
+    with ControlClient(service.address, timeout=PATIENCE_S) as control:
         assert control.maps(newer_than=whole_maps()) is None
 
 
@@ -143,7 +144,7 @@ def test_maps_that_do_not_fit_their_description_are_refused(serve, result, why):
     values = np.zeros((2, 4, 6), np.float32)
     service = serve(lambda r: [reply(r, arrays={"values": values}, result=result)])
     with (
-        ControlClient(service.address, timeout=20) as control,
+        ControlClient(service.address, timeout=PATIENCE_S) as control,
         pytest.raises(ProtocolError, match=why),
     ):
         control.maps()
@@ -152,7 +153,7 @@ def test_maps_that_do_not_fit_their_description_are_refused(serve, result, why):
 def test_snapshot_brings_the_mean_pattern(serve):
     mean = np.arange(72, dtype=np.float32).reshape(8, 9)
     service = serve(lambda r: [reply(r, arrays={"mean": mean}, result={"patterns": 64})])
-    with ControlClient(service.address, timeout=20) as control:
+    with ControlClient(service.address, timeout=PATIENCE_S) as control:
         snapshot = control.snapshot()
     assert snapshot.result == {"patterns": 64}
     np.testing.assert_array_equal(snapshot.mean, mean)
@@ -160,13 +161,13 @@ def test_snapshot_brings_the_mean_pattern(serve):
 
 def test_snapshot_before_there_is_a_mean(serve):
     service = serve(lambda r: [reply(r)])
-    with ControlClient(service.address, timeout=20) as control:
+    with ControlClient(service.address, timeout=PATIENCE_S) as control:
         assert "mean" not in control.snapshot().arrays
 
 
 def test_a_refusal_is_raised_with_the_services_sentence(serve):
     service = serve(lambda r: [reply(r, ok=False, error="Nothing is calibrated yet.")])
-    with ControlClient(service.address, timeout=20) as control:
+    with ControlClient(service.address, timeout=PATIENCE_S) as control:
         with pytest.raises(CommandRefused, match=r"^Nothing is calibrated yet\.$"):
             control.save_calibration()
         with pytest.raises(CommandRefused):
@@ -194,7 +195,7 @@ def test_after_a_timeout_the_client_goes_on_and_late_answers_find_nobody(serve):
     with ControlClient(service.address, timeout=1) as control:
         with pytest.raises(NoAnswer):
             control.recalibrate()
-        control._timeout = 20
+        control._timeout = PATIENCE_S
         assert control.status() == {"fresh": True}
 
 
@@ -204,7 +205,7 @@ def test_after_a_timeout_the_client_goes_on_and_late_answers_find_nobody(serve):
 def test_an_answer_that_breaks_the_protocol_is_told_and_the_client_goes_on(serve, answer):
     answers = [answer]
     service = serve(lambda r: [answers.pop() if answers else reply(r)])
-    with ControlClient(service.address, timeout=20) as control:
+    with ControlClient(service.address, timeout=PATIENCE_S) as control:
         with pytest.raises(ProtocolError):
             control.status()
         assert control.status() == {}
@@ -212,7 +213,7 @@ def test_an_answer_that_breaks_the_protocol_is_told_and_the_client_goes_on(serve
 
 def test_an_argument_that_cannot_be_sent_is_refused(serve):
     service = serve(lambda r: [reply(r)])
-    with ControlClient(service.address, timeout=20) as control:
+    with ControlClient(service.address, timeout=PATIENCE_S) as control:
         with pytest.raises(InvalidUse, match="cannot be sent"):
             control.load_calibration({"date": object()})
         assert control.status() == {}
@@ -220,7 +221,7 @@ def test_an_argument_that_cannot_be_sent_is_refused(serve):
 
 def test_an_argument_that_is_too_large_is_refused(serve):
     service = serve(lambda r: [reply(r)])
-    with ControlClient(service.address, timeout=20) as control:
+    with ControlClient(service.address, timeout=PATIENCE_S) as control:
         with pytest.raises(InvalidUse, match="header of this control_request message has"):
             control.load_calibration({"notes": "x" * (1 << 20)})
         assert control.status() == {}
@@ -237,7 +238,7 @@ def test_a_calibration_that_is_no_map_is_refused(nobody, calibration):
 
 def test_numbers_may_be_numpys_own(serve):
     service = serve(lambda r: [reply(r)])
-    with ControlClient(service.address) as control:
+    with ControlClient(service.address, timeout=PATIENCE_S) as control:
         control.set_reference_center(*np.array([31.5, 30], np.float32))
         control.set_detectors(*np.array([8, 10, 25]))
     assert service.requests == [

@@ -19,6 +19,7 @@ from prenet4d_client import (
 )
 from prenet4d_client.messages import ControlReply, Registered
 
+from .conftest import PATIENCE_S
 from .examples import EXAMPLES
 
 pytestmark = pytest.mark.skipif(not zmq.has("curve"), reason="this pyzmq was built without CURVE")
@@ -44,7 +45,7 @@ def secure(bind, keys):
 def test_sender(secure, server_key, as_text):
     pull = secure(zmq.PULL)
     key = server_key.decode() if as_text else server_key
-    with FrameSender(pull.address, server_key=key) as sender:
+    with FrameSender(pull.address, timeout=PATIENCE_S, server_key=key) as sender:
         sender.start(frame_shape=(8, 8), dtype="uint8")
         sender.send(np.zeros((8, 8), np.uint8))
     kinds = [decode(pull.socket.recv_multipart()).type for _ in range(3)]
@@ -53,7 +54,9 @@ def test_sender(secure, server_key, as_text):
 
 def test_subscriber(secure, server_key):
     publisher = secure(zmq.XPUB)
-    with Subscriber(publisher.address, "event", timeout=10, server_key=server_key) as stream:
+    with Subscriber(
+        publisher.address, "event", timeout=PATIENCE_S, server_key=server_key
+    ) as stream:
         assert publisher.socket.recv() == b"\x01event"
         publisher.socket.send_multipart(encode(*EXAMPLES["event"]))
         assert next(stream).code == "frame_rejected"
@@ -63,15 +66,15 @@ def test_control_and_lossless(secure, server_key):
     router = secure(zmq.ROUTER)
 
     def answer():
-        for make in (lambda r: ControlReply(ok=True), lambda r: Registered(heartbeat_s=10)):
+        for make in (lambda r: ControlReply(ok=True), lambda r: Registered(heartbeat_s=PATIENCE_S)):
             identity, *parts = router.socket.recv_multipart()
             router.socket.send_multipart([identity, *encode(make(decode(parts)))])
 
     service = threading.Thread(target=answer)
     service.start()
-    with ControlClient(router.address, timeout=20, server_key=server_key) as control:
+    with ControlClient(router.address, timeout=PATIENCE_S, server_key=server_key) as control:
         assert control.status() == {}
-    with LosslessReceiver(router.address, name="r", timeout=10, server_key=server_key):
+    with LosslessReceiver(router.address, name="r", timeout=PATIENCE_S, server_key=server_key):
         service.join()
 
 

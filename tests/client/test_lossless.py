@@ -2,6 +2,7 @@
 
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from prenet4d_client import (
 )
 from prenet4d_client.messages import Goodbye, Heartbeat, Registered
 
+from .conftest import PATIENCE_S
 from .examples import EXAMPLES
 
 
@@ -66,14 +68,14 @@ def registered(router):
     """Makes a receiver and lets it in."""
     made = []
 
-    def make(heartbeat_s=10.0, **options):
+    def make(heartbeat_s=PATIENCE_S, **options):
         def let_in():
             router.registration = router.hear("register")
             router.say(Registered(heartbeat_s=heartbeat_s))
 
         helper = threading.Thread(target=let_in)
         helper.start()
-        options = {"name": "recorder", "timeout": 10} | options
+        options = {"name": "recorder", "timeout": PATIENCE_S} | options
         made.append(LosslessReceiver(router.address, **options))
         helper.join()
         return made[-1]
@@ -173,6 +175,16 @@ def test_a_silent_service_is_taken_to_be_gone_after_what_it_sent_was_read(router
         next(receiver)
 
 
+def test_a_machine_that_stood_still_is_no_silence_of_the_service(router, registered, monkeypatch):
+    receiver = registered(heartbeat_s=4.0, timeout=None)
+    now = time.monotonic
+    later = SimpleNamespace(monotonic=lambda: now() + 100)
+    monkeypatch.setattr("prenet4d_client.lossless.time", later)
+    router.hear("heartbeat")
+    router.send()
+    assert next(receiver).type == "event"
+
+
 def test_a_receiver_that_is_dropped_is_told_why(router, registered):
     receiver = registered()
     router.send()
@@ -190,7 +202,7 @@ def test_a_receiver_that_is_refused_is_told_why(router):
     helper = threading.Thread(target=refuse)
     helper.start()
     with pytest.raises(ConnectionRefused, match="The name is taken"):
-        LosslessReceiver(router.address, name="recorder", timeout=10)
+        LosslessReceiver(router.address, name="recorder", timeout=PATIENCE_S)
     helper.join()
 
 
@@ -241,7 +253,7 @@ def test_a_service_that_oversteps_its_credit_is_found_out(router, registered):
         router.send()
     for thread in threading.enumerate():  # nothing is read, and so granted, before it is noticed
         if thread.name == "lossless recorder":
-            thread.join(10)
+            thread.join(PATIENCE_S)
     assert [next(receiver).sequence for _ in range(2)] == [0, 1]
     with pytest.raises(ProtocolError, match="more messages than it had credit for"):
         next(receiver)
@@ -268,7 +280,7 @@ def test_it_can_be_asked_without_waiting(router, registered):
     with pytest.raises(NoAnswer, match="within 0 s"):
         next(receiver)
     router.send("corrected")
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE_S
     while True:
         try:
             message = next(receiver)

@@ -10,6 +10,8 @@ import zmq
 from prenet4d_client import NoAnswer, OversizeMessage, ScanMaps, decode, encode
 from prenet4d_client.messages import ControlReply, Maps
 
+from .conftest import PATIENCE_S
+
 NAMES = ("bright_field", "com_y")
 
 
@@ -87,10 +89,17 @@ def service(bind):
         yield made
 
 
+@pytest.fixture
+def _patient(monkeypatch):
+    """Nothing is asked again because it has been quiet for a while."""
+    for wait in ("_QUIET_S", "_ANSWER_S"):
+        monkeypatch.setattr(f"prenet4d_client.maps.{wait}", PATIENCE_S)
+
+
 @contextlib.contextmanager
 def following(service, **options):
     addresses = service.stream.address, service.control.address
-    with ScanMaps(*addresses, **({"timeout": 20} | options)) as maps:
+    with ScanMaps(*addresses, **({"timeout": PATIENCE_S} | options)) as maps:
         service.await_subscriber()
         yield maps
 
@@ -113,6 +122,7 @@ def test_there_are_none_before_the_first_update(service):
             maps["bright_field"]
 
 
+@pytest.mark.usefixtures("_patient")
 def test_who_comes_late_gets_what_was_before_and_then_what_changes(service):
     service.fill((0, 0, 1, 6), 1)
     with following(service) as maps:
@@ -139,6 +149,7 @@ def test_updates_that_the_whole_maps_held_already_are_left_out(service):
         agrees(maps, service)
 
 
+@pytest.mark.usefixtures("_patient")
 def test_a_gap_is_filled_by_asking(service):
     service.fill((0, 0, 1, 6), 1)
     with following(service) as maps:
@@ -162,6 +173,7 @@ def test_the_last_update_is_not_missed_either(service):
         agrees(maps, service)
 
 
+@pytest.mark.usefixtures("_patient")
 def test_a_new_acquisition_brings_new_maps(service):
     service.fill((0, 0, 4, 6), 1)
     with following(service) as maps:
@@ -199,7 +211,7 @@ def test_no_maps_yet_is_waited_for_and_silence_is_told(service):
 def test_they_can_be_asked_for_without_waiting(service):
     service.fill((0, 0, 2, 6), 1.0)
     with following(service, timeout=0) as maps:
-        assert next(maps).frames == 12
+        assert next_at_last(maps).frames == 12
         with pytest.raises(NoAnswer, match="within 0 s"):
             next(maps)
 

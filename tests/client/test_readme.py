@@ -13,6 +13,7 @@ import zmq
 from prenet4d_client import decode, encode
 from prenet4d_client.messages import AcquisitionEnd, ControlReply, Registered
 
+from .conftest import PATIENCE_S
 from .examples import EXAMPLES
 
 README = (Path(__file__).parents[2] / "client" / "README.md").read_text(encoding="utf-8")
@@ -60,7 +61,7 @@ class SmallService:
             while self.control.socket.poll(0):
                 self._answer(self.control.socket, ControlReply(ok=True, result={"state": "locked"}))
             while self.lossless.socket.poll(0):
-                self._answer(self.lossless.socket, Registered(heartbeat_s=10))
+                self._answer(self.lossless.socket, Registered(heartbeat_s=PATIENCE_S))
 
     def _answer(self, socket, header):
         identity, *parts = socket.recv_multipart()
@@ -113,13 +114,13 @@ def test_example(service, key, tmp_path):
     )
     with program:
         if ends:
-            printed, _ = program.communicate(timeout=60)
+            printed, _ = program.communicate()
             assert program.returncode == 0
             assert says in printed
         else:
             assert any(line.strip() == says for line in program.stdout)
             program.terminate()
     if key == "FrameSender":
-        assert service.all_came.wait(10)
+        assert service.all_came.wait(PATIENCE_S)
     if key == "ControlClient":
         assert (tmp_path / "calibration.json").read_text() == '{"state": "locked"}'

@@ -39,6 +39,8 @@ Stamp: TypeAlias = Callable[[Header], Header]
 _MAX_BYTES = 1 << 16
 # What a receiver that grants itself absurd credit may make us queue in the socket.
 _HIGH_WATER = 256
+_TICK_S = 1.0
+"""Between two ticks there is never more, unless something holds their thread up."""
 
 
 @dataclass(slots=True)
@@ -76,6 +78,7 @@ class Receivers:
         """From this time on, who holds the pipeline back is dropped."""
         self._start: Parts | None = None
         self._next_heartbeat = 0.0
+        self._ticked = time.monotonic()
         self._events: list[Event] = []
 
     @property
@@ -142,11 +145,16 @@ class Receivers:
             self._say("warning", "receiver_dropped", f"Receiver {name!r} is unreachable.")
         self._unreachable.clear()
         now = time.monotonic()
+        # Time in which this thread did not run is nobody's silence: the machine may have stood
+        # still, and the receivers' hearts with it.
+        overslept = max(0.0, now - self._ticked - _TICK_S)
+        self._ticked = now
         if now >= self._next_heartbeat:
             self._next_heartbeat = now + self._settings.heartbeat_s / 4
             for identity in list(self._receivers):
                 self._send(identity, encode(self._stamp(Heartbeat())))
         for identity, receiver in list(self._receivers.items()):
+            receiver.heard += overslept
             if now - receiver.heard > self._settings.heartbeat_s:
                 self._drop(identity, f"it was silent for {self._settings.heartbeat_s:g} s")
             elif receiver.pending and (

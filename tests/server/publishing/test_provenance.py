@@ -35,7 +35,7 @@ def test_every_acquisition_is_announced_with_it_and_with_its_calibration() -> No
     }  # fmt: skip
     with (
         Service(settings()) as service,
-        ControlClient(service.endpoints["control"], timeout=20) as client,
+        ControlClient(service.endpoints["control"], timeout=TIMEOUT_S) as client,
         listening(service) as listener,
         sender(service) as source,
     ):

@@ -3,6 +3,7 @@
 import threading
 import time
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -69,7 +70,7 @@ class RawReceiver:
         self.socket.send_multipart(parts)
 
     def receive(self):
-        assert self.socket.poll(20_000)
+        assert self.socket.poll(TIMEOUT_S * 1000)
         return decode(self.socket.recv_multipart()).header
 
     def receive_until(self, kind):
@@ -209,6 +210,20 @@ def test_a_receiver_that_died_is_noticed_by_its_silence():
         assert "receiver_dropped" in codes(publisher)
 
 
+def test_a_machine_that_stood_still_is_no_silence_of_the_receivers(monkeypatch):
+    with publishing() as publisher, receiver(publisher) as messages:
+        until(lambda: publisher.receivers == ("tester",))
+        now = time.monotonic
+        later = SimpleNamespace(monotonic=lambda: now() + 10 * TIMEOUT_S, time=time.time)
+        monkeypatch.setattr("prenet4d_server.publishing.lossless.time", later)
+        looked = threading.Event()
+        publisher.publish(on_sent=looked.set)
+        assert looked.wait(TIMEOUT_S)
+        publisher.publish(batch(0))
+        assert messages.receive().batch == 0
+        assert "receiver_dropped" not in codes(publisher)
+
+
 def test_a_receiver_that_leaves_is_let_go():
     with publishing() as publisher:
         with receiver(publisher):
@@ -228,10 +243,10 @@ def test_one_who_leaves_in_the_middle_is_no_cause_for_alarm():
     leaving.connect(router.getsockopt_string(zmq.LAST_ENDPOINT))
     leaving.send_multipart(encode(Register(name="tester", topics=("corrected",), credit=1 << 20)))
     try:
-        assert router.poll(20_000)
+        assert router.poll(TIMEOUT_S * 1000)
         receivers.listen()
         leaving.send_multipart(encode(Goodbye()))
-        leaving.close(20_000)
+        leaving.close(int(TIMEOUT_S * 1000))
         dealer.term()
         header, arrays = batch(0)
         parts = encode(header, arrays)
@@ -313,7 +328,7 @@ def test_receivers_are_told_goodbye_after_their_last_message():
         messages = receiver(publisher, credit=1)
         for number in range(3):
             publisher.publish(batch(number))
-        closing = threading.Thread(target=publisher.close, args=(10.0,))
+        closing = threading.Thread(target=publisher.close, args=(TIMEOUT_S,))
         closing.start()
         assert [messages.receive().batch for _ in range(3)] == [0, 1, 2]
         with pytest.raises(ConnectionRefused, match="stopped"):
