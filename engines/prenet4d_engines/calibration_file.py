@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,8 +29,8 @@ def write_calibration(
         overwrite: replace a file that is there.
 
     Raises:
-        CalibrationError: the path has another suffix, its folder is missing, or there is a file
-            already.
+        CalibrationError: the path has another suffix, its folder is missing or may not be written
+            into, or there is a file already.
         OSError: the file cannot be written.
     """
     path = Path(path)
@@ -42,8 +43,8 @@ def check_target(path: Path, *, overwrite: bool = False) -> None:
     """Tell early whether a calibration can be written there.
 
     Raises:
-        CalibrationError: the path has another suffix, its folder is missing, or there is a file
-            already.
+        CalibrationError: the path has another suffix, its folder is missing or may not be written
+            into, or there is a file already.
     """
     _suffix(path)
     check_free(path, overwrite=overwrite)
@@ -53,10 +54,13 @@ def check_free(path: Path, *, overwrite: bool = False) -> None:
     """Tell early whether a file, a calibration or what comes with it, can be written there.
 
     Raises:
-        CalibrationError: its folder is missing, or there is a file already.
+        CalibrationError: its folder is missing or may not be written into, or there is a file
+            already.
     """
     if not path.parent.is_dir():
         raise CalibrationError(f"There is no folder {path.parent}. Make it first.")
+    if not os.access(path.parent, os.W_OK):
+        raise CalibrationError(f"You may not write into {path.parent}.")
     if path.exists() and not overwrite:
         raise CalibrationError(
             f"There is a file {path} already: choose another name, or overwrite it (--overwrite)."

@@ -163,8 +163,7 @@ def open_feed(path: Path | None, drawing: Drawing) -> Iterator[FrameFeed]:
 def read_expectations(path: Path) -> npt.NDArray[np.float32]:
     """Read up to ``MAX_EXPECTATIONS`` patterns of a file, evenly spread.
 
-    Where most of a pattern is negative, as cameras with an offset leave it, its lowest hundredth is
-    taken for zero; what is negative then counts as nothing. Pixels that the file says are bad hold
+    What is below zero is treated as :func:`above_zero` does. Pixels that the file says are bad hold
     what those around them do.
 
     Returns:
@@ -181,11 +180,7 @@ def read_expectations(path: Path) -> npt.NDArray[np.float32]:
         )
         patterns = np.concatenate([file.read(i, i + 1) for i in map(int, chosen)])
         mask = file.pixel_mask
-    counts = np.nan_to_num(patterns.astype(np.float32), posinf=0.0, neginf=0.0)
-    for pattern in counts:
-        if np.median(pattern) < 0:
-            pattern -= np.percentile(pattern, 1)
-    counts = counts.clip(min=0)
+    counts = above_zero(patterns)
     if mask is not None:
         from prenet4d_engines.simulate import filled
 
@@ -193,3 +188,22 @@ def read_expectations(path: Path) -> npt.NDArray[np.float32]:
     if not (counts.sum(axis=(1, 2)) > 0).all():
         raise FileError(f"{path} holds a pattern without counts: nothing can be drawn from it.")
     return counts
+
+
+def above_zero(patterns: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Make counts of measured values.
+
+    Where most of a pattern is negative, as cameras with an offset leave it, its lowest hundredth is
+    taken for zero; what is negative then, or no number, counts as nothing.
+
+    Args:
+        patterns: (k, h, w) of any type of numbers.
+
+    Returns:
+        (k, h, w) counts ≥ 0.
+    """
+    counts = np.nan_to_num(patterns.astype(np.float32), posinf=0.0, neginf=0.0)
+    for pattern in counts:
+        if np.median(pattern) < 0:
+            pattern -= np.percentile(pattern, 1)
+    return counts.clip(min=0)

@@ -12,7 +12,12 @@ from hypothesis import strategies as st
 from test_calibration import GOOD, calibrations
 
 from prenet4d_engines.calibration import Calibration
-from prenet4d_engines.calibration_file import read_calibration, to_toml, write_calibration
+from prenet4d_engines.calibration_file import (
+    check_target,
+    read_calibration,
+    to_toml,
+    write_calibration,
+)
 from prenet4d_engines.errors import CalibrationError
 from prenet4d_engines.toml_text import toml_value
 
@@ -57,6 +62,12 @@ def test_a_file_is_not_overwritten_unasked(tmp_path):
     assert read_calibration(path) == KNOWN
     write_calibration(other, path, overwrite=True)
     assert read_calibration(path) == other
+
+
+def test_a_folder_that_may_not_be_written_into_is_told_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
+    with pytest.raises(CalibrationError, match=f"You may not write into {tmp_path}"):
+        check_target(tmp_path / "today.toml")
 
 
 def test_others_may_read_it_as_the_umask_says(tmp_path):

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 import torch
+from matplotlib.image import imread
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from scipy.stats import poisson
@@ -47,6 +48,7 @@ from prenet4d_engines.evaluate.denoise import _at_dose
 from prenet4d_engines.evaluate.ellipse import evaluate_ellipses
 from prenet4d_engines.evaluate.hallucination import invented_peaks
 from prenet4d_engines.evaluate.networks import Networks
+from prenet4d_engines.evaluate.pictures import Denoised, draw_denoised
 from prenet4d_engines.evaluate.report import (
     Check,
     Part,
@@ -218,7 +220,9 @@ def test_a_python_without_py4dstem_is_told_apart(monkeypatch, capfd) -> None:
         monkeypatch.setenv(PYTHON_VARIABLE, sys.executable)
         with pytest.raises(EvaluationError, match="could not run py4DSTEM"):
             fits[0].run(1e5 * drawn(), np.ones(SHAPE), CENTER, RADIUS, 0)
-        assert "py4DSTEM" in capfd.readouterr().err
+        said = capfd.readouterr().err
+        assert "py4DSTEM" in said
+        assert "Traceback" not in said
         with pytest.raises(EvaluationError, match="could not run py4DSTEM"):
             evaluate(["strain", "ellipse"], quick=True, patterns=1_000_000)
 
@@ -399,7 +403,30 @@ def test_a_plot_leaves_out_what_is_not_known(tmp_path) -> None:
     assert [path.name for path in paths] == ["center.median.128.png"]
 
 
+def test_no_writing_is_cut_off_at_a_pictures_edge(tmp_path) -> None:
+    long = replace(TABLE, title="Center, frames of many kinds, near zone axes: " + 9 * "longer, ")
+    (plot,) = Report({"center": Part((long,))}).plots(tmp_path)
+    frame = np.ones((64, 64), np.float32)
+    title = "measured.a_file_with_a_name_that_says_all: measured, 10^4 e"
+    draw_denoised([Denoised(title, frame, frame, frame)], tmp_path / "denoised.png")
+    for path in (plot, tmp_path / "denoised.png"):
+        page = imread(path)[..., :3]
+        assert all((edge == 1).all() for edge in (page[0], page[-1], page[:, 0], page[:, -1]))
+
+
 # ---- end to end --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("patterns", "why"),
+    [
+        (np.ones((2, 8, 200)), r"16 × 16 pixels at least; those of speck have 8 × 200\."),
+        (np.ones((2, 32, 32), complex), r"speck is complex128 \(2, 32, 32\)\."),
+    ],
+)
+def test_measured_patterns_that_cannot_serve_are_refused_by_name(backend, patterns, why) -> None:
+    with pytest.raises(SimulationError, match=why):
+        evaluate(["tracking", "center"], data={"speck": patterns}, backend=backend)
 
 
 def figures(report: Report) -> list[tuple[str, object]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.image import imread
 
 from prenet4d_engines import simulate
 from prenet4d_engines.errors import SimulationError
@@ -595,3 +596,13 @@ def test_cameras_of_few_pixels_are_drawn_too() -> None:
 def test_the_gallery_is_a_picture(tmp_path: Path) -> None:
     simulate.draw_gallery(tmp_path / "page.png", frame_shape=(48, 64), seed=1)
     assert (tmp_path / "page.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_gallery_of_a_line_detector_fits_on_a_page(tmp_path: Path) -> None:
+    told: list[float] = []
+    for frame_shape in ((8, 4096), (1024, 8)):
+        simulate.draw_gallery(
+            tmp_path / "page.png", frame_shape=frame_shape, on_progress=told.append
+        )
+        assert max(imread(tmp_path / "page.png").shape) < 2000
+        assert told[-1] == 1

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.image import imread
 from safetensors.torch import load_file, save_file
 
 from prenet4d_engines import processor, weights
@@ -20,6 +21,7 @@ from prenet4d_engines.models import Denoiser
 from prenet4d_engines.models.denoiser import DenoiserConfig
 from prenet4d_engines.simulate import TRAINING
 from prenet4d_engines.train import Progress, train
+from prenet4d_engines.train.loop import _plot
 from prenet4d_engines.train.losses import LOSSES
 from prenet4d_engines.train.samples import BATCHES, Samples, _Seen, turned
 from prenet4d_engines.train.sigmas import calibrate
@@ -179,6 +181,15 @@ def test_a_processor_without_units_for_bfloat16_trains_in_float32(
 def test_simulating_in_a_worker_process_works_too(tmp_path: Path) -> None:
     path = train("denoise", steps=2, batch_size=2, out_dir=tmp_path, threads=1, workers=1)
     assert path.exists()
+
+
+def test_the_plot_of_a_short_training_shows_its_one_loss(tmp_path: Path) -> None:
+    row = {"step": 2, "loss": 4.0, "validation": {"loss": 9.0}}
+    (tmp_path / "log.jsonl").write_text(json.dumps(row) + "\n")
+    _plot("center", tmp_path / "log.jsonl", tmp_path / "loss.png")
+    page = imread(tmp_path / "loss.png")[..., :3]
+    middle = page[:, int(0.5 * page.shape[1]) : int(0.6 * page.shape[1])]  # left of the legend
+    assert (middle[..., 2] > middle[..., 0] + 0.3).any()  # blue
 
 
 def test_a_time_limit_ends_training(tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def evaluate(
         scan_shape=(12, 16) if quick else (16, 24),
         on_progress=tell,
     )
-    measured = {name: _checked(patterns) for name, patterns in (data or {}).items()}
+    measured = {name: _checked(name, patterns) for name, patterns in (data or {}).items()}
     done: dict[str, Part] = {}
     with _one_thread():
         for number, subject in enumerate(parts):
@@ -223,10 +223,15 @@ def _sets(run: Run, measured: _Measured, most: int) -> list[PatternSet]:
     return sets
 
 
-def _checked(data: NDArray[np.generic]) -> NDArray[np.float32]:
+def _checked(name: str, data: NDArray[np.generic]) -> NDArray[np.float32]:
     patterns = np.asarray(data)
     if patterns.ndim < 2 or not patterns.size or patterns.dtype.kind not in "uif":
         raise SimulationError(
-            f"Measured patterns are numbers (k, h, w); these are {patterns.dtype} {patterns.shape}."
+            f"Measured patterns are numbers (k, h, w); {name} is {patterns.dtype} {patterns.shape}."
+        )
+    if min(patterns.shape[-2:]) < 16:
+        raise SimulationError(
+            f"Measured patterns need 16 × 16 pixels at least; those of {name} have "
+            f"{patterns.shape[-2]} × {patterns.shape[-1]}."
         )
     return patterns.reshape(-1, *patterns.shape[-2:]).astype(np.float32)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,11 +39,11 @@ def draw_denoised(pictures: Sequence[Denoised], path: Path) -> None:
     from matplotlib.figure import Figure
 
     columns = (
-        "noisy",
-        "denoised",
-        "expected",
-        "(denoised − expected) / σ",
-        "(noisy − denoised) / σ",
+        "noisy, √counts",
+        "denoised, √counts",
+        "expected, √counts",
+        "(denoised − expected) / σ\nred −3 to blue +3",
+        "(noisy − denoised) / σ\nred −3 to blue +3",
     )
     figure = Figure(figsize=(2.1 * len(columns), 2.1 * len(pictures) + 0.3), layout="constrained")
     FigureCanvasAgg(figure)
@@ -57,7 +58,7 @@ def draw_denoised(pictures: Sequence[Denoised], path: Path) -> None:
             (row[4], picture.noisy - picture.denoised),
         ):
             cell.imshow(difference / noise, cmap="RdBu", vmin=-3, vmax=3)
-        row[0].set_ylabel(picture.title, fontsize=8)
+        row[0].set_ylabel(fill(picture.title, 26), fontsize=8)
         for cell in row:
             cell.set(xticks=[], yticks=[])
     for cell, title in zip(axes[0], columns, strict=True):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from textwrap import fill
 from typing import Final
 
 import numpy as np
@@ -19,10 +21,24 @@ _COLUMNS: Final = 8
 _DIFFICULT_ROWS: Final = 3
 _DOSES: Final = (1e3, 1e6)
 """Electrons per pattern of the first and the last column, log-uniform between them."""
+_INCHES: Final = 1.6
+"""A frame's longer side on the page."""
+_LEAST_INCHES: Final = 0.6
+"""Its shorter one at the least: there must be room for what is written beside it."""
+_CAPTION: Final = (
+    "Simulated frames, √counts. Red cross: the true center. Above: electrons in a frame. "
+    "Every other column of the named kinds: disordered films."
+)
 
 
-def draw_gallery(path: Path, *, frame_shape: tuple[int, int] = (256, 256), seed: int = 0) -> None:
-    """Write a PNG: one row for each kind of pattern, then rows of difficult frames.
+def draw_gallery(
+    path: Path,
+    *,
+    frame_shape: tuple[int, int] = (256, 256),
+    seed: int = 0,
+    on_progress: Callable[[float], None] = lambda _share: None,
+) -> None:
+    """Draw a page: one row for each kind of pattern, then rows of difficult frames.
 
     Every other column shows a disordered film, with speckle.
 
@@ -30,9 +46,13 @@ def draw_gallery(path: Path, *, frame_shape: tuple[int, int] = (256, 256), seed:
     from left to right.
 
     Args:
-        path: The picture.
+        path: The picture to write; its suffix names the kind.
         frame_shape: (h, w) of the frames.
         seed: Fixes what is drawn.
+        on_progress: Told the share done, 0 to 1.
+
+    Raises:
+        OSError: The picture cannot be written.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -40,8 +60,10 @@ def draw_gallery(path: Path, *, frame_shape: tuple[int, int] = (256, 256), seed:
     kinds = [kind for kind in KINDS if kind != "blank"]
     rows = len(kinds) + _DIFFICULT_ROWS
     h, w = frame_shape
-    figure = Figure(figsize=(1.6 * _COLUMNS, 1.6 * rows * h / w + 0.3), layout="constrained")
+    height, width = (max(_INCHES * side / max(h, w), _LEAST_INCHES) for side in (h, w))
+    figure = Figure(figsize=(width * _COLUMNS, height * rows + 0.6), layout="constrained")
     FigureCanvasAgg(figure)
+    figure.suptitle(fill(_CAPTION, int(14 * width * _COLUMNS)), fontsize=9)
     axes = figure.subplots(rows, _COLUMNS)
     rng = np.random.default_rng(seed)
     for row in range(rows):
@@ -62,6 +84,7 @@ def draw_gallery(path: Path, *, frame_shape: tuple[int, int] = (256, 256), seed:
             cell.set(xticks=[], yticks=[], xlim=(-0.5, w - 0.5), ylim=(h - 0.5, -0.5))
             if row == 0:
                 cell.set_title(f"{dose:.0e} e", fontsize=8)
+            on_progress((row * _COLUMNS + column + 1) / (rows * _COLUMNS))
         axes[row, 0].set_ylabel(kinds[row] if row < len(kinds) else "difficult", fontsize=8)
     figure.savefig(path, dpi=110)
 

@@ -397,12 +397,14 @@ def _plot(task: Name, log: Path, picture: Path) -> None:
     """Draw training and validation loss over steps."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     figure = Figure(figsize=(7, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    axes.plot([r["step"] for r in rows], [r["loss"] for r in rows], label="training")
+    steps, losses = [r["step"] for r in rows], [r["loss"] for r in rows]
+    axes.plot(steps, losses, "o-", markersize=2, label="training, mean over the last steps")
     checked = [r for r in rows if r["validation"]]
     axes.plot(
         [r["step"] for r in checked],
@@ -412,5 +414,6 @@ def _plot(task: Name, log: Path, picture: Path) -> None:
         label="validation, averaged weights",
     )
     axes.set(xlabel="step", ylabel="loss", title=task)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.legend()
     figure.savefig(picture, dpi=120)

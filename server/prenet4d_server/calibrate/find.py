@@ -15,6 +15,7 @@ from prenet4d_engines.calibration import Calibration
 from prenet4d_engines.config import CorrectorConfig
 from prenet4d_engines.errors import CalibrationError
 from prenet4d_engines.maps import MapAccumulator
+from prenet4d_server.wording import counted
 
 if TYPE_CHECKING:
     from prenet4d_client import ControlClient
@@ -35,6 +36,8 @@ class Found:
     mean: Float32
     """(h, w) the mean of the recentered patterns, before the ellipse is taken out, counts; NaN
     where there is no source."""
+    remark: str = ""
+    """What to mind about the patterns; empty where nothing."""
 
 
 def calibrate_file(
@@ -47,6 +50,8 @@ def calibrate_file(
     tell: Tell = lambda _share, _note: None,
 ) -> Found:
     """Read the ellipticity of the mean of a file's recentered patterns.
+
+    Values that are negative or no numbers are made counts as ``feeds.above_zero`` does.
 
     Args:
         file: the scan.
@@ -65,7 +70,13 @@ def calibrate_file(
 
     from prenet4d_engines.corrector import Corrector
     from prenet4d_engines.reading import read_ellipticity
+    from prenet4d_server.feeds import above_zero
 
+    if descan and file.scan_shape is None:
+        raise CalibrationError(
+            f"The descan of {file.path.name} cannot be fitted, for the shape of its scan is not "
+            "known: say it (--scan 64x64)."
+        )
     n = min(most, file.n_frames)
     chosen = np.unique(np.linspace(0, file.n_frames - 1, n).round().astype(np.int64))
     config = CorrectorConfig(averaging_window=max(n, CorrectorConfig().averaging_window))
@@ -79,16 +90,21 @@ def calibrate_file(
     )
     corrector.freeze()  # all patterns first, one reading of their mean afterwards
     maps = MapAccumulator(file.scan_shape) if file.scan_shape and descan else None
-    counted = False
+    trusted = np.ones(file.frame_shape, bool) if file.pixel_mask is None else file.pixel_mask
+    shown, no_counts = False, 0
     for start in range(0, n, _BATCH):
         indices = chosen[start : start + _BATCH]
         frames = _read(file, indices)
-        counted = counted or bool((frames > 0).any())
+        if frames.dtype.kind == "f":
+            counts = (frames >= 0) & (frames < np.inf)
+            no_counts += int(np.count_nonzero(~counts & trusted))
+            frames = above_zero(frames)
+        shown = shown or bool((frames > 0).any())
         batch = corrector.process(frames, indices)
         if maps is not None:
             maps.add(batch)
         tell((start + len(indices)) / n, f"{batch.patterns_averaged} patterns averaged")
-    if not counted:
+    if not shown:
         raise CalibrationError(
             f"{file.path.name} holds no counts: no value of its patterns is above zero. Is it the "
             "right file, and the right dataset in it?"
@@ -107,15 +123,16 @@ def calibrate_file(
         )
     if not reading.sigma <= config.max_ellipse_sigma:
         raise CalibrationError(
-            f"The mean of {averaged} patterns of {file.path.name} does not show an ellipticity: "
-            f"its sigma would be {reading.sigma:.2g}, and {config.max_ellipse_sigma:g} is the most "
-            "that is accepted. Use more patterns, a higher dose, or a sample with rings or spots."
+            f"The mean of {counted(averaged, 'pattern')} of {file.path.name} does not show an "
+            f"ellipticity: its sigma would be {reading.sigma:.2g}, and "
+            f"{config.max_ellipse_sigma:g} is the most that is accepted. Use more patterns, a "
+            "higher dose, or a sample with rings or spots."
         )
     fit = maps.descan() if maps is not None else None
     if descan and fit is None:
         raise CalibrationError(
-            f"The descan of {file.path.name} cannot be fitted: the shape of its scan is not known "
-            "(--scan 64x64), or it has too few patterns with a direct beam."
+            f"The descan of {file.path.name} cannot be fitted: of the {counted(n, 'pattern')} that "
+            "were used, too few show a direct beam."
         )
     ratio_sigma, theta_sigma = reading.ellipticity.sigmas(reading.sigma)
     calibration = Calibration(
@@ -130,7 +147,15 @@ def calibrate_file(
         how=f"ellipse network on the mean of patterns of {file.path.name}",
         descan=fit,
     )
-    return Found(calibration, mean)
+    remark = ""
+    if no_counts:
+        remark = (
+            f"Mind that {no_counts:,} of {n * np.count_nonzero(trusted):,} values of "
+            f"{file.path.name} are negative or no numbers: where most of a pattern is negative, it "
+            "is raised until 99 % of it are not; what is negative then, or no number, counts as "
+            "zero. A service refuses such frames."
+        )
+    return Found(calibration, mean, remark)
 
 
 def calibrate_service(

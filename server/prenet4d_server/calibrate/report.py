@@ -21,6 +21,7 @@ from prenet4d_server.calibrate.unrolled import (
     ring_radii,
     show_unrolled,
 )
+from prenet4d_server.wording import counted
 
 Array = npt.NDArray[Any]
 
@@ -48,7 +49,7 @@ def draw(found: Found, path: Path) -> None:
     calibration, before = found.calibration, found.mean
     after = undistorted(before, calibration)
     center = calibration.reference_center
-    profile = np.nan_to_num(radial_profile(after, center))
+    profile = radial_profile(after, center)
     radii = ring_radii(profile, _RINGS) or [0.6 * len(profile) / 2]
     # Both the brightest and what is between the rings well inside the logarithm.
     bright, usual = np.nanpercentile(after, (99.7, 50))
@@ -61,7 +62,7 @@ def draw(found: Found, path: Path) -> None:
     axes = figure.subplots(2, 2, height_ratios=(1.35, 1))
     figure.subplots_adjust(left=0.06, right=0.97, top=0.855, bottom=0.065, wspace=0.14, hspace=0.24)
     views = (
-        (before, calibration.ellipticity, "as measured, and the ellipse that was found"),
+        (before, calibration.ellipticity, "as measured, the ellipse found; dotted: circles"),
         (after, Ellipticity(), "the ellipse taken out, and circles"),
     )
     for ax, (image, distortion, title) in zip(axes[0], views, strict=True):
@@ -125,7 +126,7 @@ def details(calibration: Calibration) -> list[str]:
     h, w = calibration.frame_shape
     cy, cx = calibration.reference_center
     lines = [
-        f"{calibration.patterns:,} patterns of {h} × {w} pixels; reference center "
+        f"{counted(calibration.patterns, 'pattern')} of {h} × {w} pixels; reference center "
         f"({cy:g}, {cx:g}) px; detector {calibration.detector}",
         f"{calibration.how}; {calibration.date:%Y-%m-%d %H:%M} UTC",
     ]

@@ -24,10 +24,15 @@ def polar(image: Array, center: tuple[float, float], r_max: float) -> Array:
 
 
 def radial_profile(image: Array, center: tuple[float, float]) -> Array:
-    """Mean over the angle around a center, in half-pixel steps from 0 to the nearest edge."""
+    """Mean over the angle around a center, in half-pixel steps from 0 to the nearest edge.
+
+    0 where there is no pixel.
+    """
     h, w = image.shape
     r_max = min(center[0], center[1], h - 1 - center[0], w - 1 - center[1])
-    return np.asarray(np.nanmean(polar(image, center, r_max), axis=1))
+    unrolled = polar(image, center, r_max)
+    seen = np.isfinite(unrolled).sum(axis=1)
+    return np.asarray(np.nansum(unrolled, axis=1) / np.maximum(seen, 1))
 
 
 def beam_radius(profile: Array) -> float:

@@ -65,15 +65,22 @@ def calibrate(
     server_key: ServerKeyOption = None,
 ) -> None:
     """Find the ellipticity of a file's patterns, or take it from a service, and keep it."""
+    from prenet4d_client.addresses import address_fault
     from prenet4d_engines.calibration_file import check_free, check_target, write_calibration
     from prenet4d_server.calibrate import find
     from prenet4d_server.calibrate.report import draw, headline
     from prenet4d_server.cli.progress import bar
+    from prenet4d_server.sockets import unknown_host
+    from prenet4d_server.wording import counted
 
-    at_service = data.startswith(("tcp://", "ipc://"))
+    at_service = "://" in data
     if at_service:
         of_files = ["patterns", "scan", "dataset", "gain"]
         refuse_misfits(context, of_files, "is for a file's patterns, not for a service's.")
+        if trouble := address_fault(data, 5563) or unknown_host(data):
+            raise typer.BadParameter(trouble)
+    elif not address_fault(f"tcp://{data}") and not Path(data).exists():
+        raise typer.BadParameter(f"There is no file {data}. A service's address is tcp://{data}.")
     else:
         refuse_misfits(context, ["timeout", "server_key"], "is for a service, not for a file.")
     check_target(output, overwrite=overwrite)
@@ -94,8 +101,10 @@ def calibrate(
                 found = find.calibrate_file(
                     file, most=patterns, gain=gain, descan=descan, tell=tell
                 )
+    if found.remark:
+        print(found.remark, file=sys.stderr)
+    print(f"{headline(found.calibration)}, from {counted(found.calibration.patterns, 'pattern')}.")
     write_calibration(found.calibration, output, overwrite=overwrite)
-    print(f"{headline(found.calibration)}, from {found.calibration.patterns:,} patterns.")
     command = shlex.join(("prenet4d", "serve", "--calibration", str(output)))
     print(f"The calibration is in {output}: {command}")
     if report is not None:

@@ -32,7 +32,10 @@ def bar(what: str) -> Iterator[Callable[[float, str], None]]:
         *(TextColumn("{task.description}"), BarColumn(), TaskProgressColumn()),
         *(TimeRemainingColumn(), TextColumn("{task.fields[note]}", style="dim")),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    # Where nobody sees it, all that it would leave is an empty line.
+    hidden = not console.is_interactive
+    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
         task = progress.add_task(what, total=1.0, note="")
 
         def advance(share: float, note: str = "") -> None:

@@ -47,8 +47,12 @@ def train(
         float | None, typer.Option(min=0.01, help="Stop after so long, wherever it stands.")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=2, help="Patterns a step, even.")] = 64,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads of the optimiser.")] = 2,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that simulate patterns.")] = 1,
+    threads: Annotated[
+        int, typer.Option(min=1, max=1024, help="CPU threads of the optimiser.")
+    ] = 2,
+    workers: Annotated[
+        int, typer.Option(min=0, max=1024, help="Processes that simulate patterns.")
+    ] = 1,
     seed: Annotated[
         int, typer.Option(min=0, help="Of the simulated patterns and the weights.")
     ] = 0,
@@ -129,7 +133,7 @@ def simulate(
     frame: FrameOption = None,
     seed: Annotated[int, typer.Option(min=0, help="Of everything that is drawn.")] = 0,
     patterns: Annotated[int, typer.Option(min=1, help="How many to compute.")] = 6400,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that compute.")] = 2,
+    workers: Annotated[int, typer.Option(min=1, max=1024, help="Processes that compute.")] = 2,
     held_out: Annotated[
         bool,
         typer.Option(
@@ -151,9 +155,17 @@ def simulate(
     if multislice is None:
         of_multislice = ["patterns", "workers", "held_out"]
         refuse_misfits(context, of_multislice, "is for --multislice alone.")
+    elif multislice.exists():
+        raise typer.BadParameter(
+            f"There is a file {multislice} already, which may have taken long to compute: choose "
+            "another name, or remove it."
+        )
     if gallery is not None:
         shape = (frame.rows, frame.columns) if frame else (256, 256)
-        draw_gallery(gallery, frame_shape=shape, seed=seed)
+        with bar("drawing") as advance:
+            draw_gallery(
+                gallery, frame_shape=shape, seed=seed, on_progress=lambda share: advance(share, "")
+            )
         print(f"The pictures are in {gallery}.")
     if multislice is not None:
         if held_out:
@@ -188,7 +200,8 @@ def evaluate(
     ] = None,
     json_file: JsonFileOption = None,
     plots: Annotated[
-        Path | None, typer.Option(file_okay=False, help="Write plots into this folder.")
+        Path | None,
+        typer.Option(file_okay=False, writable=True, help="Write plots into this folder."),
     ] = None,
     seed: Annotated[
         int,
@@ -222,7 +235,6 @@ def evaluate(
         )
     if json_file is not None:
         json_file.write_text(report.to_json() + "\n", encoding="utf-8")
-    drawn = report.plots(plots) if plots is not None else ()
     console = Console(markup=False)
     for table in report.tables():
         console.print(_drawn(table))
@@ -234,7 +246,7 @@ def evaluate(
         console.print(verdict + compared)
     for missing in report.missing:
         console.print(Text("not compared", "yellow") + f"  {missing}")
-    for path in drawn:
+    for path in report.plots(plots) if plots is not None else ():
         console.print(f"plot: {path}", style="dim")
     if not report.passed:
         raise typer.Exit(1)

@@ -274,6 +274,8 @@ def _metadata(file: h5py.File, scan: h5py.Dataset) -> Metadata:
             item = _follow(detector, name)
             if isinstance(item, h5py.Dataset) and item.size == 1:
                 found[name] = _follow(item, ())
+        if "description" in found:  # NXdetector's name for the model
+            found["detector"] = found["description"]
     microscope = _follow(scan.parent, "metadata/Acquisition_instrument/TEM")
     for holder in (scan.parent, scan, microscope):
         if holder is not None:

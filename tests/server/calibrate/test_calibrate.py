@@ -21,7 +21,7 @@ from prenet4d_server.cli import run
 from prenet4d_server.files import open_scan
 from prenet4d_server.service import Service
 
-from ..live import listening, sender, settings, until
+from ..live import TIMEOUT_S, listening, sender, settings, until
 from .rings import SCAN, SHAPE, TRUE, rings
 
 
@@ -103,7 +103,8 @@ class TestFromAFile:
             (np.zeros((4, 32, 32), np.uint16), {}, "holds no counts"),
             (np.full((4, 32, 32), np.nan, np.float32), {}, "holds no counts"),
             (np.full((4, 32, 32), 2, np.uint16), {}, "shows a direct beam"),
-            (rings((1, 3)).reshape(-1, *SHAPE), {"descan": True}, "cannot be fitted"),
+            (rings((1, 3)), {"descan": True}, "of the 3 patterns .* too few show"),
+            (rings((1, 3)).reshape(-1, *SHAPE), {"descan": True}, r"say it \(--scan 64x64\)"),
         ],
     )
     def test_patterns_that_do_not_say_are_refused(self, backend, tmp_path, frames, options, why):
@@ -113,6 +114,51 @@ class TestFromAFile:
             pytest.raises(CalibrationError, match=why),
         ):
             calibrate_file(scan, backend=backend, **options)
+
+
+class TestValuesThatAreNoCounts:
+    """Dark frames taken off, dead pixels, offsets: what cameras and programs leave in files."""
+
+    def calibrated(self, frames, backend, tmp_path, mask=None):
+        with h5py.File(tmp_path / "gold.h5", "w") as file:
+            file["data"] = frames
+            if mask is not None:
+                file["entry/instrument/detector/pixel_mask"] = mask
+        with open_scan(tmp_path / "gold.h5") as scan:
+            return calibrate_file(scan, backend=backend)
+
+    def test_counts_are_not_remarked_on(self, found):
+        assert not found.remark
+
+    def test_what_a_dark_frame_leaves_counts_as_zero_and_is_told(self, backend, patterns, tmp_path):
+        frames = patterns[0] + np.random.default_rng(0).normal(0, 2, patterns[0].shape)
+        frames[:, 3, 4] = np.nan
+        found = self.calibrated(frames, backend, tmp_path)
+        assert off(found.calibration) < 0.02
+        assert f"{np.count_nonzero(~(frames >= 0)):,} of {frames.size:,} values" in found.remark
+        assert "A service refuses such frames." in found.remark
+
+    def test_a_detectors_bad_pixels_are_not_remarked_on(self, backend, patterns, tmp_path):
+        frames, mask = patterns[0].astype(np.int32), np.zeros(SHAPE, np.uint32)
+        frames[:, 3, 4], mask[3, 4] = -1, 1
+        assert not self.calibrated(frames, backend, tmp_path, mask).remark
+
+    @pytest.mark.parametrize("offset", [30, 5000])
+    def test_an_offset_costs_nothing(self, backend, patterns, tmp_path, offset):
+        raw = self.calibrated(patterns[0].astype(np.int32), backend, tmp_path)
+        lower = self.calibrated(patterns[0].astype(np.int32) - offset, backend, tmp_path)
+        assert np.median(patterns[0]) < 30
+        assert lower.calibration.ratio == pytest.approx(raw.calibration.ratio, abs=1e-3)
+        assert lower.calibration.ratio_sigma == pytest.approx(raw.calibration.ratio_sigma, rel=0.1)
+
+
+def test_the_detector_that_a_file_names_is_kept(backend, patterns, tmp_path):
+    with h5py.File(tmp_path / "gold_master.h5", "w") as file:
+        file["entry/data/data_000001"] = patterns[0]
+        file["entry/instrument/detector/description"] = b"Dectris ARINA Si"
+    with open_scan(tmp_path / "gold_master.h5") as scan:
+        calibration = calibrate_file(scan, backend=backend).calibration
+    assert calibration.detector == "Dectris ARINA Si"
 
 
 @pytest.mark.parametrize("corrected", [True, False])
@@ -131,13 +177,13 @@ def test_who_calibrates_from_corrected_patterns_is_warned(prenet4d, tmp_path, co
 class TestFromAService:
     def test_one_that_has_found_none_is_told_how_far_it_is(self, service):
         with (
-            ControlClient(service.endpoints["control"], timeout=20) as client,
+            ControlClient(service.endpoints["control"], timeout=TIMEOUT_S) as client,
             pytest.raises(CalibrationError, match=r"no acquisition has begun, with 0 of 32"),
         ):
             calibrate_service(client, timeout_s=0.01)
 
     def test_it_is_waited_for_and_taken(self, service, patterns, tmp_path, prenet4d):
-        with ControlClient(service.endpoints["control"], timeout=20) as client:
+        with ControlClient(service.endpoints["control"], timeout=TIMEOUT_S) as client:
             with sender(service) as source:
                 source.start(frame_shape=SHAPE, dtype="uint16", scan_shape=SCAN)
                 source.send(patterns.reshape(-1, *SHAPE))
@@ -172,7 +218,7 @@ class TestFromAService:
     def test_one_that_was_frozen_before_it_found_any_has_none_and_one_that_was_given_has(
         self, service, patterns
     ):
-        with ControlClient(service.endpoints["control"], timeout=20) as client:
+        with ControlClient(service.endpoints["control"], timeout=TIMEOUT_S) as client:
             with sender(service) as source:
                 source.start(frame_shape=SHAPE, dtype="uint16", scan_shape=SCAN)
                 until(lambda: client.status()["acquisition"] is not None)
@@ -211,7 +257,7 @@ class TestStartingFromOne:
             source.end()
             listener.wait_for("acquisition_end")
             listener.wait_for_event("acquisition_ended")
-            with ControlClient(service.endpoints["control"], timeout=20) as client:
+            with ControlClient(service.endpoints["control"], timeout=TIMEOUT_S) as client:
                 return listener.of("telemetry")[0], client.maps(), listener
 
     def test_it_is_locked_at_once_and_centers_where_the_calibration_says(self, found, patterns):
@@ -259,6 +305,7 @@ class TestTheReport:
         told = " ".join(details(calibration))
         assert "48 patterns of 96 × 96 pixels" in told
         assert "Descan: the center drifts by" in told
+        assert details(calibration.model_copy(update={"patterns": 1}))[0].startswith("1 pattern of")
         bare = calibration.model_copy(
             update={"ratio_sigma": None, "theta_sigma": None, "descan": None}
         )
@@ -281,6 +328,8 @@ class TestTheReport:
         flat = np.full(SHAPE, 3.0, np.float32)
         flat[:10] = np.nan
         draw(replace(found, mean=flat), tmp_path / "flat.png")
+        flat[40:56, 40:56] = np.nan  # no pixel at a whole radius
+        draw(replace(found, mean=flat), tmp_path / "hollow.png")
 
     def test_rings_are_found_on_a_background_below_zero(self):
         radius = np.arange(0, 60, 0.5)
@@ -333,6 +382,7 @@ class TestTheCommand:
         status, _, error = prenet4d("calibrate", *arguments)
         assert status == 1
         assert why in error
+        assert len(error.splitlines()) == 1
         assert not list(tmp_path.iterdir())
 
     @pytest.mark.parametrize("content", ["ratio = 1.0", "[source]\nkind = 'native'", "ratio = "])

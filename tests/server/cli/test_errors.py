@@ -23,6 +23,8 @@ from prenet4d_server.cli.arguments import (
 )
 from prenet4d_server.processes import reserved_addresses
 
+from ..live import TIMEOUT_S
+
 
 @pytest.fixture
 def free():
@@ -111,6 +113,10 @@ def prenet4d(monkeypatch, capsys):
         (["demo", "--drift", "1e308"], "less than or equal to 8192"),
         (["demo", "--data", __file__, "--frame", "8x8"], "--frame is for simulated patterns"),
         (["demo", "--data", __file__, "--content", "cbed"], "--content is for simulated patterns"),
+        (["train", "center", "--threads", "100000"], "should be less than or equal to 1024"),
+        (["calibrate", "127.0.0.1:1"], "A service's address is tcp://127.0.0.1:1."),
+        (["calibrate", "tcp://no.such.invalid:5563"], "knows no host 'no.such.invalid'"),
+        (["calibrate", "http://127.0.0.1:5563"], "write for example tcp://127.0.0.1:5563"),
         (["calibrate", "tcp://a:1", "--gain", "2"], "--gain is for a file's patterns, not for"),
         (["calibrate", "tcp://a:1", "--scan", "2x2"], "--scan is for a file's patterns, not for"),
         (["calibrate", "ipc://a", "--patterns", "2"], "--patterns is for a file's patterns"),
@@ -214,7 +220,7 @@ import os, signal, time
 class Pressed:
     def __set_name__(self, *_):
         os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(60)
+        time.sleep(600)
 class Loading:
     here = Pressed()
 """
@@ -227,7 +233,7 @@ def test_ctrl_c_in_the_middle_of_an_import_ends_quietly(tmp_path, module):
     done = subprocess.run(
         [sys.executable, "-m", "prenet4d_server", "replay", __file__],
         env=os.environ | {"PYTHONPATH": str(tmp_path)}, preexec_fn=_interruptible,
-        capture_output=True, text=True, check=False, timeout=60,
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode in (130, -signal.SIGINT)  # either is 130 for a shell
     assert not done.stdout + done.stderr
@@ -237,7 +243,7 @@ def test_what_a_terminal_cannot_show_is_replaced():
     done = subprocess.run(
         [sys.executable, "-m", "prenet4d_server", "calibrate", "--help"],
         env=os.environ | {"PYTHONIOENCODING": "ascii"},
-        capture_output=True, text=True, check=False, timeout=60,
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0
     assert "(.npy, HDF5, Zarr, .mib, ?)" in done.stdout
@@ -253,7 +259,7 @@ def test_whoever_waits_for_a_service_can_be_stopped_at_once(free, tmp_path, comm
         "replay": [frames, "--to", free, "--patience", "inf"],
     }[command]
     with socket.create_server(("127.0.0.1", int(free.rpartition(":")[2])), reuse_port=False) as ear:
-        ear.settimeout(60)
+        ear.settimeout(TIMEOUT_S)
         process = subprocess.Popen(
             [sys.executable, "-m", "prenet4d_server", command, *map(str, arguments)],
             stderr=subprocess.PIPE, text=True, preexec_fn=_interruptible,
@@ -263,7 +269,7 @@ def test_whoever_waits_for_a_service_can_be_stopped_at_once(free, tmp_path, comm
             time.sleep(0.5)
             process.send_signal(number)
             try:
-                process.wait(5)
+                process.wait(8)  # by itself, it would give up after 10 s
             finally:
                 process.kill()
     assert process.returncode in (130, -number)

@@ -25,6 +25,15 @@ def test_it_is_said_what_can_be_asked_for() -> None:
     assert "--gallery FILE or --multislice FILE" in " ".join(result.output.split())
 
 
+def test_what_was_computed_before_is_not_written_over(tmp_path: Path) -> None:
+    path = tmp_path / "computed.npz"
+    path.write_bytes(b"hours of work")
+    result = CliRunner().invoke(app, ["simulate", "--multislice", str(path), "--patterns", "1"])
+    assert result.exit_code == 2
+    assert "choose another name" in " ".join(result.output.split())
+    assert path.read_bytes() == b"hours of work"
+
+
 @pytest.mark.skipif(find_spec("abtem") is not None, reason="abTEM is installed")
 def test_without_abtem_nothing_is_left_behind(tmp_path: Path) -> None:
     path = tmp_path / "computed.npz"

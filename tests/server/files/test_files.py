@@ -368,7 +368,7 @@ def test_a_dectris_master_file(tmp_path: Path) -> None:
         assert scan.pixel_mask is not None
         assert np.argwhere(~scan.pixel_mask).tolist() == [[2, 3], *([5, x] for x in range(10))]
         assert scan.metadata["count_time"] == 0.001
-        assert scan.metadata["description"] == "Dectris ARINA Si"
+        assert scan.metadata["description"] == scan.metadata["detector"] == "Dectris ARINA Si"
 
 
 def test_a_dectris_master_file_with_a_part_missing(tmp_path: Path) -> None:

@@ -116,4 +116,4 @@ def test_the_command_line_takes_a_store(tmp_path: Path) -> None:
             service.check()
             return "The acquisition ended" in log.read_text()
 
-        until(is_replayed, timeout_s=60)
+        until(is_replayed)

@@ -70,7 +70,10 @@ def main() -> None:
     """Answer until stdin ends; whatever py4DSTEM prints goes to stderr."""
     answers, sys.stdout = sys.stdout, sys.stderr
     warnings.simplefilter("ignore")
-    import py4DSTEM  # noqa: F401 - whether it can be
+    try:
+        import py4DSTEM  # noqa: F401 - whether it can be
+    except (ImportError, AttributeError) as error:  # the latter: it does not get on with NumPy 2
+        sys.exit(f"{type(error).__name__}: {error}")
 
     answers.write("\n")
     answers.flush()
