@@ -21,7 +21,8 @@ from prenet4d_server.errors import ServiceError
 
 _PR_SET_PDEATHSIG = 1
 _READY_WITHIN_S = 90.0
-_RECEIVERS_WITHIN_S = 30.0
+_RECEIVERS_WITHIN_S = 60.0
+_ANSWER_WITHIN_S = 30.0
 
 
 class ChildFailed(ServiceError):
@@ -187,7 +188,7 @@ class RunningService(Child):
         """What it says about itself."""
         from prenet4d_client import ControlClient
 
-        with ControlClient(self.control) as client:
+        with ControlClient(self.control, timeout=_ANSWER_WITHIN_S) as client:
             return client.status()
 
     def wait_for_receivers(self, count: int) -> None:

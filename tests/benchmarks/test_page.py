@@ -55,7 +55,7 @@ def test_what_a_frame_costs_is_told_apart_from_the_rate() -> None:
 def test_it_runs() -> None:
     told: list[float] = []
     made = run(
-        pages=2, seconds=1.5, rounds=1, frame_shape=(64, 64), backend="identity",
+        pages=2, seconds=3.0, rounds=1, frame_shape=(64, 64), backend="identity",
         say=lambda share, _: told.append(share),
     )  # fmt: skip
     assert told[-1] == 1

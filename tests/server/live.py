@@ -33,7 +33,7 @@ def settings(**sections: dict[str, Any] | float) -> Settings:
         name: {"address": FREE} for name in ("source", "stream", "lossless", "control", "http")
     }
     content |= {"ring": {"size": 8 << 20}, "corrector": {"backend": "identity"}}
-    content["http"]["enabled"] = False
+    content["http"] |= {"enabled": False, "gives_way": False}
     content["stream"]["high_water"] = QUEUE
     content["lossless"]["heartbeat_s"] = TIMEOUT_S
     for name, section in sections.items():

@@ -105,7 +105,7 @@ def test_latency_is_that_of_the_stream_under_way():
         frame_shape=(16, 16),
         batch=16,
         max_delay_ms=5.0,
-        seconds=0.1,
+        seconds=0.5,  # or one that was held up would make the rest take minutes
         loads=(0.5,),
         say=lambda share, what: None,
     )

@@ -61,7 +61,7 @@ def test_a_torch_that_cannot_be_imported_is_one_finding_among_the_others(tmp_pat
     ran = subprocess.run(
         [sys.executable, "-m", "prenet4d_server", "doctor"],
         env={**os.environ, "PYTHONPATH": str(tmp_path), "COLUMNS": "200"},
-        capture_output=True, text=True, timeout=60,
+        capture_output=True, text=True,
     )  # fmt: skip
     assert (ran.returncode, ran.stderr) == (1, "")
     lines = [line.split() for line in ran.stdout.splitlines()]

@@ -84,7 +84,11 @@ def test_a_thread_that_a_fault_ended_is_told_of(
 
 def test_the_log_of_a_service(tmp_path: Path) -> None:
     with RunningService(
-        tmp_path, corrector={"backend": "identity"}, ring={"size": "8MiB"}, log={"format": "json"}
+        tmp_path,
+        corrector={"backend": "identity"},
+        ring={"size": "8MiB"},
+        log={"format": "json"},
+        http={"enabled": False},  # what the page may have to say belongs to no acquisition
     ) as service:
         with (
             FrameSender(service.detector, timeout=TIMEOUT_S) as source,

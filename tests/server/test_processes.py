@@ -5,7 +5,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 
 import psutil
 import pytest
@@ -14,7 +13,7 @@ import zmq
 from prenet4d_server.processes import Child, ChildFailed, RunningService, reserved_addresses
 from prenet4d_server.sockets import bind
 
-from .live import until
+from .live import TIMEOUT_S, until
 
 
 def test_failure_is_told_with_the_last_words(tmp_path):
@@ -23,13 +22,13 @@ def test_failure_is_told_with_the_last_words(tmp_path):
         Child("detector", "-c", script, log=tmp_path / "log") as child,
         pytest.raises(ChildFailed, match="The detector ended with status 1: no camera"),
     ):
-        child.wait(timeout=20)
+        child.wait(timeout=TIMEOUT_S)
 
 
 def test_a_child_that_does_not_end_is_ended(tmp_path):
     stubborn = tmp_path / "stubborn"
     script = "import pathlib, signal, sys, time; signal.signal(signal.SIGINT, signal.SIG_IGN); "
-    script += "pathlib.Path(sys.argv[1]).touch(); time.sleep(60)"
+    script += "pathlib.Path(sys.argv[1]).touch(); time.sleep(600)"
     with Child("stubborn", "-c", script, str(stubborn), log=tmp_path / "log") as child:
         until(stubborn.exists)
         with pytest.raises(ChildFailed, match=r"did not end within 0.5 s: it said nothing"):
@@ -44,9 +43,9 @@ def test_children_end_when_their_parent_is_killed(tmp_path, handler):
         "import signal, sys, time\nfrom pathlib import Path\n"
         "from prenet4d_server.processes import Child\n"
         f"signal.signal(signal.SIGINT, signal.{handler})  # ignored: a shell's background\n"
-        "sleep = 'import time; time.sleep(60)'\n"
+        "sleep = 'import time; time.sleep(600)'\n"
         "child = Child('sleeper', '-c', sleep, log=Path(sys.argv[1]))\n"
-        "print(child.process.pid, flush=True)\ntime.sleep(60)\n"
+        "print(child.process.pid, flush=True)\ntime.sleep(600)\n"
     )
     command = [sys.executable, "-c", script, str(tmp_path / "log")]
     parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -55,10 +54,7 @@ def test_children_end_when_their_parent_is_killed(tmp_path, handler):
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()
     parent.stdout.close()
-    deadline = time.monotonic() + 20
-    while child.is_running() and child.status() != psutil.STATUS_ZOMBIE:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
 
 
 def test_reserved_addresses_are_for_who_is_told_of_them_and_nobody_else():

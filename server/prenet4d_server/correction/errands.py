@@ -15,6 +15,7 @@ from prenet4d_server.errors import COMMAND_FAULT, CommandFailed
 
 log = logging.getLogger(__name__)
 TIMEOUT_S = 4.0
+"""How long an errand is waited for."""
 T = TypeVar("T")
 
 
@@ -29,7 +30,7 @@ class Errands:
         self._lock = threading.Lock()  # nobody rings a descriptor that is another file's by now
         self._closed = False
 
-    def call(self, errand: Callable[[], T], timeout_s: float = TIMEOUT_S) -> T:
+    def call(self, errand: Callable[[], T]) -> T:
         """Have it done, and return what it returns; from any thread but the one that does it.
 
         Raises:
@@ -42,7 +43,7 @@ class Errands:
             self._waiting.put((errand, answer))
             os.eventfd_write(self.descriptor, 1)
         try:
-            return answer.result(timeout_s)
+            return answer.result(TIMEOUT_S)
         except TimeoutError:
             answer.cancel()
             raise CommandFailed(

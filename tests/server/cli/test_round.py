@@ -13,6 +13,7 @@ from prenet4d_client import FrameSender
 from prenet4d_server.processes import Child, RunningService
 
 from ..live import TIMEOUT_S, until
+from ..recording.test_recordings import is_complete
 
 SCAN = (6, 8)
 
@@ -29,31 +30,26 @@ def frames(tmp_path):
 def service(tmp_path, request):
     kind = request.param
     source = {"kind": kind, "scan_shape": SCAN}
-    with RunningService(tmp_path, source=source, corrector={"backend": "identity"}) as running:
+    with RunningService(
+        tmp_path,
+        source=source,
+        corrector={"backend": "identity"},
+        lossless={"heartbeat_s": TIMEOUT_S},
+    ) as running:
         yield running
 
 
-def prenet4d(*arguments, timeout=60):
+def prenet4d(*arguments):
     return subprocess.run(
         [sys.executable, "-m", "prenet4d_server", *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=timeout,
     )
 
 
 def recorder(service, file, *more):
     arguments = ("record", str(file), "--lossless", service.lossless, "--content", "aligned", *more)
     return Child.command("recorder", *arguments, log=file.with_suffix(".log"))
-
-
-def is_complete(file):
-    """Whether a recording is closed, and holds its scan to the regular end."""
-    try:
-        with h5py.File(file) as recorded:
-            return bool(recorded["prenet4d"].attrs["complete"])
-    except (OSError, KeyError):  # it is not there yet, or being written
-        return False
 
 
 @pytest.mark.parametrize("service", ["dectris2", "dectris1", "native"], indirect=True)
@@ -72,10 +68,11 @@ def test_scan_goes_through_and_is_recorded(service, frames, tmp_path, request):
         stored = recorded["Experiments/aligned/data"][:]
     np.testing.assert_array_equal(stored.reshape(-1, 32, 32), np.load(frames))
 
-    told = prenet4d("status", "--control", service.control, "--json")
+    asked = ("status", "--control", service.control, "--timeout", TIMEOUT_S)
+    told = prenet4d(*asked, "--json")
     counters = json.loads(told.stdout)["counters"]
     assert counters["received"] == counters["corrected"] == len(stored.reshape(-1, 32, 32))
-    shown = prenet4d("status", "--control", service.control)
+    shown = prenet4d(*asked)
     assert shown.returncode == 0
     assert "corrected" in shown.stdout
     assert "theta degrees" in shown.stdout
@@ -86,7 +83,7 @@ def test_scan_goes_through_and_is_recorded(service, frames, tmp_path, request):
     assert "ended" not in began
     assert "began" not in ended
 
-    service.stop()
+    service.stop(TIMEOUT_S)
     assert service.process.returncode == 0
 
 
@@ -128,7 +125,7 @@ def test_a_stop_in_mid_scan_hides_no_scan_that_was_incomplete_before(
                 if scan == "first":
                     source.end(aborted=first)
             until((tmp_path / "scan_002.h5").exists)
-            recording.stop()
+            recording.stop(TIMEOUT_S)
     assert recording.process.returncode == status
     aborted = f"the acquisition was aborted: {first}"
     reason = aborted if first else "it was stopped before the acquisition's end"
@@ -145,26 +142,31 @@ def test_replay_is_watched_and_the_recorder_closes_its_file_when_interrupted(
         "watcher", "watch", "--plain", "--every", "0.1", "--stream", service.stream, log=log
     )
     once = Child.command(
-        "once", "watch", "--once", "--stream", service.stream, log=tmp_path / "once"
-    )
+        "once", "watch", "--once", "--stream", service.stream, "--timeout", str(TIMEOUT_S),
+        log=tmp_path / "once",
+    )  # fmt: skip
     with watching, once:
         with FrameSender(service.detector, timeout=TIMEOUT_S) as source:
+            scans = []
 
             def both_watch():
                 """Whoever listens has been shown a scan; who came too late sees the next one."""
-                source.start(frame_shape=(32, 32), dtype="uint16", scan_shape=SCAN)
+                scans.append(source.start(frame_shape=(32, 32), dtype="uint16", scan_shape=SCAN))
                 source.send(np.load(frames)[:1])
                 source.end()
                 return once.process.poll() == 0 and "acquisition ended" in log.read_text()
 
             until(both_watch)
+        # None of them is left over for the recorder.
+        until(lambda: service.status()["counters"]["corrected"] == len(scans))
+        until(lambda: service.status()["acquisition"] is None)
         with recorder(service, file) as recording:
             service.wait_for_receivers(1)
             replay = ("replay", frames, "--to", service.detector, "--scan", "6x8", "--rate", "40")
             sent = prenet4d(*replay)
             assert sent.returncode == 0, sent.stderr
             until(lambda: is_complete(file))
-            recording.stop()
+            recording.stop(TIMEOUT_S)
             assert recording.process.returncode == 0
         until(lambda: "48/48 frames" in log.read_text())
         watching.stop()

@@ -4,14 +4,14 @@ import pytest
 import zmq
 from typer.testing import CliRunner
 
-from prenet4d_client import ControlClient, FrameSender
+from prenet4d_client import ControlClient
 from prenet4d_client.errors import CommandRefused, InvalidUse
 from prenet4d_server.cli import app
 from prenet4d_server.errors import ConfigError
 from prenet4d_server.service import Service
 from prenet4d_server.sockets import generate_keys, load_keys
 
-from ..live import TIMEOUT_S, frames, settings, until
+from ..live import TIMEOUT_S, frames, sender, settings, until
 
 pytestmark = pytest.mark.skipif(not zmq.has("curve"), reason="this pyzmq was built without CURVE")
 
@@ -42,7 +42,7 @@ def service(operator, key_file, server_key):
     security = {"secret_key_file": key_file, "operator_keys": [operator[0]]}
     with (
         Service(settings(security=security)) as running,
-        FrameSender(running.endpoints["ingest"], server_key=server_key) as source,
+        sender(running, server_key=server_key) as source,
     ):
         source.start(frame_shape=(16, 24), dtype="uint16", scan_shape=(2, 3))
         source.send(frames(2))

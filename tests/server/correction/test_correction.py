@@ -10,7 +10,7 @@ from prenet4d_client import ControlClient
 from prenet4d_client.messages import FrameFlag
 from prenet4d_server.service import Service
 
-from ..live import balanced, listening, sender, settings, subscriber
+from ..live import TIMEOUT_S, balanced, listening, sender, settings, subscriber
 
 SHAPE = (64, 64)
 
@@ -97,7 +97,10 @@ def test_a_calibration_is_used_in_this_scan_and_the_next_until_it_is_forgotten(s
     }  # fmt: skip
     pixels, _ = disks(8)
     address = service.endpoints["control"]
-    with ControlClient(address, timeout=20) as client, subscriber(service, "telemetry") as stream:
+    with (
+        ControlClient(address, timeout=TIMEOUT_S) as client,
+        subscriber(service, "telemetry") as stream,
+    ):
 
         def scan():
             with sender(service) as source:

@@ -24,7 +24,7 @@ from prenet4d_server.ingest.ring import RingHandle, RingReader, RingWriter
 from prenet4d_server.service import Service
 from prenet4d_server.sources.native import NativeSource
 
-from ..live import frames, listening, sender, settings, until
+from ..live import TIMEOUT_S, frames, listening, sender, settings, until
 
 
 class Block:
@@ -157,13 +157,13 @@ def test_a_complete_acquisition_ends_though_its_end_never_comes(monkeypatch):
             writer.close()
 
     def next_notice():
-        assert ours.poll(60)
+        assert ours.poll(TIMEOUT_S)
         return unpack(ours.recv_bytes())
 
     thread = threading.Thread(target=ingest)
     thread.start()
     try:
-        with FrameSender(next_notice().address) as source:
+        with FrameSender(next_notice().address, timeout=TIMEOUT_S) as source:
             source.start(frame_shape=(16, 24), dtype="uint16", expected_frames=3)
             source.send(frames(3))
             begun, remark, ended = next_notice(), next_notice(), next_notice()

@@ -299,7 +299,8 @@ def test_a_silent_detector_is_told_of_and_when_it_sends_again() -> None:
         source.start(frame_shape=(16, 24), dtype="uint16", scan_shape=(2, 3))
         assert "in mid-acquisition, after" in listener.wait_for_event("detector_silent").message
         until(lambda: [one.code for one in service.status().alarms] == ["detector_silent"])
-        shown = CliRunner().invoke(app, ["status", "--control", service.endpoints["control"]])
+        asked = ["status", "--control", service.endpoints["control"], "--timeout", str(TIMEOUT_S)]
+        shown = CliRunner().invoke(app, asked)
         assert "Detector silent for" in " ".join(shown.output.split())
         source.send(frames(2))
         listener.wait_for_event("detector_silent_cleared")

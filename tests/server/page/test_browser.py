@@ -27,7 +27,7 @@ from prenet4d_server.page.traces import CHARTS
 from prenet4d_server.processes import reserved_addresses
 from prenet4d_server.service import Service
 
-from ..live import settings, until
+from ..live import TIMEOUT_S, settings, until
 from .telling import telemetry
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="the extra dev is not installed")
@@ -94,7 +94,7 @@ def service(service_maker):
 
 @pytest.fixture(scope="module")
 def control(service):
-    with ControlClient(service.endpoints["control"], timeout=30) as client:
+    with ControlClient(service.endpoints["control"], timeout=TIMEOUT_S) as client:
         yield client
 
 
@@ -233,7 +233,7 @@ def test_every_panel_lives_during_a_scan_and_nothing_comes_from_elsewhere(operat
         return set(now) - changed <= {"flags", "backlog", "dose"}
 
     page.until(all_changed)
-    assert page.tab.locator(".slot.told .bk-clearfix").inner_text() != told
+    page.until(lambda: page.tab.locator(".slot.told .bk-clearfix").inner_text() != told)
 
     page.text("descan", "First to last row")  # once a quarter of the scan was seen
     page.until(lambda: all(len(page.read(f"{kind.name}_map", "image")[0]) > 1 for kind in DESCAN))
@@ -280,7 +280,9 @@ def test_the_page_says_that_it_loads_before_its_scripts_are_there(chromium, serv
         loading = tab.get_by_text("Loading the page")
         sync_api.expect(loading).to_be_visible(timeout=PATIENCE_MS)
         sync_api.expect(tab.get_by_text("Scan maps")).to_be_visible(timeout=PATIENCE_MS)
-        assert held
+        while not held:
+            tab.wait_for_timeout(50)
+        sync_api.expect(loading).to_be_visible(timeout=PATIENCE_MS)
         may_pass.append(True)
         for request in held:
             request.continue_()
@@ -357,6 +359,7 @@ def test_buttons_do_what_they_say(operator, control, tmp_path):
     page.text("said", "configuration: done")
     page.until(lambda: control.status()["reference_center"] == [15.5, 15.5])
 
+    page.until(lambda: page.read("radii", "x"))
     handles = page.read("radii", "x")
     page.tab.evaluate(DRAG, [handles[0], handles[1] - 1, handles[2]])
     page.text("said", "px: done")
@@ -420,7 +423,9 @@ def test_how_patterns_are_shown_stays_as_it_was_chosen(viewer):
     page.tab.reload(wait_until="commit")
     page.wait_until_live()
     page.until(lambda: shown(page) == chosen)
-    sync_api.expect(page.tab.locator(".slot.palette select")).to_have_value("Gray")
+    sync_api.expect(page.tab.locator(".slot.palette select")).to_have_value(
+        "Gray", timeout=PATIENCE_MS
+    )
 
     page.tab.evaluate("""() => localStorage.setItem("prenet4d-display",
         '{"scale": 7, "palette": "Plaid", "contrast": [90, 10]}')""")
@@ -496,7 +501,7 @@ def test_the_page_outlives_the_service_and_its_own_server(chromium, service_make
                 page.tab.wait_for_function("(then) => performance.timeOrigin > then", arg=loaded)
                 page.wait_until_live()
                 page.text("progress", "of 2,000")
-                assert page.tab.get_by_text("operator", exact=True).is_visible()
+                page.tab.get_by_text("operator", exact=True).wait_for()
 
 
 def heap(page):

@@ -18,7 +18,7 @@ from prenet4d_server.page.traces import Traces
 from prenet4d_server.processes import RunningService
 from prenet4d_server.service import Service
 
-from ..live import frames, sender, settings, until
+from ..live import TIMEOUT_S, frames, sender, settings, until
 from .telling import event, start, telemetry
 
 
@@ -187,14 +187,16 @@ def test_maps_and_previews_are_asked_for_only_while_somebody_looks():
             assert wants("telemetry")
 
 
-def test_a_service_that_is_late_once_is_not_said_to_be_gone(tmp_path):
+def test_a_service_that_is_late_once_is_not_said_to_be_gone(tmp_path, monkeypatch):
+    monkeypatch.setattr("prenet4d_server.page.feed.STATUS_TIMEOUT_S", TIMEOUT_S)  # however late
     with RunningService(tmp_path, corrector={"backend": "identity"}, ring={"size": "8MiB"}) as late:
         address = ServiceAddress(stream=late.stream, control=late.control)
         with Feed(address) as feed:
             until(lambda: feed.status is not None)
-            before = feed.status
             late.process.send_signal(signal.SIGSTOP)
             time.sleep(3.5)
+            before = feed.status  # what was on its way has come
+            assert feed.trouble == ""
             late.process.send_signal(signal.SIGCONT)
             until(lambda: feed.status is not before or feed.trouble)
             assert (feed.trouble, feed.unanswered_since) == ("", None)

@@ -43,6 +43,7 @@ from prenet4d_server.recording.room import want_of_room
 
 H, W = 16, 20
 SCAN = (4, 5)
+TIMEOUT_S = 60.0
 LATENCY = Latency(p50=1.0, p99=2.0)
 
 
@@ -668,7 +669,7 @@ class Service(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        heartbeat_s = 3.0 if self.afterwards == "silence" else 10.0
+        heartbeat_s = 5.0 if self.afterwards == "silence" else TIMEOUT_S
         waiting, credit = list(self.messages), 0
         while True:
             came = self.socket.poll(200)
@@ -702,11 +703,11 @@ class Service(threading.Thread):
 def record_from(service: Service, path: Path, **options: Any) -> Summary:
     recorder = Recorder(path)
     receiver = LosslessReceiver(
-        service.address, name="recorder", topics=recorder.topics, credit=3, timeout=10
+        service.address, name="recorder", topics=recorder.topics, credit=3, timeout=TIMEOUT_S
     )
     with receiver, recorder:
         summary = record(receiver, recorder, options.pop("stop", threading.Event()), **options)
-    service.join(10)
+    service.join(TIMEOUT_S)
     assert not service.is_alive()
     return summary
 

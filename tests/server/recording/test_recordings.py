@@ -49,7 +49,7 @@ def listener(service: Service) -> Iterator[Listener]:
 
 @pytest.fixture
 def client(service: Service) -> Iterator[ControlClient]:
-    with ControlClient(service.endpoints["control"], timeout=30) as connected:
+    with ControlClient(service.endpoints["control"], timeout=TIMEOUT_S) as connected:
         yield connected
 
 
@@ -75,6 +75,15 @@ def scan(service: Service, listener: Listener, n: int = 6) -> None:
     listener.wait_for("acquisition_end", before + 1)
 
 
+def is_complete(file: Path) -> bool:
+    """Whether a recording is closed, and holds its scan to the regular end."""
+    try:
+        with h5py.File(file) as recorded:
+            return bool(recorded["prenet4d"].attrs["complete"])
+    except (OSError, KeyError):  # it is not there yet, or being written
+        return False
+
+
 def recorders(service_pid: int) -> list[psutil.Process]:
     """The recorder processes that a service has started."""
     return [
@@ -93,6 +102,7 @@ def test_a_recording_holds_every_scan_between_start_and_stop(
     scan(service, listener)
     scan(service, listener)
     until(lambda: client.status()["recording"]["patterns"] == 12)
+    until(lambda: is_complete(folder / "mine_002.h5"))
     recording = stopped(client)
     assert recording["files"] == ["mine.h5", "mine_002.h5"]
     assert (recording["complete"], recording["reason"]) == (True, "")
@@ -208,7 +218,7 @@ def test_a_file_that_can_be_neither_written_nor_closed_ends_the_recording_with_a
 def test_nothing_is_recorded_where_no_folder_is_configured() -> None:
     with (
         Service(settings()) as service,
-        ControlClient(service.endpoints["control"], timeout=30) as client,
+        ControlClient(service.endpoints["control"], timeout=TIMEOUT_S) as client,
     ):
         assert client.status()["recording"] is None
         with pytest.raises(CommandRefused, match=r"set recording\.directory"):
@@ -222,7 +232,7 @@ def test_a_full_disk_or_a_missing_folder_is_refused(tmp_path: Path) -> None:
     ):
         with (
             Service(settings(recording=recording)) as service,
-            ControlClient(service.endpoints["control"], timeout=30) as client,
+            ControlClient(service.endpoints["control"], timeout=TIMEOUT_S) as client,
             pytest.raises(CommandRefused, match=why),
         ):
             client.start_recording()
@@ -248,7 +258,7 @@ def test_a_service_that_stops_closes_the_recording_with_all_that_came(tmp_path: 
     )
     with (
         Service(encrypted) as service,
-        ControlClient(service.endpoints["control"], timeout=30, server_key=key) as client,
+        ControlClient(service.endpoints["control"], timeout=TIMEOUT_S, server_key=key) as client,
         sender(service, server_key=key) as source,
     ):
         started(client, "last")
@@ -268,12 +278,12 @@ def test_a_service_that_is_killed_leaves_a_closed_recording(tmp_path: Path) -> N
             tmp_path,
             corrector={"backend": "identity"},
             ring={"size": "8MiB"},
-            lossless={"heartbeat_s": 3.0},
+            lossless={"heartbeat_s": 5.0},
             recording={"directory": str(tmp_path), "keep_free": "64MiB"},
         ) as service,
         FrameSender(service.detector, timeout=TIMEOUT_S) as source,
     ):
-        with ControlClient(service.control, timeout=30) as client:
+        with ControlClient(service.control, timeout=TIMEOUT_S) as client:
             started(client, "orphan")
             source.start(frame_shape=SHAPE, dtype="uint16", scan_shape=(2, 3))
             source.send(frames(3))
@@ -293,7 +303,10 @@ def test_a_recorder_that_reads_no_more_when_it_is_stopped_is_done_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dying = tmp_path / "python"
-    dying.write_text("#!/bin/sh\nexec 0<&-\necho deaf\nsleep 1\n")
+    told_to_stop = tmp_path / "stop"
+    dying.write_text(
+        f"#!/bin/sh\nexec 0<&-\necho deaf\nuntil [ -e {told_to_stop} ]; do sleep 0.1; done\n"
+    )
     dying.chmod(0o755)
     told: list[Event] = []
     recordings = Recordings(
@@ -308,7 +321,9 @@ def test_a_recorder_that_reads_no_more_when_it_is_stopped_is_done_with(
         recordings.start("deaf")
     until(lambda: recordings.status.state == "recording")
     recordings.stop()
+    told_to_stop.touch()
     until(lambda: recordings.status.state == "idle")
+    until(lambda: told)
     assert "deaf" in told[-1].message
 
 

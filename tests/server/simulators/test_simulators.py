@@ -27,7 +27,15 @@ from prenet4d_server.sources.dectris_v1 import DectrisV1Source
 from prenet4d_server.sources.dectris_v2 import DectrisV2Source
 from prenet4d_server.sources.native import NativeSource
 
-from ..sources.detector import blocks_of, of, poll_to_end, poll_until, push_socket, read
+from ..sources.detector import (
+    WAIT_S,
+    blocks_of,
+    of,
+    poll_to_end,
+    poll_until,
+    push_socket,
+    read,
+)
 
 KINDS = ["native", "dectris1", "dectris2"]
 SHAPE = (24, 40)
@@ -62,7 +70,7 @@ def attached(kind: str, seen: Any, channel: int | None = None, **options: Any) -
     else:
         thread = threading.Thread(target=simulate, args=["tcp://127.0.0.1:*"])
         thread.start()
-        address = addresses.get(timeout=20)
+        address = addresses.get(timeout=WAIT_S)
         if kind == "dectris1":
             source = DectrisV1Source(address)
         else:
@@ -72,7 +80,7 @@ def attached(kind: str, seen: Any, channel: int | None = None, **options: Any) -
             yield source
     finally:
         stop.set()
-        thread.join(20)
+        thread.join(WAIT_S)
         assert not thread.is_alive()
         if not errors.empty():
             raise errors.get()

@@ -21,7 +21,7 @@ import zmq
 
 from prenet4d_server.sources.base import AcquisitionEnd, AcquisitionStart, Fault
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 
 class PushSocket:

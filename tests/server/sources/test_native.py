@@ -177,7 +177,10 @@ def counted(events, series: str) -> list[int]:
     ]
 
 
-def test_a_sender_that_begins_waits_until_the_one_before_it_is_read_to_its_end(send, source):
+def test_a_sender_that_begins_waits_until_the_one_before_it_is_read_to_its_end(
+    send, source, monkeypatch
+):
+    monkeypatch.setattr(turns, "PATIENCE_S", WAIT_S)
     three = frames(0, 3)
     for parts in (
         start("one", publisher="a"),
@@ -217,6 +220,7 @@ def test_a_sender_that_is_gone_is_not_waited_for(send, source):
 
 def test_a_slow_sender_is_waited_for_at_its_own_pace(send, source, monkeypatch):
     monkeypatch.setattr(turns, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(turns, "_GAPS", 100)  # where this machine stands still in the last pause
     events = []
 
     def pause():
@@ -346,7 +350,7 @@ def test_a_message_beyond_the_limit_is_refused():
 def test_a_frame_far_beyond_the_limit_is_refused_and_not_lost_in_silence():
     with (
         NativeSource("tcp://127.0.0.1:*", max_bytes=1 << 16) as source,
-        FrameSender(source.address) as sender,
+        FrameSender(source.address, timeout=WAIT_S) as sender,
     ):
         sender.start(frame_shape=(2048, 2048), dtype="float32")
         sender.send(np.zeros((2048, 2048), np.float32))
@@ -362,7 +366,7 @@ def test_a_block_beyond_the_limit_comes_in_parts_that_are_not():
     block = np.broadcast_to(np.arange(n, dtype=np.uint16)[:, None, None], (n, side, side))
     with (
         NativeSource("tcp://127.0.0.1:*", max_bytes=17 << 20) as source,
-        FrameSender(source.address) as sender,
+        FrameSender(source.address, timeout=WAIT_S) as sender,
     ):
         sender.start(frame_shape=(side, side), dtype="uint16")
         sender.send(block)

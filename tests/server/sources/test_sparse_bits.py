@@ -158,7 +158,6 @@ def run_program(first: str = "", **environment: str) -> str:
         env=os.environ | environment,
         capture_output=True,
         text=True,
-        timeout=60,
     )
     assert done.returncode == 0, done.stderr
     assert not done.stderr
