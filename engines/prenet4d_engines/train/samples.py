@@ -55,7 +55,7 @@ _CENTER_SHAPES: Final = (
 _DIFFICULT: Final = 0.5
 """Share of the center network's rendered frames that `draw_difficult` draws."""
 _WIDE: Final = 0.1
-"""Share of the center network's rendered frames that one disk fills for the most part."""
+"""Share of the denoiser's and the center networks' rendered frames that one wide disk fills."""
 _SPECKLED: Final = 0.3
 """Share of the denoiser's and the center networks' rendered patterns that show speckle."""
 _COMPUTED: Final = 0.25
@@ -121,7 +121,11 @@ def denoise_batch(
             patterns.append(pattern)
             continue
         virtual = int(rng.choice([128, 192, 256, 256, 384]))
-        pattern = draw_pattern(rng, (virtual, virtual), material=_one_of(rng, materials))
+        whole, material = (virtual, virtual), _one_of(rng, materials)
+        if rng.random() < _WIDE:
+            pattern = draw_wide_beam(rng, whole, material)
+        else:
+            pattern = draw_pattern(rng, whole, material=material)
         pattern = _some_speckled(rng, pattern)
         # windows crowd around the beam, where the structure is
         middle = np.asarray(pattern.center) + rng.normal(0, 0.3 * virtual, 2)
