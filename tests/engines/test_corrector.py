@@ -538,8 +538,9 @@ def test_the_readmes_example_runs(capsys):
     block = next(b for b in re.findall(r"```python\n(.*?)```", text, re.S) if "Corrector(" in b)
     names: dict[str, object] = {}
     exec(block, names)
-    last = capsys.readouterr().out.splitlines()[-1]
-    assert last.startswith("locked Ellipticity(")
+    said = capsys.readouterr().out
+    assert said.count("Ellipticity(") == 5
+    assert said.splitlines()[-1].startswith("locked Ellipticity(")
     calibration = Calibration.from_json(str(names["saved"]))
     assert calibration.frame_shape == (128, 128)
     assert calibration.ratio == pytest.approx(1.04, abs=0.004)

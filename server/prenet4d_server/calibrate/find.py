@@ -97,8 +97,9 @@ def calibrate_file(
         frames = _read(file, indices)
         if frames.dtype.kind == "f":
             counts = (frames >= 0) & (frames < np.inf)
-            no_counts += int(np.count_nonzero(~counts & trusted))
-            frames = above_zero(frames)
+            if not counts.all():
+                no_counts += int(np.count_nonzero(~counts & trusted))
+                frames = above_zero(frames)
         shown = shown or bool((frames > 0).any())
         batch = corrector.process(frames, indices)
         if maps is not None:

@@ -106,20 +106,20 @@ def parse_distortion(text: str) -> Distortion:
     return Distortion(ratio, theta_deg)
 
 
-def parse_address(text: str) -> str:
-    """A ZeroMQ address.
+def parse_address(text: str, usual_port: int = 5560) -> str:
+    """A ZeroMQ address; `usual_port` is that of the example in what a wrong one is answered.
 
     Raises:
         typer.BadParameter: it has not the form of one.
     """
     from prenet4d_client.addresses import address_fault
 
-    if fault := address_fault(text):
+    if fault := address_fault(text, usual_port):
         raise typer.BadParameter(fault)
     return text
 
 
-def parse_service(text: str) -> str:
+def parse_service(text: str, usual_port: int = 5560) -> str:
     """The address of a service that should answer now: one with a host that is known here.
 
     Raises:
@@ -127,7 +127,7 @@ def parse_service(text: str) -> str:
     """
     from prenet4d_server.sockets import unknown_host
 
-    if trouble := unknown_host(parse_address(text)):
+    if trouble := unknown_host(parse_address(text, usual_port)):
         raise typer.BadParameter(trouble)
     return text
 

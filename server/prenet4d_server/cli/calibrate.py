@@ -13,6 +13,7 @@ from prenet4d_server.cli.arguments import (
     GAIN,
     ScanOption,
     ServerKeyOption,
+    parse_service,
     picture_file,
     refuse_misfits,
 )
@@ -70,15 +71,13 @@ def calibrate(
     from prenet4d_server.calibrate import find
     from prenet4d_server.calibrate.report import draw, headline
     from prenet4d_server.cli.progress import bar
-    from prenet4d_server.sockets import unknown_host
     from prenet4d_server.wording import counted
 
     at_service = "://" in data
     if at_service:
         of_files = ["patterns", "scan", "dataset", "gain"]
         refuse_misfits(context, of_files, "is for a file's patterns, not for a service's.")
-        if trouble := address_fault(data, 5563) or unknown_host(data):
-            raise typer.BadParameter(trouble)
+        parse_service(data, usual_port=5563)
     elif not address_fault(f"tcp://{data}") and not Path(data).exists():
         raise typer.BadParameter(f"There is no file {data}. A service's address is tcp://{data}.")
     else:
