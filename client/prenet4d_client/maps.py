@@ -67,6 +67,8 @@ class ScanMaps:
         """The description of the latest update; ``None`` before the first."""
         self._values: Array = np.empty((0, 0, 0), np.float32)
         self._complete = False
+        self._why_none = ""
+        """What the control socket said instead of the maps, when it was asked last."""
         self._timeout = None if timeout is None else checked_timeout(timeout)
         self._max_bytes = max_bytes
         patience = _ANSWER_S if timeout is None else min(timeout, _ANSWER_S)
@@ -110,8 +112,8 @@ class ScanMaps:
         while (update := self._whole() or self._update()) is None:
             if deadline is not None and time.monotonic() >= deadline:
                 raise NoAnswer(
-                    f"No scan maps came from {self._stream.address} within {self._timeout:g} s: is "
-                    "a scan running, and does the service know its shape (prenet4d status)?"
+                    f"No scan maps came from {self._stream.address} within {self._timeout:g} s. "
+                    f"{self._why_none or 'The service has none that are newer: is a scan running?'}"
                 )
         self.latest = update
         return update
@@ -132,14 +134,16 @@ class ScanMaps:
         if self._complete:
             return None
         try:
+            self._why_none = ""
             answer = self._control.maps(self.latest)
         except (CommandRefused, NoAnswer) as why:
-            _log.debug("There are no maps yet: %s", why)
+            self._why_none = str(why)
             return None
         except OversizeMessage:
             raise
         except ProtocolError as error:
             _log.warning("Skipped the maps from %s: %s", self._control.address, error)
+            self._why_none = str(error)
             return None
         self._complete = True
         if answer is None:

@@ -89,9 +89,11 @@ def _lines(definitions: dict[str, Any]) -> Iterator[str]:
     yield ""
     yield "## Fields of every header"
     yield ""
-    common = Header.model_fields.keys() - {"type"}
     any_message = definitions[next(iter(MESSAGE_TYPES.values())).__name__]
-    yield from _field_table(any_message, lambda field: field in common)
+    fields = any_message["properties"]
+    any_type = {"type": "string", "description": fields["type"]["description"]}
+    every = any_message | {"properties": fields | {"type": any_type}}
+    yield from _field_table(every, lambda field: field in Header.model_fields)
     yield ""
     yield "`type` is one of the names below."
     for name, model in MESSAGE_TYPES.items():

@@ -75,7 +75,7 @@ class Message:
                 return getattr(self.header, name)
         there = ", ".join([*self.arrays, *type(self.header).model_fields])
         raise AttributeError(
-            f"A {self.header.type} message has no field or array {name!r}; it has {there}."
+            f"This {self.header.type} message has no field or array {name!r}; it has {there}."
         )
 
     def __dir__(self) -> list[str]:
@@ -195,7 +195,8 @@ def _decode_header(topic: memoryview, packed: memoryview) -> Header:
     try:
         fields = msgpack.unpackb(packed, raw=False)
     except (ValueError, msgpack.UnpackException, RecursionError) as error:
-        raise MalformedMessage(f"The header is not a msgpack map: {error}.") from None
+        why = str(error).rstrip(".") or type(error).__name__  # some of msgpack's say nothing
+        raise MalformedMessage(f"The header is not a msgpack map: {why}.") from None
     if not isinstance(fields, dict) or fields.get("protocol") != PROTOCOL:
         raise MalformedMessage("This is not a prenet4d message: its header does not say so.")
     version = fields.get("version")
@@ -204,7 +205,9 @@ def _decode_header(topic: memoryview, packed: memoryview) -> Header:
             f"The message has protocol version {version!r:.40}; this package speaks {VERSION}. "
             "Install matching versions of prenet4d on both sides."
         )
-    kind = fields.get("type")
+    if "type" not in fields:
+        raise MalformedMessage("The header lacks its type, which is that of the first part.")
+    kind = fields["type"]
     model = MESSAGE_TYPES.get(kind) if isinstance(kind, str) else None
     if model is None:
         raise UnknownType(f"Version {VERSION} of the protocol has no message type {kind!r:.80}.")
@@ -214,7 +217,7 @@ def _decode_header(topic: memoryview, packed: memoryview) -> Header:
     try:
         return model.model_validate(fields)
     except ValidationError as error:
-        raise MalformedMessage(f"A {kind} message has a wrong {explain(error)}.") from None
+        raise MalformedMessage(f"This {kind} message has a wrong {explain(error)}.") from None
 
 
 def explain(error: ValidationError) -> str:
@@ -234,14 +237,14 @@ def _check_layout(model: type[Header], specs: tuple[ArraySpec, ...]) -> tuple[in
     kind = model.model_fields["type"].default
     present = {spec.name: spec for spec in specs}
     if len(present) != len(specs):
-        raise PayloadMismatch(f"A {kind} message names an array twice.")
+        raise PayloadMismatch(f"This {kind} message names an array twice.")
     sizes: dict[str, int] = {}
     for name, rule in model.LAYOUT.items():
         spec = present.pop(name, None)
         if spec is None:
             if rule.optional:
                 continue
-            raise PayloadMismatch(f"A {kind} message lacks its array {name!r}.")
+            raise PayloadMismatch(f"This {kind} message lacks its array {name!r}.")
         if spec.dtype not in rule.dtypes:
             allowed = " or ".join(rule.dtypes)
             raise PayloadMismatch(f"Array {name!r} has dtype {spec.dtype}; it must be {allowed}.")
@@ -255,7 +258,7 @@ def _check_layout(model: type[Header], specs: tuple[ArraySpec, ...]) -> tuple[in
                 f"({', '.join(map(str, rule.shape))}) in agreement with the message's other arrays."
             )
     if present:
-        raise PayloadMismatch(f"A {kind} message has no array named {next(iter(present))!r}.")
+        raise PayloadMismatch(f"This {kind} message has no array named {next(iter(present))!r}.")
     return tuple(_nbytes(spec) for spec in specs)
 
 

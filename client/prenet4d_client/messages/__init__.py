@@ -1,6 +1,7 @@
 """The messages of the wire protocol: one pydantic model for each type, and nothing else.
 
-The service listens on four sockets; where it has CURVE keys, all are encrypted:
+The service listens on four sockets; where it has CURVE keys, all are encrypted, and a client sets
+the service's public key as its server key and any pair of keys as its own:
 
 - ingest, PULL, port 5560: a PUSH socket sends ``acquisition_start``, ``frames`` and
   ``acquisition_end``.
@@ -13,6 +14,13 @@ The service listens on four sockets; where it has CURVE keys, all are encrypted:
   ``heartbeat`` and ``goodbye`` go both ways, for none.
 - control, ROUTER, port 5563: a DEALER socket sends ``control_request`` and gets ``control_reply``.
   Nothing goes before a message's first part: a REQ socket sends an empty one, and gets no answer.
+  Where the service names operators' keys, who has none of them may ask and not command.
+
+What cannot be read is skipped, and an ``event`` says what is wrong with it; on the lossless socket,
+who is not registered gets that as a ``goodbye`` too, and on the control socket as the answer alone.
+Frames that cannot be used are counted as rejected. What a receiver says may take 64 KiB, a command
+1 MiB; what is more than four times that breaks the connection. A receiver that was let go, or hears
+nothing for ``heartbeat_s``, registers again.
 
 The tables of arrays (a model's ``LAYOUT``) say which of them a message carries; where two have a
 side of the same name (``n`` frames of ``h`` × ``w`` pixels), it has the same length.

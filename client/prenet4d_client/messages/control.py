@@ -28,7 +28,7 @@ class ControlRequest(Header):
 
 
 class ControlReply(Header):
-    """The answer to the request with the same ``sequence``; 0 where that could not be read."""
+    """The answer to the request with the same ``sequence``; 0 where the request cannot be read."""
 
     LAYOUT: ClassVar = {
         "mean": ArrayRule(
@@ -51,4 +51,7 @@ class ControlReply(Header):
     error: str = ""
     """Where it was not: why, in one sentence."""
     result: dict[str, Any] = Field(default_factory=dict)
-    """What the command returns."""
+    """What the command returns. ``status`` and ``snapshot``: what the service is doing; ``config``:
+    its settings, by their names in ``prenet4d config``; ``save_calibration``: the calibration;
+    ``maps``: see ``values``; ``start_recording`` and ``stop_recording``: what ``status`` has under
+    ``recording``; the others: nothing."""

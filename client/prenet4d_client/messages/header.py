@@ -55,11 +55,15 @@ class Header(Part):
     type: str
     """Which message this is; the same as the first part."""
     publisher: str = ""
-    """Identifies the sending process's life: a new value means that it restarted."""
+    """Identifies the sending process's life: a new value means that it restarted. By it the service
+    tells those who send frames apart, and lets one's acquisition end before another's begins: each
+    needs one that no other has."""
     acquisition_id: str = ""
-    """Empty where the message belongs to no acquisition."""
+    """Empty where the message belongs to no acquisition. Its ``frames`` and its ``acquisition_end``
+    carry that of its ``acquisition_start``."""
     sequence: Annotated[int, Field(ge=0)] = 0
-    """Counts the messages of this type from this publisher, from 0, with no holes."""
+    """Counts the messages of this type from this publisher, from 0, with no holes. A command has
+    any number that its client likes; of frames, the service does not look at it."""
     time: float = Field(default_factory=_time.time)
     """When the message was made, in seconds since the epoch."""
     arrays: tuple[ArraySpec, ...] = ()

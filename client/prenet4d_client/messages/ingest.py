@@ -15,18 +15,21 @@ _FRAME_DTYPES: tuple[str, ...] = get_args(FrameDType)
 
 
 class AcquisitionStart(Header):
-    """An acquisition (usually one scan) begins. Its id has at most 1000 characters.
+    """An acquisition (usually one scan) begins, and ends the one that its sender has not ended.
 
-    One that the service cannot take, because its frames do not fit into the service's memory or are
-    more than 268,435,456, never begins and has no ``acquisition_end``: an ``event`` with the code
-    ``bad_start`` says why, under the same ``acquisition_id``.
+    Its id has at most 1000 characters; where it is empty, the service publishes it under one of its
+    own. One that the service cannot take, because its frames do not fit into the service's memory
+    or are more than 268,435,456, never begins and has no ``acquisition_end``: an ``event`` with the
+    code ``bad_start`` says why, under the same ``acquisition_id``. Where the message cannot be
+    read, the ``event`` has the code ``bad_message``, and not this id.
     """
 
     LAYOUT: ClassVar = {
         "pixel_mask": ArrayRule(
             ("bool",),
             ("h", "w"),
-            "True where a pixel can be trusted; absent: all can.",
+            "True where a pixel can be trusted; absent: all can. One of another shape than the "
+            "frames is left out, which an ``event`` tells.",
             optional=True,
         )
     }
@@ -81,6 +84,9 @@ class Counters(Part):
     """Dropped because the service could not keep up and was told to drop."""
     in_flight: int = 0
     rejected_by_reason: dict[str, int] = Field(default_factory=dict)
+    """``corrupt`` (cannot be read), ``wrong_shape_or_dtype``, ``no_acquisition`` (none with this id
+    runs), ``index_outside_scan``, ``duplicate_index``, ``bad_counts`` (NaN, infinite or negative)
+    or ``correction_failed``; an ``event`` with the same code says more."""
 
 
 class AcquisitionEnd(Header):

@@ -10,7 +10,10 @@ from prenet4d_client.messages.header import Header
 
 
 class Register(Header):
-    """A receiver asks for every message of ``topics`` and grants its first credit."""
+    """A receiver asks for every message of ``topics`` and grants its first credit.
+
+    Who is registered already begins afresh by it.
+    """
 
     type: Literal["register"] = "register"
     name: str

@@ -135,6 +135,8 @@ class Receivers:
                 self._hear(identity, decode(parts, max_bytes=_MAX_BYTES).header)
             except ProtocolError as error:
                 self._say("warning", "bad_receiver_message", f"A receiver sent nonsense: {error}")
+                if identity not in self._receivers:  # it waits for an answer to its register
+                    self._send(identity, encode(self._stamp(Goodbye(reason=str(error)))))
 
     def tick(self) -> list[Event]:
         """Send heartbeats, drop who is silent or lags too long; returns what is to be told.
