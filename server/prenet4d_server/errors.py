@@ -23,6 +23,7 @@ ServiceError                    ``code`` names it in events, counters and logs
     └── BadCounts               NaN, infinite or negative counts
 """
 
+import os
 from typing import ClassVar, Final
 
 COMMAND_FAULT: Final = "The service failed at this command, and goes on; its log says why."
@@ -33,12 +34,15 @@ class ServiceError(Exception):
     """Base of every error this package raises on purpose."""
 
     code: ClassVar[str] = "service_error"
+    exit_status: ClassVar[int] = 1
+    """Of a command that it ends."""
 
 
 class ConfigError(ServiceError):
     """The configuration does not make sense; nothing was started."""
 
     code = "bad_configuration"
+    exit_status = os.EX_CONFIG  # systemd does not start the service again: that helps nothing
 
 
 class BindError(ServiceError):

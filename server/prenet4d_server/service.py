@@ -17,14 +17,13 @@ import zmq
 
 from prenet4d_client.messages import Counters, Event
 from prenet4d_engines.calibration import Calibration
-from prenet4d_engines.errors import EngineError
 from prenet4d_server import logs
 from prenet4d_server.config import Settings
 from prenet4d_server.control.commands import Commands
 from prenet4d_server.control.socket import Control
 from prenet4d_server.correction.correctors import load_correctors
 from prenet4d_server.correction.pipeline import Pipeline
-from prenet4d_server.errors import ConfigError, ServiceError
+from prenet4d_server.errors import ServiceError
 from prenet4d_server.ingest.inlet import Inlet
 from prenet4d_server.ingest.notices import Remark, Started
 from prenet4d_server.monitoring import machine
@@ -61,7 +60,7 @@ class Service:
         calibration: begin with it.
 
     Raises:
-        ConfigError, BindError, FileError, IngestDied: on entering; nothing is left running.
+        EngineError, ServiceError: on entering, it cannot start; nothing is left running.
     """
 
     def __init__(self, settings: Settings, calibration: Calibration | None = None) -> None:
@@ -174,13 +173,9 @@ class Service:
     def _start(self, undo: contextlib.ExitStack) -> None:
         settings = self.settings
         keys = load_keys(settings.security.secret_key_file)
-        try:
-            self._engine, make_corrector = load_correctors(
-                settings.corrector, lambda: self._publisher.wants("maps")
-            )
-        except EngineError as error:
-            raise ConfigError(str(error)) from None
-
+        self._engine, make_corrector = load_correctors(
+            settings.corrector, lambda: self._publisher.wants("maps")
+        )
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         undo.callback(context.term)
         operators, page_keys = settings.security.operator_keys, None
@@ -362,8 +357,7 @@ def serve(settings: Settings, calibration: Calibration | None = None) -> int:
         The process's exit status: 0 after a stop that was asked for.
 
     Raises:
-        ConfigError, BindError, FileError: it cannot start; nothing is left running.
-        IngestDied, ServiceError: a part of it died.
+        EngineError, ServiceError: it cannot start, or a part of it died; nothing is left running.
     """
     logs.configure(settings.log, "service")
     with stopped_by_signals() as stop, Service(settings, calibration) as service:

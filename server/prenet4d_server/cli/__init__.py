@@ -96,7 +96,7 @@ def run() -> int:
     except MemoryError as error:
         return _say(f"There is not enough memory for this: {error or 'ask for less'}.")
     except _expected() as error:
-        return _say(str(error) or type(error).__name__)
+        return _say(str(error) or type(error).__name__, getattr(error, "exit_status", 1))
     except ModuleNotFoundError as missing:
         return _say(
             f"The package {missing.name!r} is missing. "
@@ -143,6 +143,6 @@ def _sentence(error: OSError) -> str:
     return f"{where}{error.strerror}."
 
 
-def _say(sentence: str) -> int:
+def _say(sentence: str, status: int = 1) -> int:
     print(f"prenet4d: {sentence}", file=sys.stderr)
-    return 1
+    return status

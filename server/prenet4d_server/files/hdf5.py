@@ -114,7 +114,7 @@ def _open(path: Path) -> h5py.File:
         raise HalfWrittenFile(
             f"{path} is being written by another program, or was when that program died. Wait "
             "until it is closed; if nothing writes it any more, run the HDF5 tool `h5clear -s` "
-            "on it."
+            "(Debian: hdf5-tools) on it."
         )
     if "truncated" in reason or "end of file" in reason or "addr overflow" in reason:
         raise HalfWrittenFile(f"{path} is truncated ({reason}). Copy it again.")

@@ -75,7 +75,10 @@ class MibHeader:
                 bits=int(fields[newer + 3]) if newer is not None else None,
             )
         except (ValueError, IndexError) as error:
-            raise FileError(f"{name} has a header that is not Merlin's: {error}.") from error
+            raise FileError(
+                f"{name} is no Merlin file, or is damaged: fields of its header are missing, or are "
+                "no numbers."
+            ) from error
         sizes = (header.width, header.height, header.header_bytes, header.chips)
         if magic != b"MQ1" or not all(0 < size <= _MAX_HEADER for size in sizes):
             raise FileError(

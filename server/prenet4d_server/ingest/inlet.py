@@ -50,7 +50,7 @@ class Inlet:
             on_remark: called, from within :meth:`update`, with what applies at once.
 
         Raises:
-            ConfigError: there is not enough memory for the ring.
+            ServiceError: there is not enough memory for the ring.
         """
         self._settings = settings
         self._on_remark = on_remark

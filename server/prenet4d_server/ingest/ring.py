@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 
-from prenet4d_server.errors import ConfigError
+from prenet4d_server.errors import ServiceError
 
 Pixels: TypeAlias = npt.NDArray[Any]
 MINIMUM_SLOTS = 4
@@ -178,7 +178,7 @@ class RingReader(_Ring):
         """Make a ring of ``size`` bytes.
 
         Raises:
-            ConfigError: this machine has not so much memory free.
+            ServiceError: this machine has not so much memory free.
         """
         self.committed = 0
         """Positions below this one are committed."""
@@ -189,11 +189,11 @@ class RingReader(_Ring):
             os.posix_fallocate(memory, 0, size)
         except OSError as error:
             os.close(memory)
-            raise ConfigError(
+            raise ServiceError(
                 f"The ring of {size >> 20} MiB cannot be allocated: {error.strerror}. "
                 "Make ring.size smaller."
             ) from None
-        except ConfigError:
+        except ServiceError:
             os.close(memory)
             raise
         flags = os.EFD_NONBLOCK | os.EFD_CLOEXEC
@@ -268,7 +268,7 @@ def _check_memory(size: int) -> None:
         limit = int((group / "memory.max").read_text())
         free = min(free, limit - int((group / "memory.current").read_text()))
     if size > 0.8 * free:
-        raise ConfigError(
+        raise ServiceError(
             f"The ring of {size >> 20} MiB does not fit: {free >> 20} MiB of memory are free. "
             "Make ring.size smaller."
         )

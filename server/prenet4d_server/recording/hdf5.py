@@ -24,14 +24,16 @@ may end early: ``frames_received`` beside ``expected_frames`` of the acquisition
 
 It is written in HDF5's SWMR mode: a reader that opens it with ``swmr=True`` follows it, and all up
 to the last flush survives the writer's death. Until it is closed it opens in no other way; what a
-killed writer leaves opens as usual after ``h5clear -s FILE`` (HDF5's own tool). Nothing can be
-created in that mode, so everything is there from the start, and what changes is overwritten.
+killed writer leaves opens as usual after ``h5clear -s FILE`` (HDF5's own tool, in Debian's package
+hdf5-tools). Nothing can be created in that mode, so everything is there from the start, and what
+changes is overwritten.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import os
 import platform
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -55,6 +57,7 @@ from prenet4d_server.recording.layout import (
     StoreOptions,
     Table,
     plain,
+    removed,
 )
 
 POSITIONS = 4
@@ -145,6 +148,8 @@ class Hdf5Store:
                     signal["dim0"].resize(length, axis=0)
                     signal["dim0"][have:] = np.arange(have, length)
         self._file.flush()
+        if not os.fstat(self._file.id.get_vfd_handle()).st_nlink:  # it may have another name by now
+            raise removed()
 
     def close(self, ending: Mapping[str, Any]) -> None:
         """Write how it ended, and close the file."""

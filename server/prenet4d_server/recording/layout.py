@@ -11,6 +11,7 @@ virtual image of the scan, does not read all of them.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias
@@ -162,7 +163,11 @@ class Store(Protocol):
         ...
 
     def flush(self) -> None:
-        """Let readers see all of it."""
+        """Let readers see all of it.
+
+        Raises:
+            FileNotFoundError: there is nothing to see: somebody removed the file.
+        """
         ...
 
     def close(self, ending: Mapping[str, Any]) -> None:
@@ -181,6 +186,11 @@ def _part(side: int) -> int:
     while side > parts * _CHUNK_SIDE:
         parts += 2
     return -(-side // parts)
+
+
+def removed() -> FileNotFoundError:
+    """What a store raises whose file is gone: the system lets one write on, to nowhere."""
+    return FileNotFoundError(errno.ENOENT, "the recording was removed while it was being made")
 
 
 def plain(text: str) -> str:

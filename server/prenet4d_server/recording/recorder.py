@@ -89,7 +89,7 @@ class Recorder:
         keep_free: stop recording when the disk has fewer bytes than this left.
 
     Raises:
-        FileError: the file exists, or cannot be made there.
+        FileError: the file exists, or cannot be made there, or the disk has no room for it.
     """
 
     def __init__(
@@ -120,6 +120,7 @@ class Recorder:
         self._finished: set[str] = set()
         self._flushed = time.monotonic()
         self._check_place()
+        self._check_space(NEEDED_BYTES)
 
     @property
     def acquisition_id(self) -> str:
@@ -327,9 +328,12 @@ class Recorder:
     def _what_is_there(self) -> str:
         if not self.summary.files:
             return "Nothing was recorded."
+        last = self.summary.files[-1]
+        if not last.exists():
+            return f"{last} is gone, with what came before."
         if self._unclosed:
-            return f"{self.summary.files[-1]} could not be closed, and may lack what came last."
-        return f"{self.summary.files[-1]} is closed and holds what came before."
+            return f"{last} could not be closed, and may lack what came last."
+        return f"{last} is closed and holds what came before."
 
 
 def _why(error: OSError | RuntimeError) -> str:

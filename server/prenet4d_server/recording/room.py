@@ -42,7 +42,7 @@ def want_of_room(folder: Path, file: Path | None, more: int, keep_free: int) -> 
         return Want(
             f"the disk of {folder} has only {_mb(free)} left",
             f"{_mb(keep_free)} are kept free"
-            + (f" beside the {_mb(more)} to come" if more else ""),
+            + (f" beside the {_mb(more)} to come" if more >= 1e6 else ""),
             "Make room, or record to another disk.",
         )
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]

@@ -277,7 +277,7 @@ def _obituary(status: int, path: Path, last: Report) -> str:
         return said
     left = f" {last.files[-1]} holds what came until about a second before"
     if path.suffix == ".h5":
-        left += "; h5clear -s (HDF5's tool) makes it open as usual"
+        left += "; h5clear -s (HDF5's tool, in hdf5-tools) makes it open as usual"
     return f"{said}{left}."
 
 

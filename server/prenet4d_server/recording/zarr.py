@@ -47,6 +47,7 @@ from prenet4d_server.recording.layout import (
     Indices,
     StoreOptions,
     Table,
+    removed,
 )
 
 SHARD_BYTES = 16 << 20
@@ -87,6 +88,7 @@ class ZarrStore:
             raise FileError(f"{path} exists and is no Zarr store: it is not replaced.")
         scan = acquisition.scan_shape
         self._scan = scan
+        self._written_once = path / "coverage" / "zarr.json"
         self._root = zarr.create_group(path, zarr_format=3, overwrite=options.overwrite)
         names = ("y", "x") if scan else ("frame",)
         shape = scan or (0,)
@@ -192,6 +194,8 @@ class ZarrStore:
         """Write the shards that are not full, too."""
         for patterns in self._patterns.values():
             patterns.flush()
+        if not self._written_once.is_file():
+            raise removed()
 
     def close(self, ending: Mapping[str, Any]) -> None:
         """Write how it ended."""

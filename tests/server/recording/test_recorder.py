@@ -463,7 +463,7 @@ class Usage(NamedTuple):
 
 
 def test_a_disk_that_fills_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    free = iter([1 << 40] * 4)
+    free = iter([1 << 40] * 5)
     monkeypatch.setattr("shutil.disk_usage", lambda _: Usage(1 << 40, 0, next(free, 1 << 20)))
     with pytest.raises(FileError, match=r"only 1 MB left.*scan\.h5 is closed"):
         write(tmp_path / "scan.h5", whole_scan(patterns_of(20)))
@@ -472,6 +472,36 @@ def test_a_disk_that_fills_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         received = file["prenet4d/received"][:].ravel()
         assert received[:3].all()
         assert not received.all()
+
+
+def test_a_disk_without_room_is_told_before_the_scan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: Usage(1 << 40, 0, 100 << 20))
+    with pytest.raises(FileError, match=r"only 105 MB left.* Nothing was recorded\. Make room"):
+        Recorder(tmp_path / "scan.h5")
+
+
+@pytest.mark.parametrize("suffix", ["h5", "zarr"])
+def test_a_recording_that_is_removed_meanwhile_is_told(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"scan.{suffix}"
+    with Recorder(path) as recorder:
+        recorder.write(start())
+        recorder.flush()
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        recorder.write(batch([0], patterns_of(1)))
+        with pytest.raises(OSError, match="was removed while it was being made"):
+            recorder.flush()
+
+
+def test_a_file_that_is_renamed_meanwhile_takes_the_rest(tmp_path: Path) -> None:
+    with Recorder(tmp_path / "scan.h5") as recorder:
+        recorder.write(start())
+        (tmp_path / "scan.h5").rename(tmp_path / "good.h5")
+        recorder.write(batch([0], patterns_of(1)))
+        recorder.flush()
+    with h5py.File(tmp_path / "good.h5") as file:
+        assert file["prenet4d/received"][:].sum() == 1
 
 
 def test_room_that_is_there_and_not_enough_is_told_with_what_is_to_come(tmp_path: Path) -> None:
@@ -537,16 +567,16 @@ from tests.server.recording.test_recorder import H, W, batch, start, telemetry
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
 scan = (200, 200)
 written = 0
-with Recorder(Path(sys.argv[1]), compression="none") as recorder:
-    try:
+try:
+    with Recorder(Path(sys.argv[1]), compression="none") as recorder:
         recorder.write(start(scan=scan))
         for first in range(0, 40_000, 1000):
             indices = list(range(first, first + 1000))
             recorder.write(batch(indices, np.full((1000, H, W), 3, np.float32), scan=scan))
             recorder.write(telemetry(indices, scan=scan))
             written += 1000
-    except FileError as error:
-        print(error)
+except FileError as error:
+    print(error)
 print(written)
 """
 
