@@ -92,7 +92,7 @@ def parse_calibration(content: bytes, path: Path | str) -> Calibration:
     path = Path(path)
     toml = _suffix(path) == ".toml"
     try:
-        text = content.decode()
+        text = content.decode("utf-8-sig")  # some editors begin with the byte order mark
     except UnicodeDecodeError:
         raise CalibrationError(f"{path} is not a calibration: it holds no text.") from None
     try:

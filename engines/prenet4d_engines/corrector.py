@@ -33,6 +33,7 @@ from prenet4d_engines.config import CorrectorConfig
 from prenet4d_engines.errors import CalibrationError, FrameError
 from prenet4d_engines.geometry import checked_center, reference_center
 from prenet4d_engines.lanes import Fetched
+from prenet4d_engines.maps import checked_scan_shape
 from prenet4d_engines.placing import Placing
 from prenet4d_engines.reading import Reading
 from prenet4d_engines.stages import Camera, Slot, Station
@@ -91,7 +92,7 @@ class Corrector:
         calibration: one made earlier, to begin with.
 
     Raises:
-        FrameError: shape, mask, gain or reference center make no sense.
+        FrameError: shapes, mask, gain or reference center make no sense.
         CalibrationError: ``calibration`` was made on frames of another shape.
         BackendError: the backend that was asked for does not run here.
     """
@@ -137,7 +138,8 @@ class Corrector:
         self._camera = Camera(
             self.frame_shape, self._checked_mask(pixel_mask), float(gain), saturation_value
         )
-        self._placing = Placing(scan_shape, self.config)
+        known = None if scan_shape is None else checked_scan_shape(scan_shape)
+        self._placing = Placing(known, self.config)
         home = self._stations[0]
         self._calibrator = Calibrator(
             *(self.frame_shape, self.reference_center, home.reader(self.frame_shape)),
@@ -172,7 +174,8 @@ class Corrector:
             FrameError: the arrays are not those of this acquisition; nothing was changed.
         """
         self.check(frames, indices)
-        self._looked.append(self._look(frames, indices))
+        # A copy: the caller may count on in the same array.
+        self._looked.append(self._look(frames, indices.astype(np.int64)))
         return self._advance(self._ahead)
 
     @torch.inference_mode()

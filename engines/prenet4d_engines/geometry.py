@@ -144,7 +144,7 @@ def checked_center(
     """Return a reference center ``(cy, cx)`` that lies on the frame.
 
     Raises:
-        FrameError: it does not, or is no pair of numbers.
+        FrameError: it does not.
     """
     cy, cx = center
     h, w = frame_shape

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import index
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -33,6 +34,21 @@ class Region(NamedTuple):
     width: int
 
 
+def checked_scan_shape(scan_shape: tuple[int, int]) -> tuple[int, int]:
+    """Return a scan's shape ``(ny, nx)`` as two integers.
+
+    Raises:
+        FrameError: it is no pair of positive integers.
+    """
+    try:
+        ny, nx = (index(side) for side in scan_shape)
+    except (TypeError, ValueError):
+        ny = nx = 0
+    if min(ny, nx) < 1:
+        raise FrameError(f"A scan's shape is (rows, columns) of probe positions, not {scan_shape}.")
+    return ny, nx
+
+
 class MapAccumulator:
     """The maps of one acquisition.
 
@@ -40,11 +56,11 @@ class MapAccumulator:
         scan_shape: ``(ny, nx)``; frame ``i`` belongs to probe position ``(i // nx, i % nx)``.
 
     Raises:
-        FrameError: the scan has more than ``MAX_POSITIONS``.
+        FrameError: the shape is none, or the scan has more than ``MAX_POSITIONS``.
     """
 
     def __init__(self, scan_shape: tuple[int, int]):
-        ny, nx = scan_shape
+        ny, nx = checked_scan_shape(scan_shape)
         if ny * nx > MAX_POSITIONS:
             raise FrameError(
                 f"Scan maps are made for up to {MAX_POSITIONS:,} probe positions; "

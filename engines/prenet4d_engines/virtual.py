@@ -40,7 +40,8 @@ class DetectorRadii:
     """A disk and a ring around the reference center, in pixels of the corrected pattern.
 
     Raises:
-        FrameError: a radius is not a positive number, or the ring has no width.
+        FrameError: a radius is no number, the disk's is not above 0, or the ring's inner one is
+            below 0 or not below the outer one.
     """
 
     bright_field_radius: float

@@ -48,6 +48,15 @@ def test_a_person_can_write_it(tmp_path):
     assert read_calibration(path).ratio == 1.02
 
 
+@pytest.mark.parametrize("suffix", [".toml", ".json"])
+def test_an_editor_may_begin_it_with_a_byte_order_mark(tmp_path, suffix):
+    path = tmp_path / f"mine{suffix}"
+    calibration = Calibration(**GOOD)
+    write_calibration(calibration, path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read_calibration(path) == calibration
+
+
 @given(st.text() | st.lists(st.booleans() | st.integers(-(2**63), 2**63 - 1)) | st.floats(-9, 9))
 def test_any_value_is_toml(value):
     assert tomllib.loads(f"it = {toml_value(value)}") == {"it": value}

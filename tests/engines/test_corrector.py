@@ -99,6 +99,14 @@ class TestCorrection:
             np.nansum(batch.aligned, (1, 2)), frames[64:].sum((1, 2)), rtol=0.001
         )
 
+    def test_the_callers_array_of_indices_may_be_used_again(self):
+        frames, _ = rings(2)
+        indices = np.arange(2, dtype=np.uint16)
+        batch = make().process(frames, indices)
+        indices += 2
+        assert batch.indices.tolist() == [0, 1]
+        assert batch.indices.dtype == np.int64
+
     def test_every_array_has_its_announced_form(self):
         frames, _ = rings(5)
         batch = make().process(frames, np.arange(5))
@@ -441,6 +449,10 @@ class TestWeirdFrames:
             {"pixel_mask": np.zeros(SHAPE, dtype=bool)},
             {"gain": 0.0},
             {"gain": math.nan},
+            {"scan_shape": (4, 0)},
+            {"scan_shape": (-1, 8)},
+            {"scan_shape": (8,)},
+            {"scan_shape": (4.5, 4)},
             {"config": CorrectorConfig(reference_center=(96.0, 5.0))},
         ],
     )

@@ -95,6 +95,12 @@ def test_order_and_batches_make_no_difference(order, size):
     assert (maps.frames, maps.changed) == (35, Region(0, 0, *SCAN))
 
 
+@pytest.mark.parametrize("shape", [(0, 4), (4,), (2, 2, 2), (2.5, 2), 4])
+def test_a_scan_without_probe_positions_is_refused(shape):
+    with pytest.raises(FrameError, match="rows, columns"):
+        MapAccumulator(shape)
+
+
 def test_a_scan_too_large_for_maps_is_told():
     with pytest.raises(FrameError, match="4,194,304"):
         MapAccumulator((1 << 20, 1 << 20))
