@@ -76,8 +76,8 @@ class MibHeader:
             )
         except (ValueError, IndexError) as error:
             raise FileError(
-                f"{name} is no Merlin file, or is damaged: fields of its header are missing, or are "
-                "no numbers."
+                f"{name} is no Merlin file, or is damaged: fields of its header are missing, "
+                "or are no numbers."
             ) from error
         sizes = (header.width, header.height, header.header_bytes, header.chips)
         if magic != b"MQ1" or not all(0 < size <= _MAX_HEADER for size in sizes):
