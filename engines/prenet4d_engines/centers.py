@@ -7,18 +7,14 @@ refining network corrects it by what it sees of the beam's edge and of counterpa
 
 from __future__ import annotations
 
-from typing import Final, Protocol
+from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from prenet4d_engines.models import center, refine
 from prenet4d_engines.models.bins import Bins
 from prenet4d_engines.models.center import CenterEstimate
 from prenet4d_engines.models.inversion import inversion
-
-UNSURE: Final = 2.0
-"""Sigma in bins from which on the center network may have taken another beam for the direct one."""
 
 
 class CenterNetworks(Protocol):
@@ -47,8 +43,5 @@ def find_centers(frames: Tensor, mask: Tensor, networks: CenterNetworks) -> Cent
         return found
     guess = inversion(bins, found.center)
     votes = networks.refine(refine.prepare(bins, guess, found.sigma))
-    refined = refine.settle(guess, refine.decode(votes, guess))
-    # Where the network hesitates between beams, how well one of them is known says little.
-    unsure = found.sigma > UNSURE * bins.factor
-    sigma = torch.where(unsure, torch.maximum(found.sigma, refined.sigma), refined.sigma)
-    return CenterEstimate(refined.center, sigma, found.usable, found.others)
+    where, sigma = refine.settle(guess, refine.decode(votes, guess), found.sigma)
+    return CenterEstimate(where, sigma, found.usable, found.others)

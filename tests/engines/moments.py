@@ -31,8 +31,8 @@ class MomentBackend:
 
     def refine(self, x: Tensor) -> Tensor:
         """No vote against the guess, and no doubt about it."""
-        votes = torch.zeros(len(x), 2 * refine.DIRECTIONS, 24, 24)
-        votes[:, refine.DIRECTIONS :] = -2.0  # 0.08 bins in all
+        votes = torch.zeros(len(x), refine.SPREAD + 1, 24, 24)
+        votes[:, refine.DIRECTIONS : refine.SPREAD] = -2.0  # 0.08 bins in all
         return votes
 
     def center(self, x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -15,6 +16,8 @@ from prenet4d_engines.models.inversion import REACH, Inversion, inversion
 from prenet4d_engines.simulate import Optics, Pattern, expose, ideal_detector, render
 from prenet4d_engines.simulate.content import direct_disk
 
+SURE = torch.full((3, 2), 0.1)
+"""Sigma of a first look that does not hesitate between beams."""
 SHAPES = [(128, 128), (192, 160), (256, 256), (257, 515)]
 
 
@@ -53,21 +56,23 @@ def test_votes_are_solved_in_the_frame_s_pixels(shape) -> None:
     factor = bin_factor(shape)
     guess = Inversion(factor, torch.tensor([[40.3, 60.1]]), torch.ones(1, 2), torch.ones(1))
     angle = torch.pi * torch.arange(4) / 4
-    votes = torch.zeros(1, 8, 24, 24)
+    votes = torch.zeros(1, 9, 24, 24)
     votes[:, :4] = (0.5 * torch.sin(angle) - 0.25 * torch.cos(angle))[:, None, None]
-    votes[:, 4:] = 3.0
+    votes[:, 4:8] = 3.0
+    votes[:, 8] = 0.7
     found = refine.decode(votes, guess)
     wanted = torch.tensor([[40.3 + 0.5 * factor, 60.1 - 0.25 * factor]])
     torch.testing.assert_close(found.center, wanted, atol=1e-3, rtol=0)
-    sure = refine.decode(votes + torch.tensor([0.0] * 4 + [2.0] * 4)[:, None, None], guess)
+    sure = refine.decode(votes + torch.tensor([0.0] * 4 + [2.0] * 4 + [0.0])[:, None, None], guess)
     torch.testing.assert_close(sure.sigma, found.sigma / torch.e, rtol=1e-3, atol=0)
+    torch.testing.assert_close(found.spread, torch.full((1, 1), math.exp(0.7)))
 
 
 def test_what_only_one_direction_tells_leaves_the_other_to_the_guess() -> None:
     """A beam cut by an edge has no rim on that side."""
     guess = Inversion(1, torch.tensor([[40.0, 60.0]]), torch.ones(1, 2), torch.ones(1))
-    votes = torch.zeros(1, 8, 24, 24)
-    votes[:, 4:] = -12.0
+    votes = torch.zeros(1, 9, 24, 24)
+    votes[:, 4:8] = -12.0
     votes[:, 2], votes[:, 6] = 1.0, 5.0  # along y
     found = refine.decode(votes, guess)
     torch.testing.assert_close(found.center, torch.tensor([[41.0, 60.0]]), atol=0.01, rtol=0)
@@ -78,8 +83,10 @@ def test_what_only_one_direction_tells_leaves_the_other_to_the_guess() -> None:
 def test_a_correction_within_its_own_doubt_is_applied_in_part() -> None:
     guess = Inversion(1, torch.tensor([[40.0, 60.0]]).expand(3, 2), torch.ones(3, 2), torch.ones(3))
     corrections = torch.tensor([[0.1, 0.0], [0.0, -0.4], [3.0, 4.0]])
-    refined = refine.Refined(guess.center + corrections, torch.full((3, 2), 0.2))
-    moved = refine.settle(guess, refined).center - guess.center
+    refined = refine.Refined(
+        guess.center + corrections, torch.full((3, 2), 0.2), torch.full((3, 1), 2.0)
+    )
+    moved = refine.settle(guess, refined, SURE)[0] - guess.center
     applied = moved.norm(dim=1) / corrections.norm(dim=1)
     assert 0.7 < applied[0] < 0.8
     assert 0.9 < applied[1] < 0.97
@@ -92,20 +99,34 @@ def test_what_is_claimed_is_the_spread_of_both_cases() -> None:
     guess = Inversion(
         2, torch.tensor([[40.0, 60.0]]).expand(3, 2), torch.full((3, 2), 0.02), torch.ones(3)
     )
-    refined = refine.Refined(guess.center + corrections, torch.full((3, 2), 0.2))
-    found = refine.settle(guess, refined)
-    p = ((found.center - guess.center) / corrections.clamp_min(1e-9))[:, :1]
+    refined = refine.Refined(guess.center + corrections, torch.full((3, 2), 0.2), torch.ones(3, 1))
+    where, sigma = refine.settle(guess, refined, SURE)
+    p = ((where - guess.center) / corrections.clamp_min(1e-9))[:, :1]
     p[0] = torch.sigmoid(torch.tensor(1.0))  # as for any correction of no length
     generator = torch.Generator().manual_seed(0)
     n = 200_000
     right = torch.rand(3, n, 1, generator=generator) < p[:, None]
     noise = torch.randn(3, n, 2, generator=generator)
     drawn = torch.where(right, corrections[:, None] + 0.2 * noise, 2 * 0.02 * noise)
-    torch.testing.assert_close(found.sigma, drawn.std(1), rtol=0.02, atol=0)
-    torch.testing.assert_close(found.center - guess.center, drawn.mean(1), rtol=0.02, atol=2e-3)
+    torch.testing.assert_close(sigma, drawn.std(1), rtol=0.02, atol=0)
+    torch.testing.assert_close(where - guess.center, drawn.mean(1), rtol=0.02, atol=2e-3)
 
     few = replace(guess, counting=torch.full((3, 2), 5.0))  # the votes know it better
-    torch.testing.assert_close(refine.settle(few, refined).sigma[0], torch.full((2,), 0.2))
+    torch.testing.assert_close(refine.settle(few, refined, SURE)[1][0], torch.full((2,), 0.2))
+
+    wider = replace(refined, spread=torch.full((3, 1), 1.5))
+    again, spread = refine.settle(guess, wider, SURE)
+    torch.testing.assert_close(spread, 1.5 * sigma)
+    torch.testing.assert_close(again, where)
+
+
+def test_where_two_beams_may_be_meant_neither_is_known_better_than_which_it_is() -> None:
+    """A sigma of the first look of 4 bins is doubt between beams; one of 1 bin is not."""
+    guess = Inversion(2, torch.full((2, 2), 50.0), torch.full((2, 2), 0.02), torch.ones(2))
+    refined = refine.Refined(guess.center, torch.full((2, 2), 0.1), torch.ones(2, 1))
+    _, sigma = refine.settle(guess, refined, torch.tensor([[8.0, 2.0], [2.0, 8.0]]))
+    assert (sigma[0, 0], sigma[1, 1]) == (8.0, 8.0)
+    assert sigma[0, 1] == sigma[1, 0] < 0.1
 
 
 def test_a_window_holds_the_frame_around_the_guess_and_the_same_turned() -> None:

@@ -113,7 +113,7 @@ class TorchBackend:
         return self._networks["center"](x)
 
     def refine(self, x: Tensor) -> Tensor:
-        """Run the refining network: (n, C, S, S) → (n, 8, S/4, S/4), float32."""
+        """Run the refining network: (n, C, S, S) → (n, 9, S/4, S/4), float32."""
         return self._networks["refine"](x)
 
     def ellipse(self, x: Tensor) -> Tensor:

@@ -5,7 +5,9 @@ same turned by 180 degrees about its center. The network sees a window around th
 same window turned; how far a cell's content and its counterpart's lie apart is twice how far the
 window is off. Dynamical diffraction makes counterparts unequal and edges uneven, so every cell says
 along four directions how far the guess is off, and how sure it is of that: `decode` solves the
-weighted least squares of all votes in FP32. Its normal matrix is the estimate's inverse covariance.
+weighted least squares of all votes in FP32. Its normal matrix would be the estimate's inverse
+covariance, were votes independent and errors normal. They are not, and least of all where electrons
+are many or another beam may be the direct one; so the network says besides how wide errors spread.
 """
 
 from __future__ import annotations
@@ -27,6 +29,10 @@ SIDE: Final = 96
 REACH: Final = 12.0
 """How far in bins a guess may be off, along each axis, in training."""
 DIRECTIONS: Final = 4
+SPREAD: Final = 2 * DIRECTIONS
+"""Which of its channels says how wide its errors spread."""
+UNSURE: Final = 2.0
+"""Sigma in bins from which on the center network may have taken another beam for the direct one."""
 _ASYMMETRIC: Final = 1.0
 """Logarithm of the odds, before a pattern is looked at, that its symmetry fails."""
 _LEAST_PRECISION: Final = 0.02
@@ -44,19 +50,21 @@ class RefineConfig:
 
 @dataclass(frozen=True)
 class Refined:
-    """Centers of n frames.
+    """What the votes of n frames say.
 
     Attributes:
         center: (n, 2) float32, (cy, cx) in frame pixels.
-        sigma: (n, 2) float32, one standard deviation of each in pixels.
+        sigma: (n, 2) float32, one standard deviation of each in pixels, if votes are independent.
+        spread: (n, 1) float32, what `settle` multiplies sigmas by, to hold 68.3 % of the errors.
     """
 
     center: Tensor
     sigma: Tensor
+    spread: Tensor
 
 
 class RefineNet(nn.Module):
-    """ResNet trunk with attention on its coarsest map, back to stride 4, eight numbers a cell."""
+    """ResNet trunk with attention on its coarsest map, back to stride 4, nine numbers a cell."""
 
     def __init__(self, config: RefineConfig | None = None):
         super().__init__()
@@ -73,10 +81,10 @@ class RefineNet(nn.Module):
         )
         self.lateral = nn.Conv2d(c3, c2, 1)
         self.pyramid = Residual(c2)
-        self.head = nn.Conv2d(c2, 2 * DIRECTIONS, 1)
+        self.head = nn.Conv2d(c2, 2 * DIRECTIONS + 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, 15, 96, 96) from `prepare` -> votes (n, 8, 24, 24) for `decode`."""
+        """(n, 15, 96, 96) from `prepare` -> votes (n, 9, 24, 24) for `decode`."""
         x1 = self.stage1(unshuffled(x))  # (n, c1, 48, 48)
         x2 = self.stage2(x1)  # (n, c2, 24, 24)
         x3 = self.stage3(x2)  # (n, c3, 12, 12)
@@ -138,7 +146,7 @@ def prepare(bins: Bins, guess: Inversion, sigma: Tensor) -> Tensor:
     return torch.cat([shown, shown.flip((2, 3)), y, x, planes], 1)
 
 
-def settle(guess: Inversion, refined: Refined) -> Refined:
+def settle(guess: Inversion, refined: Refined, first: Tensor) -> tuple[Tensor, Tensor]:
     """Move guesses as far as their corrections stand out from the corrections' own doubt.
 
     For a pattern whose symmetry holds, the guess is as good as the counts allow, and a correction
@@ -147,10 +155,17 @@ def settle(guess: Inversion, refined: Refined) -> Refined:
     On patterns like those of the training nothing is won or lost by that; on measured patterns,
     which differ from them, the votes are noisier.
 
+    Args:
+        guess: What the frames' inversion symmetry says.
+        refined: What the votes say.
+        first: (n, 2) float32 pixels, sigma of the center network.
+
     Returns:
-        The means of both cases by their probabilities, and their sigmas: those of a mixture of
-        two normal distributions, the guess's as wide as the noise of the counts (or the votes,
-        where those know it better), the corrected one's as wide as the votes say.
+        (n, 2) float32 centers, the means of both cases by their probabilities, and (n, 2) float32
+        sigmas, in pixels: those of a mixture of two normal distributions, the guess's as wide as
+        the noise of the counts (or the votes, where those know it better), the corrected one's as
+        wide as the votes say, times the spread. Where the center network hesitates between beams,
+        how well one of them is known says little, and sigma is not below its own.
     """
     correction = refined.center - guess.center
     length = (correction / refined.sigma).square().sum(1, keepdim=True)
@@ -158,19 +173,22 @@ def settle(guess: Inversion, refined: Refined) -> Refined:
     counted = torch.minimum(guess.factor * guess.counting, refined.sigma)
     variance = torch.lerp(counted.square(), refined.sigma.square(), p)
     variance = variance + p * (1 - p) * correction.square()
-    return Refined(center=guess.center + p * correction, sigma=variance.sqrt())
+    sigma = refined.spread * variance.sqrt()
+    unsure = first > UNSURE * guess.factor
+    return guess.center + p * correction, torch.where(unsure, torch.maximum(first, sigma), sigma)
 
 
 def decode(votes: Tensor, guess: Inversion) -> Refined:
-    """Solve for the center that all votes (n, 8, H, W) agree on best, in FP32.
+    """Solve for the center that all votes (n, 9, H, W) agree on best, in FP32.
 
     Votes are, per cell and for each of four directions, how far the center is from the guess along
-    it, in bins, and the logarithm of its precision.
+    it, in bins, and the logarithm of its precision; the mean of the last channel is the logarithm
+    of the spread.
     """
     votes = votes.float()
     angle = torch.pi * torch.arange(DIRECTIONS, device=votes.device) / DIRECTIONS
     s, c = torch.sin(angle), torch.cos(angle)
-    precision = votes[:, DIRECTIONS:].clamp(-12.0, 12.0).exp()
+    precision = votes[:, DIRECTIONS:SPREAD].clamp(-12.0, 12.0).exp()
     total = precision.sum((2, 3))  # (n, 4)
     weighted = (precision * votes[:, :DIRECTIONS]).sum((2, 3))
     yy = (total * s * s).sum(1) + _LEAST_PRECISION
@@ -180,4 +198,5 @@ def decode(votes: Tensor, guess: Inversion) -> Refined:
     determinant = (yy * xx - xy * xy).clamp_min(1e-12)
     offset = torch.stack([xx * by - xy * bx, yy * bx - xy * by], 1) / determinant[:, None]
     sigma = (torch.stack([xx, yy], 1) / determinant[:, None]).sqrt()
-    return Refined(center=guess.center + guess.factor * offset, sigma=guess.factor * sigma)
+    spread = votes[:, SPREAD:].mean((2, 3)).clamp(-3.0, 6.0).exp()
+    return Refined(guess.center + guess.factor * offset, guess.factor * sigma, spread)

@@ -21,11 +21,11 @@ from prenet4d_engines.train.samples import BATCHES, VALIDATION_SEED, Sample, nea
 from prenet4d_engines.weights import Name
 
 ONE_SIGMA: Final = math.erf(math.sqrt(0.5))
+"""Share of a normal distribution within one sigma."""
 ONE_SIGMA_RADIUS: Final = math.sqrt(-2 * math.log(1 - ONE_SIGMA))
-"""68.3 % of a two-dimensional normal distribution lies within this many sigma."""
+"""As much of a two-dimensional one lies within this many sigma."""
 _CALIBRATION_SEED: Final = VALIDATION_SEED + 1
 _BATCH: Final = 32
-_ROUNDS: Final = 3
 
 
 @torch.no_grad()
@@ -42,31 +42,18 @@ def calibrate(
         samples: How many to fit to.
         computed: Multislice patterns of training materials, for a quarter of them.
     """
-    if not isinstance(network, RefineNet):
-        return _scale(network, _one_sigma(task, network, samples, computed))
-    # How far its corrections are applied depends on its sigmas, and what is claimed on the counts.
-    return math.prod(
-        _scale(network, _one_sigma(task, network, samples, computed)) for _ in range(_ROUNDS)
-    )
-
-
-def _one_sigma(task: Name, network: nn.Module, samples: int, computed: Multislice | None) -> float:
-    """Return how many claimed sigmas hold 68.3 % of the errors."""
     rng = np.random.default_rng(_CALIBRATION_SEED)
     materials = relatives(rng, samples)
     batches = (BATCHES[task](rng, _BATCH, materials, computed) for _ in range(samples // _BATCH))
-    return float(torch.cat([_in_sigmas(network, each) for each in batches]).quantile(ONE_SIGMA))
-
-
-def _scale(network: nn.Module, factor: float) -> float:
-    """Fold a factor of the sigmas into the last layer; return it."""
+    in_sigmas = torch.cat([_in_sigmas(network, each) for each in batches])
+    factor = float(in_sigmas.quantile(ONE_SIGMA))
     if isinstance(network, CenterNet):
         bias = network.head[-1].bias
         assert isinstance(bias, Tensor)
         bias[center.LOG_SIGMA_Y : center.LOG_SIGMA_X + 1] += math.log(factor)
     elif isinstance(network, RefineNet):
         assert network.head.bias is not None
-        network.head.bias[refine.DIRECTIONS :] -= 2 * math.log(factor)
+        network.head.bias[refine.SPREAD] += math.log(factor)
     elif isinstance(network, EllipseNet):
         factor /= ONE_SIGMA_RADIUS
         assert network.head.bias is not None
@@ -80,12 +67,13 @@ def _in_sigmas(network: nn.Module, sample: Sample) -> Tensor:
         answer = ellipse.decode(network(ellipse.prepare(sample["mean"], sample["valid"])))
         distance: Tensor = (answer.vector - sample["vector"]).norm(dim=1)
         return distance / answer.sigma
+    shown = sample["usable"] > 0.5
     if isinstance(network, RefineNet):
-        guess, near = near_guesses(sample)
+        guess, _ = near_guesses(sample)
         x = refine.prepare(Bins.of(sample["frame"], sample["mask"]), guess, sample["sigma"])
-        settled = refine.settle(guess, refine.decode(network(x), guess))
-        return ((settled.center - sample["center"]).abs() / settled.sigma)[near].flatten()
+        votes = refine.decode(network(x), guess)
+        where, sigma = refine.settle(guess, votes, sample["sigma"])
+        return ((where - sample["center"]).abs() / sigma)[shown].flatten()
     bins = Bins.of(sample["frame"], sample["mask"])
     found = center.decode(network(center.prepare(bins)), bins)
-    shown = sample["usable"] > 0.5
     return ((found.center - sample["center"]).abs() / found.sigma)[shown].flatten()

@@ -100,7 +100,7 @@ def count(frame_shape: tuple[int, int]) -> dict[str, float]:
     guess = counted("symmetry", lambda: inversion(bins, first.center))
     x = counted("refining: before", lambda: refine.prepare(bins, guess, first.sigma))
     y = counted("refining network", lambda: networks.refine(x))
-    counted("refining: after", lambda: refine.settle(guess, refine.decode(y, guess)))
+    counted("refining: after", lambda: refine.settle(guess, refine.decode(y, guess), first.sigma))
 
     lanes = _Counting()
     camera = Camera(frame_shape, None, 1.0, None)
