@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prenet4d_server.errors import ConfigError
+from prenet4d_server.errors import ServiceError
 from prenet4d_server.ingest.ring import RingReader, RingWriter, wait_readable
 
 SHAPE = (8, 8)
@@ -112,7 +112,7 @@ def test_waiting_ends_when_frames_come(ring):
 
 
 def test_more_memory_than_there_is_is_refused():
-    with pytest.raises(ConfigError, match=r"Make ring\.size smaller"):
+    with pytest.raises(ServiceError, match=r"Make ring\.size smaller"):
         RingReader(2 * psutil.virtual_memory().total)
 
 
