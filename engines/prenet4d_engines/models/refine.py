@@ -81,7 +81,7 @@ class RefineNet(nn.Module):
         )
         self.lateral = nn.Conv2d(c3, c2, 1)
         self.pyramid = Residual(c2)
-        self.head = nn.Conv2d(c2, 2 * DIRECTIONS + 1, 1)
+        self.head = nn.Conv2d(c2, SPREAD + 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, 15, 96, 96) from `prepare` -> votes (n, 9, 24, 24) for `decode`."""

@@ -136,7 +136,7 @@ class Receivers:
             except ProtocolError as error:
                 self._say("warning", "bad_receiver_message", f"A receiver sent nonsense: {error}")
                 if identity not in self._receivers:  # it waits for an answer to its register
-                    self._send(identity, encode(self._stamp(Goodbye(reason=str(error)))))
+                    self._part(identity, str(error))
 
     def tick(self) -> list[Event]:
         """Send heartbeats, drop who is silent or lags too long; returns what is to be told.
@@ -172,7 +172,7 @@ class Receivers:
     def dismiss(self, reason: str) -> None:
         """Say goodbye to all."""
         for identity in list(self._receivers):
-            self._send(identity, encode(self._stamp(Goodbye(reason=reason))))
+            self._part(identity, reason)
         self._receivers.clear()
 
     def _hear(self, identity: bytes, said: Header) -> None:
@@ -238,9 +238,12 @@ class Receivers:
             return False
         return True
 
+    def _part(self, identity: bytes, reason: str) -> None:
+        self._send(identity, encode(self._stamp(Goodbye(reason=reason))))
+
     def _drop(self, identity: bytes, reason: str) -> None:
         receiver = self._receivers.pop(identity)
-        self._send(identity, encode(self._stamp(Goodbye(reason=f"Dropped: {reason}."))))
+        self._part(identity, f"Dropped: {reason}.")
         missed = len(receiver.pending)
         self._say(
             "warning", "receiver_dropped", f"Receiver {receiver.name!r} was dropped: {reason}.",

@@ -142,7 +142,7 @@ def test_bad_use_gets_a_sentence(prenet4d, free, arguments, sentence):
 
 def test_unknown_fault_is_named(prenet4d):
     status, _, said = prenet4d("simulate-detector", "native", "--scan", "2x2", "--fault", "fire")
-    assert status != 0
+    assert status == os.EX_CONFIG
     assert "There is no fault named 'fire'" in said
 
 
@@ -299,7 +299,7 @@ def test_keygen_makes_keys_once(prenet4d, tmp_path):
     public = next(line.split()[-1] for line in said.splitlines() if "Public" in line)
     assert len(parse_server_key(public)) == 40
     status, _, said = prenet4d("keygen", tmp_path)
-    assert status != 0
+    assert status == os.EX_CONFIG
     assert "exists already" in said
 
 

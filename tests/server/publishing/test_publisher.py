@@ -310,11 +310,12 @@ def test_a_late_receiver_is_told_of_the_running_acquisition_first():
 
 def test_nonsense_on_the_lossless_socket_is_told_and_harms_nobody():
     with publishing() as publisher, receiver(publisher) as messages:
+        with RawReceiver(publisher, b"what", b"\xc1"):
+            until(lambda: "bad_receiver_message" in codes(publisher))
         register = encode(Register(name="newer", topics=("event",), credit=1))
         newer = msgpack.packb(msgpack.unpackb(register[1]) | {"version": 2})
         with RawReceiver(publisher, register[0], newer) as refused:
             assert "version 2" in refused.receive_until("goodbye").reason
-        until(lambda: "bad_receiver_message" in codes(publisher))
         unknown = encode(Register(name="dreamer", topics=("dreams",), credit=1))
         with RawReceiver(publisher, *unknown) as dreamer:
             assert "dreams" in dreamer.receive_until("goodbye").reason
