@@ -93,6 +93,7 @@ class RecoveringCorrector:
             self._corrector.check(frames, indices)
         except FrameError as error:
             return [*self.finish(), error]
+        indices = indices.astype(np.int64)  # a copy, like the corrector's own: done again with it
         self._waiting.append((frames, indices))
         return self._advance(lambda: self._corrector.submit(frames, indices))
 
