@@ -147,6 +147,14 @@ def test_training_leaves_weights_log_and_picture_and_resumes(tmp_path: Path) -> 
     train("denoise", steps=5, batch_size=2, out_dir=tmp_path, threads=2, workers=0, resume=True)
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [3, 5]
+    record = json.loads((tmp_path / "training.json").read_text())
+    fixed = "--batch-size 2 --threads 2 --workers 0 --seed 0 --rate 0.001"
+    assert record["command"] == [
+        f"prenet4d train denoise --steps 3 {fixed}",
+        f"prenet4d train denoise --steps 5 {fixed} --resume",
+    ]
+    assert (record["steps"], record["samples"], record["seed"]) == (5, 10, 0)
+    assert record["validation"] == rows[-1]["validation"]
 
 
 def test_a_training_goes_on_only_as_it_was_begun(tmp_path: Path) -> None:

@@ -45,7 +45,9 @@ def test_all_weights_together_stay_small() -> None:
 def test_a_card_says_what_a_user_must_know(name: Name) -> None:
     found = card(name)
     assert found["parameters"] == sum(p.numel() for p in load(name).parameters())
-    assert {"data", "command", "minutes", "machine", "seed", "materials"} <= set(found["training"])
+    assert {"data", "note", "materials"} <= set(found["training"])
+    for stretch in found["training"]["stretches"]:
+        assert {"command", "steps", "minutes", "machine", "seed", "validation"} <= set(stretch)
     assert not set(found["training"]["materials"]) & set(found["held_out_materials"])
     assert found["figures"]
     assert found["limits"]

@@ -50,6 +50,8 @@ CHECKPOINT_EVERY: Final = 240
 """Steps between two checkpoints."""
 CHECKPOINT: Final = "checkpoint.pt"
 """The file in a training's folder that it can be resumed from."""
+RECORD: Final = "training.json"
+"""The file beside trained weights that says how they came about, for their model card."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,8 @@ def train(
     Args:
         task: Which network.
         steps: Optimiser steps; the learning rate falls to zero over them.
-        out_dir: Takes `checkpoint.pt`, `log.jsonl`, `loss.png` and `<task>.safetensors`.
+        out_dir: Takes `checkpoint.pt`, `log.jsonl`, `loss.png`, `<task>.safetensors` and
+            `training.json`, which says by what command, how long and where they were trained.
         batch_size: Samples per step, even.
         seed: Below 9,000,000; the same seed on the same machine gives the same samples.
         threads: Threads of the optimiser.
@@ -157,13 +160,29 @@ def train(
     average = copy.deepcopy(network).eval()
     optimiser = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=1e-2)
     step, spent = 0, 0.0
+    commands: list[str] = []
     begun = {"rate": rate, "batch-size": batch_size, "seed": seed, "multislice": bool(multislice)}
     if resume:
-        step, spent = _restore(checkpoint, task, network, average, optimiser, device, begun)
+        step, spent, commands = _restore(
+            checkpoint, task, network, average, optimiser, device, begun
+        )
         _cut(log, step)
     else:
         out_dir.mkdir(parents=True, exist_ok=True)
         log.unlink(missing_ok=True)
+    options = {
+        "minutes": minutes,
+        "steps": steps,
+        "batch-size": batch_size,
+        "threads": threads,
+        "workers": workers,
+        "seed": seed,
+        "rate": rate,
+        "from": start_from and start_from.name,
+        "multislice": multislice and multislice.name,
+    }
+    given = [f"--{name} {value}" for name, value in options.items() if value is not None]
+    commands.append(" ".join(["prenet4d train", task, *given, *(["--resume"] if resume else [])]))
 
     loader = DataLoader(
         Samples(task, batch_size, seed, start=step, computed=computed),
@@ -195,7 +214,7 @@ def train(
             figures: dict[str, float] = {}
             if step % CHECKPOINT_EVERY == 0 or share >= 1.0:
                 figures = validate(task, average, validation, device)
-                _save(checkpoint, task, network, average, optimiser, step, seconds, begun)
+                _save(checkpoint, task, network, average, optimiser, step, seconds, begun, commands)
             speed = (step - first) / (time.monotonic() - first_time)
             left = max(0.0, (1 - share) * seconds / max(share, 1e-6))
             progress = Progress(step, share, smooth, figures, batch_size * speed, left)
@@ -207,6 +226,21 @@ def train(
     weights = out_dir / f"{task}.safetensors"
     values = {name: value.contiguous().cpu() for name, value in average.state_dict().items()}
     write_whole(weights, as_safetensors(values))
+    precision = "bf16" if _is_short(device) else "float32"
+    record = {
+        "command": commands,
+        "steps": step,
+        "samples": step * batch_size,
+        "seed": seed,
+        "minutes": round((time.monotonic() - started) / 60, 1),
+        "schedule": f"AdamW, {_WARM_UP_STEPS} steps of warm-up to {rate:g}, cosine to zero, "
+        f"averaged weights (EMA {_EMA_DECAY}), {precision}",
+        "machine": f"{threads} + {workers} cores of {processor.name()}"
+        if device.type == "cpu"
+        else torch.cuda.get_device_name(device),
+        "validation": validate(task, average, validation, device),
+    }
+    write_whole(out_dir / RECORD, (json.dumps(record, indent=2) + "\n").encode())
     _plot(task, log, out_dir / "loss.png")
     return weights
 
@@ -268,12 +302,16 @@ class _HalfPrecision(nn.Module):
     def __init__(self, network: nn.Module, device: torch.device):
         super().__init__()
         self.network, self.device = network, device
-        self.short = device.type == "cuda" or processor.has_bfloat16_units()
+        self.short = _is_short(device)
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.short):
             y: Tensor = self.network(x)
         return y.float()
+
+
+def _is_short(device: torch.device) -> bool:
+    return device.type == "cuda" or processor.has_bfloat16_units()
 
 
 def _by_value(sample: Sample) -> dict[str, NDArray[np.generic]]:
@@ -325,6 +363,7 @@ def _save(
     step: int,
     seconds: float,
     begun: dict[str, float],
+    commands: list[str],
 ) -> None:
     buffer = io.BytesIO()
     torch.save(
@@ -336,6 +375,7 @@ def _save(
             "step": step,
             "seconds": seconds,
             "begun": begun,
+            "commands": commands,
         },
         buffer,
     )
@@ -350,8 +390,8 @@ def _restore(
     optimiser: torch.optim.Optimizer,
     device: torch.device,
     begun: dict[str, float],
-) -> tuple[int, float]:
-    """Take over what `_save` wrote; return the steps done and the seconds spent.
+) -> tuple[int, float, list[str]]:
+    """Take over what `_save` wrote; return steps done, seconds spent and the commands so far.
 
     What decides which samples come and how they are learned from must be as it was.
     """
@@ -370,7 +410,7 @@ def _restore(
         network.load_state_dict(state["network"])
         average.load_state_dict(state["average"])
         optimiser.load_state_dict(state["optimiser"])
-        return int(state["step"]), float(state["seconds"])
+        return int(state["step"]), float(state["seconds"]), list(state["commands"])
     except (RuntimeError, UnpicklingError, EOFError, LookupError, TypeError, ValueError) as error:
         raise TrainingError(
             f"{path} is damaged, or a checkpoint of another version of the network "

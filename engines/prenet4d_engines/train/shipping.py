@@ -1,28 +1,32 @@
-"""From a finished training to shipped weights: calibrate the sigmas, measure, write the card.
+"""From a finished training to shipped weights: choose, calibrate sigmas, measure, write the card.
 
-Sigmas are calibrated with fresh samples of invented crystals (seeds that neither training nor
-validation used); the card's figures come from materials that training never saw.
+Weights are chosen, and sigmas calibrated, with fresh samples of invented crystals (seeds that
+neither training nor validation used); the card's figures come from materials that training never
+saw.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as as_safetensors
 from torch import Tensor, nn
 
 from prenet4d_engines import weights
 from prenet4d_engines.centers import find_centers
+from prenet4d_engines.errors import TrainingError, WeightsError
 from prenet4d_engines.models import RefineNet, center, denoiser, ellipse
 from prenet4d_engines.models.bins import Bins
 from prenet4d_engines.simulate import (
@@ -34,64 +38,165 @@ from prenet4d_engines.simulate import (
     draw_pattern,
     expose,
     ideal_detector,
+    relatives,
     render,
 )
 from prenet4d_engines.simulate.multislice import Multislice
-from prenet4d_engines.train.samples import draw_mean
+from prenet4d_engines.train.loop import RECORD
+from prenet4d_engines.train.losses import LOSSES
+from prenet4d_engines.train.samples import BATCHES, VALIDATION_SEED, draw_mean
 from prenet4d_engines.train.sigmas import ONE_SIGMA_RADIUS, calibrate
 from prenet4d_engines.weights import FOLDER, Name
 from prenet4d_engines.whole_file import write_whole
 
 _FIGURES_SEED: Final = 10_000_001
+_CHOICE_SEED: Final = VALIDATION_SEED + 2
+_BATCH: Final = 32
+_INVENTED: Final = 256
+"""Crystals that weights are compared on."""
 DOSES: Final = (1e2, 1e3, 1e4, 1e5)
+
+
+@dataclass(frozen=True)
+class Shipping:
+    """What became of trained weights.
+
+    Attributes:
+        chosen: "trained", "shipped" (what the folder held stays) or "mean" (of both).
+        losses: The loss of each, on the same fresh samples; empty where there was no choice.
+        changed: Whether the folder's weights and card were written.
+    """
+
+    chosen: str
+    losses: dict[str, float]
+    changed: bool
 
 
 def ship(
     task: Name,
     trained: Path,
     *,
-    training: dict[str, Any],
-    limits: Sequence[str],
+    note: str = "",
     computed: Multislice | None = None,
     folder: Path = FOLDER,
     samples: int = 512,
-) -> dict[str, Any]:
-    """Calibrate trained weights, measure them, and put them into the package with their card.
+    on_progress: Callable[[float, str], None] = lambda _share, _note: None,
+) -> Shipping:
+    """Put trained weights into the package with their card, if they are better than those there.
+
+    Compared on fresh samples are the trained weights, those that the folder holds, and the mean
+    of both: weights that were trained on from others often do best halfway (Wortsman et al. 2022).
+    The sigmas of what is chosen are calibrated, and it is measured for the card. Weights that the
+    folder holds already are calibrated and measured anew.
 
     Args:
         task: Which network.
-        trained: The safetensors that `train` returned.
-        training: What the card shall say of how they came about: data, schedule, seed, machine,
-            duration, command.
-        limits: What they cannot do, one sentence each.
-        computed: Multislice patterns of training materials, to calibrate the sigmas with.
-        folder: Where to put both files.
-        samples: Samples per figure.
+        trained: The safetensors that `train` left, beside its record.
+        note: What the card shall say of this training, beside the record.
+        computed: Multislice patterns of training materials, for a quarter of the fresh samples.
+        folder: Holds the shipped weights and their cards; by default the package's own.
+        samples: Samples per figure of the card; four times as many calibrate, eight times choose.
+        on_progress: Told the share that is done, and what is done now.
 
-    Returns:
-        The card.
+    Raises:
+        TrainingError: The weights do not fit the network, or have no record beside them.
+        WeightsError: The folder has no card to go on with.
+        OSError: Something cannot be read or written.
     """
-    network = weights.untrained(task)
-    network.load_state_dict(load_file(trained))
-    network.eval()
+    card = weights.card(task, folder)
+    candidates = _candidates(task, trained, folder)
+    record = None if set(candidates) == {"shipped"} else _record(trained)
+    losses: dict[str, float] = {}
+    chosen = next(iter(candidates))
+    if len(candidates) > 1:
+        on_progress(0.0, "comparing")
+        losses = _losses(task, candidates, 8 * samples, computed, on_progress)
+        chosen = min(losses, key=losses.__getitem__)
+        if chosen == "shipped":
+            return Shipping(chosen, losses, changed=False)
+    network = candidates[chosen]
     if task != "denoise":
+        on_progress(0.5, "calibrating sigmas")
         calibrate(task, network, samples=4 * samples, computed=computed)
+    on_progress(0.8, "measuring")
+    measured = figures(task, network, samples)
+    training = card["training"]
+    if record is not None:
+        compared = ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items())
+        record |= {"shipped": chosen, "loss of each": compared}
+        training["stretches"].append(record)
+        training["note"] = f"{training['note']} {note}".strip()
+    training["materials"] = list(TRAINING)
     content = as_safetensors({k: v.contiguous() for k, v in network.state_dict().items()})
-    card = {
-        "name": task,
-        "network": type(network).__name__,
+    card |= {
         "config": asdict(network.config),  # type: ignore[call-overload]
         "parameters": sum(p.numel() for p in network.parameters()),
         "sha256": hashlib.sha256(content).hexdigest(),
-        "training": {**training, "materials": list(TRAINING)},
         "held_out_materials": list(HELD_OUT),
-        "figures": figures(task, network, samples),
-        "limits": list(limits),
+        "figures": measured,
     }
     # One right after the other: weights that their card does not describe are never loaded.
     write_whole(folder / f"{task}.safetensors", content)
     write_whole(folder / f"{task}.json", (json.dumps(card, indent=2) + "\n").encode())
-    return card
+    return Shipping(chosen, losses, changed=True)
+
+
+def _candidates(task: Name, trained: Path, folder: Path) -> dict[str, nn.Module]:
+    """Return what may be shipped, in eval mode."""
+    network = weights.untrained(task)
+    try:
+        network.load_state_dict(load_file(trained))
+    except (SafetensorError, RuntimeError) as error:
+        raise TrainingError(f"{trained} holds no weights of {task!r} ({error}).") from error
+    network.eval()
+    try:
+        shipped = weights.load(task, folder)
+    except WeightsError:  # of a network that was changed since
+        return {"trained": network}
+    ours, theirs = network.state_dict(), shipped.state_dict()
+    if all(torch.equal(value, theirs[name]) for name, value in ours.items()):
+        return {"shipped": shipped}
+    mean = copy.deepcopy(network)
+    mean.load_state_dict({name: _halfway(value, theirs[name]) for name, value in ours.items()})
+    return {"trained": network, "shipped": shipped, "mean": mean}
+
+
+def _halfway(one: Tensor, other: Tensor) -> Tensor:
+    return one.lerp(other, 0.5) if one.is_floating_point() else one
+
+
+def _record(trained: Path) -> dict[str, Any]:
+    path = trained.with_name(RECORD)
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TrainingError(
+            f"How {trained} came about cannot be read ({error}): ship weights from the folder "
+            "that their training left them in."
+        ) from error
+    return found
+
+
+@torch.no_grad()
+def _losses(
+    task: Name,
+    candidates: dict[str, nn.Module],
+    samples: int,
+    computed: Multislice | None,
+    on_progress: Callable[[float, str], None],
+) -> dict[str, float]:
+    """Return each network's mean loss on the same samples, of invented crystals."""
+    rng = np.random.default_rng(_CHOICE_SEED)
+    materials = relatives(rng, _INVENTED)
+    totals = dict.fromkeys(candidates, 0.0)
+    batches = samples // _BATCH
+    for done in range(batches):
+        sample = BATCHES[task](rng, _BATCH, materials, computed)
+        for name, network in candidates.items():
+            loss, _ = LOSSES[task](network, sample)
+            totals[name] += float(loss) / batches
+        on_progress(0.5 * (done + 1) / batches, "comparing")
+    return totals
 
 
 def figures(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
@@ -34,11 +34,13 @@ class Part(StrEnum):
     STRAIN = "strain"
 
 
+TaskArgument = Annotated[
+    Literal["denoise", "center", "refine", "ellipse"], typer.Argument(help="Which network.")
+]
+
+
 def train(
-    task: Annotated[
-        Literal["denoise", "center", "refine", "ellipse"],
-        typer.Argument(help="Which network to train."),
-    ],
+    task: TaskArgument,
     out: Annotated[Path, typer.Option(file_okay=False, help="Checkpoints, log and plot.")] = Path(
         "runs"
     ),
@@ -100,7 +102,56 @@ def train(
             multislice=multislice,
             on_progress=tell,
         )
-    print(f"The weights are in {weights}.")
+    print(
+        f"The weights are in {weights}. To use them, if they are better than those that are in "
+        f"use: prenet4d ship {task} {weights}"
+    )
+
+
+def ship(
+    task: TaskArgument,
+    weights: Annotated[
+        Path, typer.Argument(exists=True, dir_okay=False, help="What a training left.")
+    ],
+    note: Annotated[str, typer.Option(help="What the model card shall say of the training.")] = "",
+    multislice: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, dir_okay=False, help="Computed patterns for a quarter of the samples."
+        ),
+    ] = None,
+    samples: Annotated[
+        int, typer.Option(min=64, help="Patterns per figure; eight times as many to compare on.")
+    ] = 512,
+) -> None:
+    """Put trained weights into this installation, if they are better than those in use."""
+    from prenet4d_engines.simulate.multislice import Multislice
+    from prenet4d_engines.train.shipping import ship as run
+    from prenet4d_server.cli.progress import bar
+
+    computed = Multislice.load(multislice) if multislice is not None else None
+    with bar(f"shipping {task}") as advance:
+        done = run(
+            task, weights, note=note, computed=computed, samples=samples, on_progress=advance
+        )
+    for name, loss in done.losses.items():
+        print(f"loss of {_CANDIDATES[name]}: {loss:.4f}")
+    if not done.changed:
+        print("Nothing is changed: the weights in use lose least on fresh patterns.")
+        return
+    print(
+        f"Services that start from now on use {_CANDIDATES[done.chosen]}, whose model card says "
+        "how they came about. Engines for a GPU are to be built again: prenet4d engines build"
+    )
+    if task == "center":
+        print("Ship refine again: its sigmas hang on this network's answers.")
+
+
+_CANDIDATES: Final = {
+    "trained": "the trained weights",
+    "shipped": "the weights in use",
+    "mean": "the means of both weights",
+}
 
 
 @contextmanager
@@ -269,6 +320,9 @@ def add_to(app: typer.Typer) -> None:
     app.command(epilog="Example:  [bold]prenet4d train center --minutes 40 --out runs[/bold]")(
         train
     )
+    app.command(
+        epilog="Example:  [bold]prenet4d ship center runs/center/center.safetensors[/bold]"
+    )(ship)
     app.command(epilog="Example:  [bold]prenet4d simulate --gallery patterns.png[/bold]")(simulate)
     app.command(epilog="Example:  [bold]prenet4d evaluate --quick --json figures.json[/bold]")(
         evaluate

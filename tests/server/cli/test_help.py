@@ -22,7 +22,7 @@ COMMANDS = list(_commands(typer.main.get_command(app)))
 def test_all_commands_are_there():
     assert {path[0] for path in COMMANDS if path} == {
         *("serve", "config", "keygen", "watch", "record", "status", "freeze", "unfreeze"),
-        *("recalibrate", "calibration", "simulate-detector", "replay", "train", "evaluate"),
+        *("recalibrate", "calibration", "simulate-detector", "replay", "train", "ship", "evaluate"),
         *("calibrate", "dashboard"),
         *("simulate", "demo", "bench", "doctor", "recording", "engines"),
     }
