@@ -1,12 +1,14 @@
 """What the service does when a control client asks for it; on the control thread.
 
-Whatever touches the corrector is handed to the pipeline's thread, between two batches.
+Whatever touches the corrector is handed to the pipeline's thread, between two batches, and answered
+when it is done: no client waits for a batch that another one asked for.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
 from prenet4d_engines.calibration import Calibration
@@ -19,6 +21,8 @@ from prenet4d_server.errors import CommandFailed
 from prenet4d_server.monitoring.status import Status
 from prenet4d_server.recording.supervisor import Recordings
 
+PATIENCE_S = 4.0
+"""How long a batch is waited for: less than clients wait for an answer."""
 _RADII = ("bright_field_radius", "annular_inner", "annular_outer")
 
 
@@ -63,92 +67,94 @@ class Commands:
         """What it was told to do."""
         return self._settings.model_dump(mode="json"), {}
 
-    def freeze(self, _: dict[str, Any]) -> Answer:
+    def freeze(self, _: dict[str, Any]) -> Later:
         """Keep the ellipticity."""
         said = "The operator froze the ellipticity."
-        self._pipeline.command(self._correction.freeze, "frozen", said)
-        return {}, {}
+        return _done(self._pipeline.command(self._correction.freeze, "frozen", said))
 
-    def unfreeze(self, _: dict[str, Any]) -> Answer:
+    def unfreeze(self, _: dict[str, Any]) -> Later:
         """Let it follow the patterns."""
         said = "The operator lets the ellipticity follow the patterns."
-        self._pipeline.command(self._correction.unfreeze, "unfrozen", said)
-        return {}, {}
+        return _done(self._pipeline.command(self._correction.unfreeze, "unfrozen", said))
 
-    def recalibrate(self, _: dict[str, Any]) -> Answer:
+    def recalibrate(self, _: dict[str, Any]) -> Later:
         """Find it anew."""
         said = "The operator has the ellipticity found anew."
-        self._pipeline.command(self._correction.recalibrate, "recalibrating", said)
-        return {}, {}
+        return _done(self._pipeline.command(self._correction.recalibrate, "recalibrating", said))
 
-    def save_calibration(self, arguments: dict[str, Any]) -> Answer:
+    def save_calibration(self, arguments: dict[str, Any]) -> Later:
         """The calibration in use, with the fit of the descan where ``descan`` is true."""
         with_descan = arguments.get("descan") is True
-        return self._pipeline.call(lambda: self._calibration(with_descan)), {}
+        found = self._pipeline.call(lambda: self._calibration(with_descan))
+        return Later(found, lambda: (found.result(), {}), PATIENCE_S)
 
-    def load_calibration(self, arguments: dict[str, Any]) -> Answer:
+    def load_calibration(self, arguments: dict[str, Any]) -> Later:
         """Use ``calibration``, now and for the acquisitions to come."""
         try:
             calibration = Calibration.from_document(arguments.get("calibration"))
         except CalibrationError as error:
             raise CommandFailed(str(error)) from None
-        self._pipeline.command(
+        loaded = self._pipeline.command(
             lambda: self._correction.load(calibration),
             "calibration_loaded",
             f"A calibration was loaded: ratio {calibration.ratio:.4f}, "
             f"long axis at {math.degrees(calibration.theta):.1f}°.",
         )
-        return {}, {}
+        return _done(loaded)
 
-    def set_reference_center(self, arguments: dict[str, Any]) -> Answer:
+    def set_reference_center(self, arguments: dict[str, Any]) -> Later:
         """Move centers to ``center``."""
         cy, cx = _numbers(arguments.get("center"), 2, "center: [cy, cx] in pixels")
-        self._pipeline.command(
+        moved = self._pipeline.command(
             lambda: self._correction.set_reference_center((cy, cx)),
             "reference_center_set",
             f"The operator moved the reference center to ({cy:g}, {cx:g}) px.",
         )
-        return {}, {}
+        return _done(moved)
 
-    def clear_reference_center(self, _: dict[str, Any]) -> Answer:
+    def clear_reference_center(self, _: dict[str, Any]) -> Later:
         """Move centers back to where they were moved at first."""
-        self._pipeline.command(
+        moved = self._pipeline.command(
             lambda: self._correction.set_reference_center(None),
             "reference_center_cleared",
             "The operator moved the reference center back to where it was.",
         )
-        return {}, {}
+        return _done(moved)
 
-    def set_detectors(self, arguments: dict[str, Any]) -> Answer:
+    def set_detectors(self, arguments: dict[str, Any]) -> Later:
         """Measure with virtual detectors of these radii."""
         given = [arguments.get(name) for name in _RADII]
         bright, inner, outer = _numbers(given, 3, f"{', '.join(_RADII)}, in pixels")
-        self._pipeline.command(
+        radii_set = self._pipeline.command(
             lambda: self._correction.set_detectors(DetectorRadii(bright, inner, outer)),
             "detectors_set",
             f"The operator set the virtual detectors: bright field up to {bright:g} px, "
             f"annular dark field from {inner:g} to {outer:g} px.",
         )
-        return {}, {}
+        return _done(radii_set)
 
-    def clear_detectors(self, _: dict[str, Any]) -> Answer:
+    def clear_detectors(self, _: dict[str, Any]) -> Later:
         """Find the radii from the pattern."""
         said = "The operator lets the virtual detectors be found from the pattern."
-        self._pipeline.command(
+        cleared = self._pipeline.command(
             lambda: self._correction.set_detectors(None), "detectors_cleared", said
         )
-        return {}, {}
+        return _done(cleared)
 
     def maps(self, arguments: dict[str, Any]) -> Answer:
         """The whole scan maps."""
         newer_than = arguments.get("newer_than")
-        return self._pipeline.call(lambda: self._pipeline.maps.whole(newer_than))
+        return self._pipeline.maps.whole(newer_than)
 
-    def snapshot(self, _: dict[str, Any]) -> Answer:
+    def snapshot(self, _: dict[str, Any]) -> Later:
         """The status and the running mean."""
-        mean = self._pipeline.call(self._correction.mean)
-        arrays = {} if mean is None else {"mean": mean[0]}
-        return self._status().model_dump(mode="json"), arrays
+        found = self._pipeline.call(self._correction.mean)
+
+        def answer() -> Answer:
+            mean = found.result()
+            return self._status().model_dump(mode="json"), {} if mean is None else {"mean": mean[0]}
+
+        return Later(found, answer, PATIENCE_S)
 
     def start_recording(self, arguments: dict[str, Any]) -> Later:
         """Record, into files called ``name``."""
@@ -176,6 +182,11 @@ class Commands:
                 )
             calibration = calibration.model_copy(update={"descan": fit})
         return calibration.model_dump(mode="json")
+
+
+def _done(carried_out: Future[None]) -> Later:
+    """Answer once it is carried out, with nothing but that."""
+    return Later(carried_out, lambda: ({}, {}), PATIENCE_S)
 
 
 def _numbers(values: object, count: int, form: str) -> tuple[float, ...]:

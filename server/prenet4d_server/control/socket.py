@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -28,14 +30,22 @@ Answer: TypeAlias = tuple[dict[str, Any], dict[str, Array]]
 class Later:
     """The answer to a command that takes its time; others are answered meanwhile."""
 
-    done: Future[None]
+    done: Future[Any]
     """When it is carried out, or why it failed: a CommandFailed."""
     answer: Callable[[], Answer]
     """Called then, on the control thread."""
+    patience_s: float = math.inf
+    """What has not begun by then is not carried out any more."""
 
     def result(self) -> Answer:
         """The answer, once it is done; raises CommandFailed where it failed."""
-        self.done.result()
+        try:
+            self.done.result()
+        except CancelledError:
+            raise CommandFailed(
+                "The pipeline is busy: a batch takes long, or a lossless receiver holds it back. "
+                "Ask again."
+            ) from None
         return self.answer()
 
 
@@ -88,6 +98,8 @@ class Control:
         self._due = os.eventfd(0, os.EFD_CLOEXEC)
         self._late: deque[tuple[bytes, int, Later]] = deque()
         """What can be answered now: who asked, the request's sequence number, and the answer."""
+        self._begun: list[tuple[float, Later]] = []
+        """What takes its time, each with the time at which patience ends."""
         self._closing = threading.Lock()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="control", daemon=True)
@@ -124,7 +136,7 @@ class Control:
         poller.register(self._socket, zmq.POLLIN)
         poller.register(self._stop, zmq.POLLIN)
         poller.register(self._due, zmq.POLLIN)
-        while self._stop not in (ready := dict(poller.poll())):
+        while self._stop not in (ready := dict(poller.poll(self._give_up()))):
             if self._socket in ready:
                 identity, *parts = self._socket.recv_multipart(copy=False)
                 self._answer(identity.bytes, parts)
@@ -153,6 +165,7 @@ class Control:
             self._reply(asker, self._refusal(sequence, COMMAND_FAULT), {})
         else:
             if isinstance(answer, Later):
+                self._begun.append((time.monotonic() + answer.patience_s, answer))
                 answer.done.add_done_callback(lambda _: self._is_due(asker, sequence, answer))
             else:
                 self._reply(asker, self._success(sequence, answer), answer[1])
@@ -176,6 +189,16 @@ class Control:
                 "security.operator_keys."
             )
         return command(request.arguments)
+
+    def _give_up(self) -> int | None:
+        """Cancel what has waited for too long; return the ms until something else will have."""
+        now = time.monotonic()
+        self._begun = [(until, later) for until, later in self._begun if not later.done.done()]
+        for until, later in self._begun:
+            if until <= now:
+                later.done.cancel()  # what has begun by now goes on, and is answered in the end
+        ends = [until for until, _ in self._begun if now < until < math.inf]
+        return math.ceil(1e3 * (min(ends) - now)) if ends else None
 
     def _is_due(self, asker: bytes, sequence: int, later: Later) -> None:
         """Have the control thread answer; on any thread, also after the end of this."""

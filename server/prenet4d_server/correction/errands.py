@@ -14,8 +14,6 @@ from prenet4d_engines.errors import EngineError
 from prenet4d_server.errors import COMMAND_FAULT, CommandFailed
 
 log = logging.getLogger(__name__)
-TIMEOUT_S = 4.0
-"""How long an errand is waited for."""
 T = TypeVar("T")
 
 
@@ -30,11 +28,15 @@ class Errands:
         self._lock = threading.Lock()  # nobody rings a descriptor that is another file's by now
         self._closed = False
 
-    def call(self, errand: Callable[[], T]) -> T:
-        """Have it done, and return what it returns; from any thread but the one that does it.
+    def call(self, errand: Callable[[], T]) -> Future[T]:
+        """Have it done; from any thread.
+
+        Returns:
+            What the errand will have returned, or the CommandFailed that says why it has not. As
+            long as it has not begun it can be cancelled.
 
         Raises:
-            CommandFailed: it failed, was not done in time, or the service is stopping.
+            CommandFailed: the service is stopping.
         """
         answer: Future[T] = Future()
         with self._lock:
@@ -42,14 +44,7 @@ class Errands:
                 raise CommandFailed("The service is stopping.")
             self._waiting.put((errand, answer))
             os.eventfd_write(self.descriptor, 1)
-        try:
-            return answer.result(TIMEOUT_S)
-        except TimeoutError:
-            answer.cancel()
-            raise CommandFailed(
-                "The pipeline is busy: a batch takes long, or a lossless receiver holds it back. "
-                "Ask again."
-            ) from None
+        return answer
 
     def wake(self) -> None:
         """End the waiting for the descriptor; there may be nothing to do."""

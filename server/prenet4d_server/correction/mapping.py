@@ -1,10 +1,11 @@
 """The scan maps of the running acquisition, or of the last one: collected, published, handed out.
 
-Used on the pipeline's thread alone; ``status`` may be read from any.
+Used on the pipeline's thread; ``status`` may be read, and :meth:`Mapper.whole` called, from any.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import Any
 
@@ -39,6 +40,8 @@ class Mapper:
 
     def __init__(self, publisher: Publisher, every_s: float) -> None:
         self._publisher, self._every_s = publisher, every_s
+        self._lock = threading.Lock()
+        """Held where the maps' values, or what is said to be published of them, change."""
         self._maps: MapAccumulator | None = None
         self._why_not = _NONE_YET
         self._acquisition_id = ""
@@ -53,15 +56,19 @@ class Mapper:
 
     def begin(self, started: Started) -> None:
         """Start new maps for an acquisition."""
-        self._maps, self._why_not = None, _NO_SHAPE
+        maps, why_not = None, _NO_SHAPE
         if started.scan_shape is not None:
             try:
-                self._maps, self._why_not = MapAccumulator(started.scan_shape), ""
+                maps, why_not = MapAccumulator(started.scan_shape), ""
             except (FrameError, MemoryError) as error:
-                self._why_not = f"There are no scan maps of this acquisition: {error}"
-        self._acquisition_id = started.acquisition_id
-        self._detectors, self._descan = None, None
-        self._announced = False
+                why_not = f"There are no scan maps of this acquisition: {error}"
+        with self._lock:
+            self._maps, self._why_not = maps, why_not
+            self._acquisition_id = started.acquisition_id
+            self._detectors, self._descan = None, None
+            self._announced = False
+        if not self._published:
+            self._publish()  # an empty one: from here on there is a last one to answer with
         self._next_descan = time.monotonic() + DESCAN_EVERY_S
         self._tell()
 
@@ -74,14 +81,15 @@ class Mapper:
         """
         if self._maps is None:
             return
-        self._maps.add(result)
-        if (radii := result.detectors) is not None:
-            self._detectors = messages.DetectorRadii(
-                bright_field_radius=radii.bright_field_radius,
-                annular_inner=radii.annular_inner,
-                annular_outer=radii.annular_outer,
-                automatic=automatic,
-            )
+        with self._lock:
+            self._maps.add(result)
+            if (radii := result.detectors) is not None:
+                self._detectors = messages.DetectorRadii(
+                    bright_field_radius=radii.bright_field_radius,
+                    annular_inner=radii.annular_inner,
+                    annular_outer=radii.annular_outer,
+                    automatic=automatic,
+                )
 
     def publish_if_due(self) -> None:
         """Publish what has changed, if it is time to and somebody listens; to be called often."""
@@ -122,9 +130,10 @@ class Mapper:
         return self._descan
 
     def whole(self, newer_than: object = None) -> tuple[dict[str, Any], dict[str, Array]]:
-        """The whole maps, as the answer to the command ``maps``.
+        """The whole maps, as the answer to the command ``maps``; never waits for a batch.
 
-        What has changed is published first, so that the answer and the updates join without a seam.
+        They include all that was published up to the sequence number that they come with, and more:
+        the next update brings that again, so that the answer and the updates join without a seam.
 
         Args:
             newer_than: publisher and sequence number of the answer that the client has.
@@ -132,31 +141,33 @@ class Mapper:
         Raises:
             CommandFailed: there are no maps, and why.
         """
-        if self._maps is None:
-            raise CommandFailed(self._why_not)
-        if self._maps.changed is not None or not self._announced:
-            self._publish()
-        ny, nx = self._maps.scan_shape
-        header = self._header(self._maps, Region(0, 0, ny, nx)).model_copy(
-            update={"publisher": self._publisher.id, "sequence": self._published - 1}
-        )
-        known = newer_than == [header.publisher, header.sequence]
-        arrays: dict[str, Array] = {} if known else {"values": self._maps.values.copy()}
+        with self._lock:
+            if self._maps is None:
+                raise CommandFailed(self._why_not)
+            ny, nx = self._maps.scan_shape
+            header = self._header(self._maps, Region(0, 0, ny, nx)).model_copy(
+                update={"publisher": self._publisher.id, "sequence": self._published - 1}
+            )
+            unchanged = self._announced and self._maps.changed is None
+            known = unchanged and newer_than == [header.publisher, header.sequence]
+            arrays: dict[str, Array] = {} if known else {"values": self._maps.values.copy()}
         return header.model_dump(mode="json", exclude={"arrays"}), arrays
 
     def _publish(self) -> None:
         maps = self._maps
         if maps is None:
             return
-        region = maps.changed or Region(0, 0, 0, 0)
-        y0, x0, height, width = region
-        values = np.ascontiguousarray(maps.values[:, y0 : y0 + height, x0 : x0 + width])
-        if np.may_share_memory(values, maps.values):  # it must not change any more
-            values = values.copy()
-        self._publisher.publish((self._header(maps, region), {"values": values}))
-        maps.mark()
-        self._published += 1
-        self._announced = True
+        with self._lock:
+            region = maps.changed or Region(0, 0, 0, 0)
+            y0, x0, height, width = region
+            values = np.ascontiguousarray(maps.values[:, y0 : y0 + height, x0 : x0 + width])
+            if np.may_share_memory(values, maps.values):  # it must not change any more
+                values = values.copy()
+            update = (self._header(maps, region), {"values": values})
+            maps.mark()
+            self._published += 1
+            self._announced = True
+        self._publisher.publish(update)  # which may wait
 
     def _header(self, maps: MapAccumulator, region: Region) -> messages.Maps:
         return messages.Maps(

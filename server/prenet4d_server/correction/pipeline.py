@@ -11,6 +11,7 @@ import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -144,11 +145,14 @@ class Pipeline:
         self._stopping.set()
         self._errands.wake()
 
-    def command(self, action: Callable[[], object], code: str, message: str) -> None:
+    def command(self, action: Callable[[], object], code: str, message: str) -> Future[None]:
         """Have the pipeline's thread carry out what the operator asked for, and publish that.
 
+        Returns:
+            Done when it is, or the CommandFailed that says why it could not be carried out.
+
         Raises:
-            CommandFailed: it could not be carried out, or not in time.
+            CommandFailed: the service is stopping.
         """
 
         def act() -> None:
@@ -158,7 +162,7 @@ class Pipeline:
                 self.view = replace(self.view, state=self.correction.state)
             self._publisher.event("info", code, message, started.acquisition_id if started else "")
 
-        self.call(act)
+        return self.call(act)
 
     def step(self, timeout_s: float, *, hurry: bool = False) -> bool:
         """Do the next thing; returns whether there was one."""
@@ -213,8 +217,6 @@ class Pipeline:
 
     def _begin(self, started: Started) -> None:
         self._ledgers[started.acquisition_id]  # made now: who sees the acquisition looks for it
-        self.view = View(started)
-        self.maps.begin(started)
         try:
             self.correction.begin(started)
         except CORRECTION_ERRORS as error:
@@ -225,6 +227,8 @@ class Pipeline:
                 started.acquisition_id,
             )
         self._publisher.publish(outgoing.acquisition_start(started, self._known_of_it()))
+        self.maps.begin(started)
+        self.view = View(started)
         h, w = started.frame_shape
         scan = (
             started.expected_frames or "an unknown number of"
@@ -308,6 +312,7 @@ class Pipeline:
             self._batcher.release(batch)
         done = time.monotonic()
         self._see(result, started)
+        self.maps.add(result, automatic=self.correction.detectors is None)
         self._meters.done(n)
         self._meters.latency("queue", taken - shown.arrived)
         self._meters.latency("compute", np.full(n, done - taken))
@@ -315,7 +320,6 @@ class Pipeline:
         self._results.publish(shown, backlog=self.backlog, counters=ledger.snapshot())
         if self._results.mean_is_due():
             self._publish_mean(started.acquisition_id)
-        self.maps.add(result, automatic=self.correction.detectors is None)
 
     def _tell_fault(self, level: Literal["warning", "error"], code: str, message: str) -> None:
         """What the corrector runs on failed; nothing is lost by it, or batches will tell."""

@@ -1,6 +1,7 @@
 """The control socket: commands are carried out or refused with a sentence."""
 
-from concurrent.futures import Future
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -155,3 +156,53 @@ def test_others_are_answered_while_a_command_takes_its_time():
             assert (replies[1].ok, replies[1].error) == (False, "It did not start.")
         control.close()
         never.set_result(None)  # nobody is there any more
+
+
+def test_what_has_not_begun_in_time_is_given_up_and_what_has_is_answered_in_the_end():
+    waiting: Future[None] = Future()
+    running: Future[None] = Future()
+    running.set_running_or_notify_cancel()
+    commands = {
+        "waiting": lambda _: Later(waiting, lambda: ({}, {}), 0.01),
+        "running": lambda _: Later(running, lambda: ({"what": "done"}, {}), 0.01),
+    }
+    with zmq.Context() as context:
+        control = Control(FREE, publisher="life", context=context)
+        control.start(commands)
+        with context.socket(zmq.DEALER) as asking:
+            asking.linger = 0
+            asking.connect(control.address)
+            for number, command in enumerate(commands):
+                asking.send_multipart(encode(ControlRequest(command=command, sequence=number)))
+            assert asking.poll(TIMEOUT_S * 1000)
+            given_up = decode(asking.recv_multipart()).header
+            assert (given_up.sequence, given_up.ok) == (0, False)
+            assert "The pipeline is busy" in given_up.error
+            assert waiting.cancelled()
+            running.set_result(None)
+            assert asking.poll(TIMEOUT_S * 1000)
+            done = decode(asking.recv_multipart()).header
+            assert (done.sequence, done.result) == (1, {"what": "done"})
+        control.close()
+
+
+def test_a_batch_that_takes_long_keeps_nobody_from_looking(service, client):
+    over = threading.Event()
+    with sender(service) as source, ThreadPoolExecutor() as pool:
+        source.start(frame_shape=(16, 24), dtype="uint16", scan_shape=(2, 5))
+        source.send(frames(10))
+        until(lambda: (now := service.status().acquisition) and now.counters.corrected == 10)
+        held = service._pipeline.call(over.wait)  # as in a batch
+        until(held.running)
+        with connected(service) as operator:
+            freezing = pool.submit(operator.freeze)
+            try:
+                assert client.status()["healthy"]
+                header, values = client.maps()
+                assert header.frames == 10
+                assert np.isfinite(values).any()
+                assert not freezing.done()
+            finally:
+                over.set()
+            freezing.result(TIMEOUT_S)
+        source.end()

@@ -117,7 +117,7 @@ def test_the_next_acquisition_starts_anew(service):
 
 
 def test_updates_and_the_whole_join_without_a_seam(service):
-    """What the control socket hands out is what the updates up to its number add up to."""
+    """What the control socket hands out holds the updates up to its number, and lacks no other."""
     with listening(service, ("maps",)) as listener, sender(service) as source:
         start(source)
         with control(service) as client:
@@ -140,7 +140,12 @@ def test_updates_and_the_whole_join_without_a_seam(service):
         added[:, y0 : y0 + height, x0 : x0 + width] = updates[sequence].values
         states[sequence] = added.copy()
     for header, values in wholes:
-        np.testing.assert_array_equal(values[5:], states[header.sequence][5:])
+        told = states.get(header.sequence, np.full((9, *SCAN), np.nan))[2]  # before the first
+        np.testing.assert_array_equal(values[2][np.isfinite(told)], told[np.isfinite(told)])
+        for sequence in range(header.sequence + 1, last + 1):
+            y0, x0, height, width = updates[sequence].region
+            values[:, y0 : y0 + height, x0 : x0 + width] = updates[sequence].values
+        np.testing.assert_array_equal(values[2], expected())
     np.testing.assert_array_equal(wholes[-1][1][2], expected())
 
 
@@ -305,5 +310,6 @@ def test_updates_come_at_a_bounded_rate():
         source.send(frames(N, FRAME))
         source.end()
         listener.wait_for("acquisition_end")
-        first, last = listener.of("maps")
+        empty, first, last = listener.of("maps")
+        assert empty.frames == 0  # the first in the service's life
         assert 0 < first.frames < last.frames == N
