@@ -70,11 +70,11 @@ def _cores() -> Iterator[Finding]:
 
 
 def _memory() -> Iterator[Finding]:
-    import psutil
+    from prenet4d_server import memory
 
-    memory = psutil.virtual_memory()
-    found = f"{_gib(memory.available)} free of {_gib(memory.total)}"
-    low = memory.available < 2 << 30
+    free, total = memory.available()
+    found = f"{_gib(free)} free of {_gib(total)}"
+    low = free < 2 << 30
     yield Finding(
         "memory", "note" if low else "ok", found, "2 GiB free are advised." if low else ""
     )

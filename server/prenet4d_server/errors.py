@@ -23,7 +23,6 @@ ServiceError                    ``code`` names it in events, counters and logs
     └── BadCounts               NaN, infinite or negative counts
 """
 
-import os
 from typing import ClassVar, Final
 
 COMMAND_FAULT: Final = "The service failed at this command, and goes on; its log says why."
@@ -34,7 +33,7 @@ class ServiceError(Exception):
     """Base of every error this package raises on purpose."""
 
     code: ClassVar[str] = "service_error"
-    exit_status: ClassVar[int] = 1
+    exit_status: int = 1
     """Of a command that it ends."""
 
 
@@ -42,7 +41,6 @@ class ConfigError(ServiceError):
     """The configuration does not make sense; nothing was started."""
 
     code = "bad_configuration"
-    exit_status = os.EX_CONFIG  # systemd does not start the service again: that helps nothing
 
 
 class BindError(ServiceError):

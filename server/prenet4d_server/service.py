@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import signal
+import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -172,7 +173,10 @@ class Service:
 
     def _start(self, undo: contextlib.ExitStack) -> None:
         settings = self.settings
-        keys = load_keys(settings.security.secret_key_file)
+        key_file = settings.security.secret_key_file
+        keys = load_keys(key_file)
+        if key_file is not None and key_file.stat().st_mode & stat.S_IROTH:
+            log.warning("The secret key's file lets everybody read it: chmod o= %s", key_file)
         self._engine, make_corrector = load_correctors(
             settings.corrector, lambda: self._publisher.wants("maps")
         )
@@ -321,16 +325,23 @@ def _log_failure(work: Future[None]) -> None:
         log.error("The pipeline has died.", exc_info=error)
 
 
+class Stop(threading.Event):
+    """Set by a signal, whose name it keeps."""
+
+    by = ""
+
+
 @contextlib.contextmanager
-def stopped_by_signals() -> Iterator[threading.Event]:
+def stopped_by_signals() -> Iterator[Stop]:
     """An event that Ctrl-C, SIGTERM and a terminal that goes away set; a second Ctrl-C interrupts.
 
     In the main thread only.
     """
-    stop = threading.Event()
+    stop = Stop()
     before: dict[signal.Signals, Any] = {}
 
-    def on_signal(_number: int, _frame: object) -> None:
+    def on_signal(number: int, _frame: object) -> None:
+        stop.by = signal.Signals(number).name
         stop.set()
         signal.signal(signal.SIGINT, before[signal.SIGINT])
 
@@ -363,5 +374,5 @@ def serve(settings: Settings, calibration: Calibration | None = None) -> int:
     with stopped_by_signals() as stop, Service(settings, calibration) as service:
         logs.belongs_to(lambda: service.acquisition_id)
         service.run(stop)
-        log.info("Stopping: what has been received is finished first.")
+        log.info("Stopping on %s: what has been received is finished first.", stop.by)
     return 0

@@ -178,7 +178,7 @@ def test_another_version_of_the_protocol_is_refused(service, listener):
     fields = msgpack.unpackb(header) | {"version": 2}
     with raw_sender(service) as send:
         send([topic, msgpack.packb(fields)])
-        assert "version 2" in listener.wait_for_event("bad_message").message
+        assert "version 2" in listener.wait_for_event("bad_start").message
         scan(service, listener)
 
 
@@ -628,7 +628,9 @@ def test_a_signal_drains_says_goodbye_and_exits_with_0(number):
             assert process.wait(TIMEOUT_S) == 0
             source._start = None  # there is nobody to tell of the end
         assert process.wait(TIMEOUT_S) == 0
-        assert "Traceback" not in process.stderr.read()
+        told = process.stderr.read()
+        assert f"Stopping on {number.name}: " in told
+        assert "Traceback" not in told
 
 
 def test_draining_is_bounded_and_what_is_given_up_is_counted():
@@ -712,6 +714,16 @@ def test_with_keys_only_who_knows_the_public_one_gets_in(tmp_path):
                 source.send(frames(3))
                 source.end()
             assert len(stream.receive().indices) == 3
+
+
+def test_a_secret_key_that_everybody_may_read_is_told_of(tmp_path, caplog):
+    _, secret = generate_keys(tmp_path)
+    kept = settings(security={"secret_key_file": secret})
+    with Service(kept):
+        assert "everybody" not in caplog.text
+    secret.chmod(0o644)
+    with Service(kept):
+        assert f"The secret key's file lets everybody read it: chmod o= {secret}" in caplog.text
 
 
 def test_memory_stays_flat():

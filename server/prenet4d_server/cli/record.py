@@ -73,7 +73,7 @@ def record(
     print(recorded(summary.patterns, summary.absent, "" if summary.complete else summary.reason))
     if summary.lost and summary.lost not in summary.reason:
         print(f"The recording ended because the service was lost: {summary.lost}")
-    if not summary.complete and summary.reason != STOPPED:
+    if summary.lost or (not summary.complete and summary.reason != STOPPED):
         raise typer.Exit(1)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,6 +18,7 @@ from prenet4d_server.cli.arguments import (
     address,
     refuse_misfits,
 )
+from prenet4d_server.errors import ConfigError
 
 _SERVE = (
     "Examples:\n\n"
@@ -112,13 +116,24 @@ def serve(
         security={"secret_key_file": secret_key, "insecure": insecure or None},
         log={"level": log_level},
     )
-    settings = load_settings(config, **sections)
-    kind = settings.source.kind
-    for flag, kinds in _FITS.items():
-        if kind not in kinds:
-            why = f"says nothing to {kind}, where frames come from: it goes with --source "
-            refuse_misfits(context, [flag], f"{why}{' or '.join(kinds)}.")
-    raise typer.Exit(runner.serve(settings, calibration=_read_calibration(calibration)))
+    with _final_refusals():
+        settings = load_settings(config, **sections)
+        kind = settings.source.kind
+        for flag, kinds in _FITS.items():
+            if kind not in kinds:
+                why = f"says nothing to {kind}, where frames come from: it goes with --source "
+                refuse_misfits(context, [flag], f"{why}{' or '.join(kinds)}.")
+        raise typer.Exit(runner.serve(settings, calibration=_read_calibration(calibration)))
+
+
+@contextlib.contextmanager
+def _final_refusals() -> Iterator[None]:
+    """Exit with a status after which systemd does not start the service again: it helps nothing."""
+    try:
+        yield
+    except ConfigError as error:
+        error.exit_status = os.EX_CONFIG
+        raise
 
 
 def _said(**sections: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -145,17 +160,21 @@ def config(
 ) -> None:
     """Print a commented configuration with every setting at its default."""
     from prenet4d_server.config_file import example_toml, load_settings
+    from prenet4d_server.page.operator_token import OperatorToken
     from prenet4d_server.sockets import load_keys
 
     if check is None:
         print(example_toml(), end="")
         return
-    settings = load_settings(check)
-    load_keys(settings.security.secret_key_file)
-    print(
-        f"{check} is good: frames from {settings.source.kind} at "
-        f"{settings.source.endpoint or settings.source.path}."
-    )
+    with _final_refusals():
+        settings = load_settings(check)
+        load_keys(settings.security.secret_key_file)
+        token = settings.http.operator_token_file
+        if token is not None and token.exists():  # else the service makes it, as its own user
+            OperatorToken(None, token)
+    source = settings.source
+    where = source.path if source.kind == "replay" else source.endpoint
+    print(f"{check} is good: frames from {source.kind} at {where}.")
 
 
 def keygen(

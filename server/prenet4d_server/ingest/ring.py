@@ -22,13 +22,12 @@ import os
 import select
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import psutil
 
+from prenet4d_server import memory
 from prenet4d_server.errors import ServiceError
 
 Pixels: TypeAlias = npt.NDArray[Any]
@@ -183,22 +182,22 @@ class RingReader(_Ring):
         self.committed = 0
         """Positions below this one are committed."""
         self._released = 0
-        memory = os.memfd_create("prenet4d-ring", os.MFD_CLOEXEC)
+        file = os.memfd_create("prenet4d-ring", os.MFD_CLOEXEC)
         try:
             _check_memory(size)
-            os.posix_fallocate(memory, 0, size)
+            os.posix_fallocate(file, 0, size)
         except OSError as error:
-            os.close(memory)
+            os.close(file)
             raise ServiceError(
                 f"The ring of {size >> 20} MiB cannot be allocated: {error.strerror}. "
                 "Make ring.size smaller."
             ) from None
         except ServiceError:
-            os.close(memory)
+            os.close(file)
             raise
         flags = os.EFD_NONBLOCK | os.EFD_CLOEXEC
         committed, freed = os.eventfd(0, flags), os.eventfd(0, flags)
-        super().__init__(RingHandle(memory, size, committed, freed, 0, 0))
+        super().__init__(RingHandle(file, size, committed, freed, 0, 0))
 
     @property
     def committed_fd(self) -> int:
@@ -262,11 +261,7 @@ def _take(counter: int) -> int:
 
 def _check_memory(size: int) -> None:
     """Refuse what the kernel would promise and then kill us for."""
-    free = psutil.virtual_memory().available
-    with contextlib.suppress(OSError, ValueError):  # no cgroup, or one without a limit
-        group = Path("/sys/fs/cgroup")
-        limit = int((group / "memory.max").read_text())
-        free = min(free, limit - int((group / "memory.current").read_text()))
+    free, _ = memory.available()
     if size > 0.8 * free:
         raise ServiceError(
             f"The ring of {size >> 20} MiB does not fit: {free >> 20} MiB of memory are free. "

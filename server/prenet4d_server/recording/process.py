@@ -59,6 +59,8 @@ class Report(BaseModel):
     complete: bool = True
     reason: str = ""
     """Why it is not complete."""
+    lost: str = ""
+    """Why the service was lost, where that ended it."""
     error: str = ""
     """Why it cannot go on."""
 
@@ -70,6 +72,7 @@ def _report(summary: Summary) -> Report:
         absent=summary.absent,
         complete=summary.complete,
         reason=summary.reason,
+        lost=summary.lost,
     )
 
 

@@ -361,7 +361,8 @@ def record(
         acquisitions: end after so many.
 
     Returns:
-        What was recorded; a service that went away makes it incomplete, and ``reason`` says so.
+        What was recorded. Where the service went away, ``lost`` says so; that makes it incomplete
+        only in the middle of an acquisition.
 
     Raises:
         FileError: the disk is full or fails.
@@ -386,9 +387,7 @@ def record(
                 _log.warning("A message could not be read: %s", error)
             except (NoAnswer, ConnectionRefused) as error:
                 recorder.close(f"the connection was lost: {error}")
-                summary.complete = False
                 summary.lost = str(error)
-                summary.reason = summary.reason or summary.lost
                 break
             except Prenet4dError:
                 if not stop.is_set():

@@ -91,8 +91,8 @@ class Recordings:
                 patterns=report.patterns,
                 absent=report.absent,
                 started=self._started,
-                complete=report.complete,
-                reason=report.error or report.reason,
+                complete=report.complete and not report.lost,
+                reason=report.error or report.reason or report.lost,
             )
 
     @property
@@ -230,8 +230,9 @@ class Recordings:
         else:
             patterns = counted_of(last.patterns, last.absent, "pattern")
             what = f"{patterns} in {counted(len(last.files), 'file')}"
-            why = "" if last.complete else f"; incomplete: {last.reason}"
-            self._say("info", "recording_stopped", f"Recording ended with {what}{why}.")
+            why = "" if last.complete else f"; incomplete: {last.reason.removesuffix('.')}"
+            lost = f" {last.lost}" if last.lost not in last.reason else ""
+            self._say("info", "recording_stopped", f"Recording ended with {what}{why}.{lost}")
 
     def _say(self, level: Level, code: str, message: str) -> None:
         self._tell(Event(level=level, code=code, message=message))

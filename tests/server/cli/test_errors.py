@@ -142,7 +142,7 @@ def test_bad_use_gets_a_sentence(prenet4d, free, arguments, sentence):
 
 def test_unknown_fault_is_named(prenet4d):
     status, _, said = prenet4d("simulate-detector", "native", "--scan", "2x2", "--fault", "fire")
-    assert status == os.EX_CONFIG
+    assert status == 1
     assert "There is no fault named 'fire'" in said
 
 
@@ -293,13 +293,29 @@ def test_config_prints_what_it_accepts(prenet4d, tmp_path):
     assert "Did you mean 'kind'?" in said
 
 
+def test_a_replay_is_checked_by_its_file_and_a_token_by_what_it_holds(prenet4d, tmp_path):
+    file, token = tmp_path / "prenet4d.toml", tmp_path / "token"
+    file.write_text(
+        "[source]\nkind = 'replay'\npath = 'scan.h5'\naddress = 'tcp://127.0.0.1:9999'\n"
+        f"[http]\noperator_token_file = '{token}'\n"
+    )
+    status, said, _ = prenet4d("config", "--check", file)
+    assert status == 0
+    assert said.endswith("is good: frames from replay at scan.h5.\n")
+    assert not token.exists()
+    token.write_text("short")
+    status, _, said = prenet4d("config", "--check", file)
+    assert status == os.EX_CONFIG
+    assert f"{token} holds no operator's token" in said
+
+
 def test_keygen_makes_keys_once(prenet4d, tmp_path):
     status, said, _ = prenet4d("keygen", tmp_path)
     assert status == 0
     public = next(line.split()[-1] for line in said.splitlines() if "Public" in line)
     assert len(parse_server_key(public)) == 40
     status, _, said = prenet4d("keygen", tmp_path)
-    assert status == os.EX_CONFIG
+    assert status == 1
     assert "exists already" in said
 
 

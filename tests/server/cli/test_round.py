@@ -133,6 +133,25 @@ def test_a_stop_in_mid_scan_hides_no_scan_that_was_incomplete_before(
 
 
 @pytest.mark.parametrize("service", ["native"], indirect=True)
+def test_a_service_that_stops_after_a_scan_leaves_a_recording_that_is_not_called_incomplete(
+    service, tmp_path
+):
+    file = tmp_path / "scan.h5"
+    with recorder(service, file) as recording:
+        service.wait_for_receivers(1)
+        with FrameSender(service.detector, timeout=TIMEOUT_S) as source:
+            source.start(frame_shape=(32, 32), dtype="uint16", scan_shape=SCAN)
+            source.send(np.ones((SCAN[0] * SCAN[1], 32, 32), np.uint16))
+            source.end()
+        until(lambda: is_complete(file))
+        service.stop(TIMEOUT_S)
+        assert recording.process.wait(TIMEOUT_S) == 1
+    *_, recorded, lost = file.with_suffix(".log").read_text().splitlines()
+    assert recorded == "Recorded 48 patterns"
+    assert lost.startswith("The recording ended because the service was lost: ")
+
+
+@pytest.mark.parametrize("service", ["native"], indirect=True)
 def test_replay_is_watched_and_the_recorder_closes_its_file_when_interrupted(
     service, frames, tmp_path
 ):

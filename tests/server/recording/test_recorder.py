@@ -789,6 +789,18 @@ def test_a_service_that_goes_away_leaves_a_closed_file(
         assert scan.n_frames == 20
 
 
+@pytest.mark.parametrize("afterwards", ["goodbye", "silence"])
+def test_a_service_that_goes_away_between_scans_makes_none_incomplete(
+    tmp_path: Path, afterwards: str
+) -> None:
+    service = Service(list(whole_scan(patterns_of(20))), afterwards)
+    summary = record_from(service, tmp_path / "scan.h5")
+    assert (summary.patterns, summary.complete, summary.reason) == (20, True, "")
+    assert summary.lost
+    with h5py.File(tmp_path / "scan.h5") as file:
+        assert file["prenet4d"].attrs["complete"]
+
+
 def described(data: Any) -> str:
     """What a file says of a dataset, its units included."""
     return f"{data.attrs.get('units', '')}; {data.attrs['description']}"

@@ -272,6 +272,24 @@ def test_a_service_that_stops_closes_the_recording_with_all_that_came(tmp_path: 
         assert file["prenet4d"].attrs["frames_corrected"] == 6
 
 
+def test_a_service_that_stops_after_a_scan_does_not_call_its_recording_incomplete(
+    tmp_path: Path,
+) -> None:
+    recording = {"directory": tmp_path, "keep_free": "64MiB"}
+    with (
+        Service(settings(recording=recording)) as service,
+        listening(service) as listener,
+        ControlClient(service.endpoints["control"], timeout=TIMEOUT_S) as client,
+    ):
+        started(client, "whole")
+        scan(service, listener)
+        until(lambda: is_complete(tmp_path / "whole.h5"))
+        service.close()
+    told = service._publisher.recent_events[-1].message
+    assert told.startswith("Recording ended with 6 patterns in 1 file. The service at ")
+    assert told.endswith("has stopped.")
+
+
 def test_a_service_that_is_killed_leaves_a_closed_recording(tmp_path: Path) -> None:
     with (
         RunningService(
