@@ -13,10 +13,10 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Final
+from typing import Final, Self
 
 import numpy as np
 import torch
@@ -46,6 +46,8 @@ _WARM_UP_STEPS: Final = 200
 _EMA_DECAY: Final = 0.998
 _VALIDATION_BATCHES: Final = 6
 _LOG_EVERY: Final = 20
+_UNREADABLE: Final = (RuntimeError, UnpicklingError, EOFError, LookupError, TypeError, ValueError)
+"""What torch raises at a file that is no checkpoint of this network."""
 CHECKPOINT_EVERY: Final = 240
 """Steps between two checkpoints."""
 CHECKPOINT: Final = "checkpoint.pt"
@@ -125,48 +127,24 @@ def train(
         SimulationError: `multislice` holds no computed patterns.
         OSError: What is to be kept cannot be written.
     """
-    if task not in NAMES:
-        raise TrainingError(f"There is no network {task!r}. Choose one of {', '.join(NAMES)}.")
-    if steps < 1 or batch_size < 2 or batch_size % 2:
-        raise TrainingError("steps must be at least 1 and batch_size an even number.")
-    if threads < 1 or workers < 0:
-        raise TrainingError("threads must be at least 1, and workers 0 or more.")
-    if not all(limit is None or 0 < limit < math.inf for limit in (minutes, peak_rate)):
-        raise TrainingError("minutes and peak_rate must be positive numbers where they are given.")
-    if not 0 <= seed < VALIDATION_SEED:
-        raise TrainingError(
-            f"The seed must lie in [0, {VALIDATION_SEED}): those above validate and evaluate."
-        )
+    _refuse_nonsense(task, steps, batch_size, threads, workers, seed, minutes, peak_rate)
     checkpoint, log = out_dir / CHECKPOINT, out_dir / "log.jsonl"
     if checkpoint.exists() and not resume:
         raise TrainingError(
             f"{out_dir} holds a training already: go on with it (--resume), or train into another "
             "folder (--out)."
         )
-    computed = Multislice.load(multislice) if multislice is not None else None
-    if computed is not None and not set(computed.materials) <= set(TRAINING):
-        raise TrainingError(
-            f"{multislice} holds patterns of {', '.join(set(computed.materials) - set(TRAINING))}, "
-            "which training must not see: they belong to the evaluation."
-        )
+    computed = _computed(multislice)
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     rate = _PEAK_RATE[task] if peak_rate is None else peak_rate
-    network = untrained(task).to(device)
-    if start_from is not None and not resume:
-        _begin_with(network, start_from, task)
-    average = copy.deepcopy(network).eval()
-    optimiser = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=1e-2)
-    step, spent = 0, 0.0
-    commands: list[str] = []
     begun = {"rate": rate, "batch-size": batch_size, "seed": seed, "multislice": bool(multislice)}
+    training = _Training.begin(task, None if resume else start_from, rate, begun, device)
     if resume:
-        step, spent, commands = _restore(
-            checkpoint, task, network, average, optimiser, device, begun
-        )
-        _cut(log, step)
+        training.restore(checkpoint)
+        _cut(log, training.step)
     else:
         out_dir.mkdir(parents=True, exist_ok=True)
         log.unlink(missing_ok=True)
@@ -182,41 +160,35 @@ def train(
         "multislice": multislice and multislice.name,
     }
     given = [f"--{name} {value}" for name, value in options.items() if value is not None]
-    commands.append(" ".join(["prenet4d train", task, *given, *(["--resume"] if resume else [])]))
+    command = ["prenet4d train", task, *given, *(["--resume"] if resume else [])]
+    training.commands.append(" ".join(command))
 
     loader = DataLoader(
-        Samples(task, batch_size, seed, start=step, computed=computed),
+        Samples(task, batch_size, seed, start=training.step, computed=computed),
         batch_size=None,
         collate_fn=_by_value,  # type: ignore[arg-type]  # batches come ready-made
         num_workers=workers,
         prefetch_factor=8 if workers else None,
     )
     validation = _validation_set(task, batch_size)
-    started = time.monotonic() - spent
+    started = time.monotonic() - training.seconds
     smooth: float | None = None
-    first, first_time = step, time.monotonic()
-    share = _share(step, steps, spent, minutes)
+    first, first_time = training.step, time.monotonic()
+    share = _share(training.step, steps, training.seconds, minutes)
     for sample in loader:
         if share >= 1.0:
             break
-        for group in optimiser.param_groups:
-            group["lr"] = _scheduled(rate, step, share)
-        loss = _step(task, network, optimiser, sample, device)
-        if not math.isfinite(loss):
-            raise TrainingError(f"The loss is {loss} at step {step}; lower the learning rate.")
-        step += 1
-        _follow(average, network, step)
+        loss = training.learn(sample, _scheduled(rate, training.step, share))
         smooth = loss if smooth is None else 0.98 * smooth + 0.02 * loss
-
-        seconds = time.monotonic() - started
-        share = _share(step, steps, seconds, minutes)
+        step, training.seconds = training.step, time.monotonic() - started
+        share = _share(step, steps, training.seconds, minutes)
         if step % _LOG_EVERY == 0 or share >= 1.0:
             figures: dict[str, float] = {}
             if step % CHECKPOINT_EVERY == 0 or share >= 1.0:
-                figures = validate(task, average, validation, device)
-                _save(checkpoint, task, network, average, optimiser, step, seconds, begun, commands)
+                figures = validate(task, training.average, validation, device)
+                training.save(checkpoint)
             speed = (step - first) / (time.monotonic() - first_time)
-            left = max(0.0, (1 - share) * seconds / max(share, 1e-6))
+            left = max(0.0, (1 - share) * training.seconds / max(share, 1e-6))
             progress = Progress(step, share, smooth, figures, batch_size * speed, left)
             with log.open("a") as lines:
                 lines.write(json.dumps(asdict(progress)) + "\n")
@@ -224,25 +196,168 @@ def train(
                 on_progress(progress)
 
     weights = out_dir / f"{task}.safetensors"
-    values = {name: value.contiguous().cpu() for name, value in average.state_dict().items()}
-    write_whole(weights, as_safetensors(values))
+    values = training.average.state_dict().items()
+    write_whole(weights, as_safetensors({name: v.contiguous().cpu() for name, v in values}))
     precision = "bf16" if _is_short(device) else "float32"
     record = {
-        "command": commands,
-        "steps": step,
-        "samples": step * batch_size,
+        "command": training.commands,
+        "steps": training.step,
+        "samples": training.step * batch_size,
         "seed": seed,
-        "minutes": round((time.monotonic() - started) / 60, 1),
+        "minutes": round(training.seconds / 60, 1),
         "schedule": f"AdamW, {_WARM_UP_STEPS} steps of warm-up to {rate:g}, cosine to zero, "
         f"averaged weights (EMA {_EMA_DECAY}), {precision}",
         "machine": f"{threads} + {workers} cores of {processor.name()}"
         if device.type == "cpu"
         else torch.cuda.get_device_name(device),
-        "validation": validate(task, average, validation, device),
+        "validation": validate(task, training.average, validation, device),
     }
     write_whole(out_dir / RECORD, (json.dumps(record, indent=2) + "\n").encode())
     _plot(task, log, out_dir / "loss.png")
     return weights
+
+
+def _refuse_nonsense(
+    task: str,
+    steps: int,
+    batch_size: int,
+    threads: int,
+    workers: int,
+    seed: int,
+    minutes: float | None,
+    peak_rate: float | None,
+) -> None:
+    if task not in NAMES:
+        raise TrainingError(f"There is no network {task!r}. Choose one of {', '.join(NAMES)}.")
+    if steps < 1 or batch_size < 2 or batch_size % 2:
+        raise TrainingError("steps must be at least 1 and batch_size an even number.")
+    if threads < 1 or workers < 0:
+        raise TrainingError("threads must be at least 1, and workers 0 or more.")
+    if not all(limit is None or 0 < limit < math.inf for limit in (minutes, peak_rate)):
+        raise TrainingError("minutes and peak_rate must be positive numbers where they are given.")
+    if not 0 <= seed < VALIDATION_SEED:
+        raise TrainingError(
+            f"The seed must lie in [0, {VALIDATION_SEED}): those above validate and evaluate."
+        )
+
+
+def _computed(multislice: Path | None) -> Multislice | None:
+    """Load computed patterns, of nothing that is kept for evaluation."""
+    if multislice is None:
+        return None
+    computed = Multislice.load(multislice)
+    if unseen := set(computed.materials) - set(TRAINING):
+        raise TrainingError(
+            f"{multislice} holds patterns of {', '.join(unseen)}, which training must not see: "
+            "they belong to the evaluation."
+        )
+    return computed
+
+
+@dataclass
+class _Training:
+    """What learns, and how far it has come: all that a checkpoint holds."""
+
+    task: Name
+    network: nn.Module
+    average: nn.Module
+    """Follows the network; its weights are what is validated and shipped."""
+    optimiser: torch.optim.Optimizer
+    begun: dict[str, float]
+    """What decides which samples come and how they are learned from, by the option's name."""
+    device: torch.device
+    commands: list[str] = field(default_factory=list)
+    step: int = 0
+    seconds: float = 0.0
+
+    @classmethod
+    def begin(
+        cls,
+        task: Name,
+        start_from: Path | None,
+        rate: float,
+        begun: dict[str, float],
+        device: torch.device,
+    ) -> Self:
+        """Begin with weights that exist, or with random ones."""
+        network = untrained(task).to(device)
+        if start_from is not None:
+            _begin_with(network, start_from, task)
+        optimiser = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=1e-2)
+        return cls(task, network, copy.deepcopy(network).eval(), optimiser, begun, device)
+
+    def learn(self, sample: Sample, rate: float) -> float:
+        """Take one step; return its loss."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.network.train()
+        reading = _HalfPrecision(self.network, self.device)
+        loss, _ = LOSSES[self.task](reading, _to(sample, self.device))
+        if not math.isfinite(value := float(loss.detach())):
+            raise TrainingError(
+                f"The loss is {value} at step {self.step}; lower the learning rate."
+            )
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        self.optimiser.step()
+        self.step += 1
+        self._follow()
+        return value
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        """Move the averaged weights and statistics toward the current ones."""
+        decay = min(_EMA_DECAY, (1 + self.step) / (10 + self.step))
+        theirs = self.network.state_dict()
+        for name, value in self.average.state_dict().items():
+            if value.is_floating_point():
+                value.lerp_(theirs[name], 1.0 - decay)
+            else:
+                value.copy_(theirs[name])
+
+    def save(self, path: Path) -> None:
+        """Write the checkpoint."""
+        buffer = io.BytesIO()
+        torch.save(
+            {
+                "task": self.task,
+                "network": self.network.state_dict(),
+                "average": self.average.state_dict(),
+                "optimiser": self.optimiser.state_dict(),
+                "step": self.step,
+                "seconds": self.seconds,
+                "begun": self.begun,
+                "commands": self.commands,
+            },
+            buffer,
+        )
+        write_whole(path, buffer.getvalue())
+
+    def restore(self, path: Path) -> None:
+        """Take over what `save` wrote; what it was begun with must be the same."""
+        if not path.exists():
+            raise TrainingError(f"There is no checkpoint to resume in {path.parent}.")
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+            if state["task"] != self.task:
+                raise TrainingError(f"The checkpoint in {path.parent} is of {state['task']!r}.")
+            for name, value in self.begun.items():
+                if (was := state["begun"][name]) != value:
+                    raise TrainingError(
+                        f"The training in {path.parent} was begun with --{name} {was}, not "
+                        f"{value}: give what it was begun with to go on."
+                    )
+            self.network.load_state_dict(state["network"])
+            self.average.load_state_dict(state["average"])
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.step, self.seconds = int(state["step"]), float(state["seconds"])
+            self.commands = list(state["commands"])
+        except _UNREADABLE as error:
+            raise TrainingError(
+                f"{path} is damaged, or a checkpoint of another version of the network "
+                f"({type(error).__name__}: {error}). Train anew, without resuming."
+            ) from error
 
 
 def _begin_with(network: nn.Module, path: Path, task: Name) -> None:
@@ -280,22 +395,6 @@ def _scheduled(rate: float, step: int, share: float) -> float:
     return rate * warm * 0.5 * (1.0 + math.cos(math.pi * min(share, 1.0)))
 
 
-def _step(
-    task: Name,
-    network: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    sample: Sample,
-    device: torch.device,
-) -> float:
-    network.train()
-    loss, _ = LOSSES[task](_HalfPrecision(network, device), _to(sample, device))
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-    optimiser.step()
-    return float(loss.detach())
-
-
 class _HalfPrecision(nn.Module):
     """The network in bf16 where that is fast, inside a loss that stays in FP32."""
 
@@ -323,18 +422,6 @@ def _to(sample: Sample | dict[str, NDArray[np.generic]], device: torch.device) -
     return {name: torch.as_tensor(value).to(device) for name, value in sample.items()}
 
 
-@torch.no_grad()
-def _follow(average: nn.Module, network: nn.Module, step: int) -> None:
-    """Move the averaged weights and statistics toward the current ones."""
-    decay = min(_EMA_DECAY, (1 + step) / (10 + step))
-    ours, theirs = average.state_dict(), network.state_dict()
-    for name, value in ours.items():
-        if value.is_floating_point():
-            value.lerp_(theirs[name], 1.0 - decay)
-        else:
-            value.copy_(theirs[name])
-
-
 def _validation_set(task: Name, batch_size: int) -> list[Sample]:
     rng = np.random.default_rng(VALIDATION_SEED)
     materials = relatives(rng, _VALIDATION_BATCHES * batch_size)
@@ -352,70 +439,6 @@ def validate(
         loss, figures = LOSSES[task](network, _to(sample, device))
         rows.append({"loss": loss, **figures})
     return {name: float(torch.stack([row[name] for row in rows]).mean()) for name in rows[0]}
-
-
-def _save(
-    path: Path,
-    task: Name,
-    network: nn.Module,
-    average: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    step: int,
-    seconds: float,
-    begun: dict[str, float],
-    commands: list[str],
-) -> None:
-    buffer = io.BytesIO()
-    torch.save(
-        {
-            "task": task,
-            "network": network.state_dict(),
-            "average": average.state_dict(),
-            "optimiser": optimiser.state_dict(),
-            "step": step,
-            "seconds": seconds,
-            "begun": begun,
-            "commands": commands,
-        },
-        buffer,
-    )
-    write_whole(path, buffer.getvalue())
-
-
-def _restore(
-    path: Path,
-    task: Name,
-    network: nn.Module,
-    average: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    device: torch.device,
-    begun: dict[str, float],
-) -> tuple[int, float, list[str]]:
-    """Take over what `_save` wrote; return steps done, seconds spent and the commands so far.
-
-    What decides which samples come and how they are learned from must be as it was.
-    """
-    if not path.exists():
-        raise TrainingError(f"There is no checkpoint to resume in {path.parent}.")
-    try:
-        state = torch.load(path, map_location=device, weights_only=True)
-        if state["task"] != task:
-            raise TrainingError(f"The checkpoint in {path.parent} is of {state['task']!r}.")
-        for name, value in begun.items():
-            if (was := state["begun"][name]) != value:
-                raise TrainingError(
-                    f"The training in {path.parent} was begun with --{name} {was}, not {value}: "
-                    "give what it was begun with to go on."
-                )
-        network.load_state_dict(state["network"])
-        average.load_state_dict(state["average"])
-        optimiser.load_state_dict(state["optimiser"])
-        return int(state["step"]), float(state["seconds"]), list(state["commands"])
-    except (RuntimeError, UnpicklingError, EOFError, LookupError, TypeError, ValueError) as error:
-        raise TrainingError(
-            f"{path} is damaged, or a checkpoint of another version of the network "
-            f"({type(error).__name__}: {error}). Train anew, without resuming."
-        ) from error
 
 
 def _cut(log: Path, step: int) -> None:
