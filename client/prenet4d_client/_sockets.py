@@ -102,7 +102,7 @@ def hand_over(socket: zmq.Socket[bytes], monitor: zmq.Socket[bytes], patience: f
 def check_usable(socket: zmq.Socket[bytes], owner: object) -> None:
     """Raise InvalidUse where ``owner`` was closed, or this process was forked since it was made."""
     pid = _contexts.get(socket.context)
-    if pid is None:
+    if pid is None or socket.closed:
         raise InvalidUse(f"This {type(owner).__name__} is closed: make a new one.")
     check_process(pid, owner)
 

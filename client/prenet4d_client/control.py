@@ -47,7 +47,7 @@ class ControlClient:
 
     Args:
         address: the service's control address.
-        timeout: seconds to wait for each answer.
+        timeout: seconds to wait for each answer, more than 0.
         max_bytes: the largest answer to accept.
         server_key: the service's public CURVE key (Z85), where it has one.
         keys: CURVE keys ``(public, secret)`` that the service knows an operator by, where its
@@ -67,7 +67,9 @@ class ControlClient:
         keys: tuple[str | bytes, str | bytes] | None = None,
     ) -> None:
         self.address = address
-        self._timeout = checked_timeout(timeout)
+        if not checked_timeout(timeout):
+            raise InvalidUse("timeout is 0, and no answer comes at once: give a few seconds.")
+        self._timeout = timeout
         self._max_bytes = max_bytes
         self._server_key = server_key
         self._keys = keys
@@ -122,7 +124,7 @@ class ControlClient:
         The running mean starts over; the ellipticity stays. It holds for later acquisitions with
         frames of this shape too, until :meth:`clear_reference_center`.
         """
-        self._result("set_reference_center", center=[float(cy), float(cx)])
+        self._result("set_reference_center", center=[_number("cy", cy), _number("cx", cx)])
 
     def clear_reference_center(self) -> None:
         """Use the reference center of the configuration again, or the middle of the frame."""
@@ -138,9 +140,9 @@ class ControlClient:
         """
         self._result(
             "set_detectors",
-            bright_field_radius=float(bright_field_radius),
-            annular_inner=float(annular_inner),
-            annular_outer=float(annular_outer),
+            bright_field_radius=_number("bright_field_radius", bright_field_radius),
+            annular_inner=_number("annular_inner", annular_inner),
+            annular_outer=_number("annular_outer", annular_outer),
         )
 
     def clear_detectors(self) -> None:
@@ -270,3 +272,10 @@ class ControlClient:
         """Start afresh, so that an answer which comes too late finds nobody."""
         disconnect(self._socket)
         self._socket = self._connect()
+
+
+def _number(what: str, value: float) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise InvalidUse(f"{what} is {value!r}; it must be a number.") from None

@@ -200,7 +200,7 @@ class FrameSender:
             )
         arrays: dict[str, npt.NDArray[Any]] = {}
         if pixel_mask is not None:
-            arrays["pixel_mask"] = np.asarray(pixel_mask, dtype=np.bool_)
+            arrays["pixel_mask"] = _array("The pixel mask", pixel_mask, np.bool_)
             if arrays["pixel_mask"].shape != header.frame_shape:
                 raise InvalidUse(
                     f"The pixel mask has shape {arrays['pixel_mask'].shape}; "
@@ -230,19 +230,24 @@ class FrameSender:
                 repeated with the others.
         """
         start = self._running("send")
-        block = np.asarray(frames)
+        if np.ma.is_masked(frames):
+            raise InvalidUse(
+                "The frames are masked, and no mask travels with them: give start() the pixel_mask "
+                "(True where a pixel can be trusted), and send frames.data."
+            )
+        block = _array("The frames", frames)
         if block.ndim == 2:
             block = block[np.newaxis]
-        if block.dtype != start.dtype and block.dtype.newbyteorder("=") != start.dtype:
-            raise InvalidUse(
-                f"The frames have dtype {block.dtype}, and start() announced {start.dtype}: "
-                f"convert them (frames.astype({start.dtype!r})) or announce another of {_DTYPES}."
-            )
         if block.ndim != 3 or block.shape[1:] != start.frame_shape:
             h, w = start.frame_shape
             raise InvalidUse(
                 f"The frames have shape {np.shape(frames)}, and start() announced frames of "
                 f"{h} × {w}: send ({h}, {w}) or (n, {h}, {w})."
+            )
+        if block.dtype != start.dtype and block.dtype.newbyteorder("=") != start.dtype:
+            raise InvalidUse(
+                f"The frames have dtype {block.dtype}, and start() announced {start.dtype}: send "
+                f"np.asarray(frames, {start.dtype!r}), or announce another of {_DTYPES}."
             )
         if indices is None:
             numbers = np.arange(self._next_index, self._next_index + len(block), dtype=np.int64)
@@ -400,7 +405,7 @@ class FrameSender:
 
     @staticmethod
     def _numbers(indices: npt.ArrayLike, n: int) -> npt.NDArray[np.int64]:
-        numbers = np.atleast_1d(np.asarray(indices))
+        numbers = np.atleast_1d(_array("indices", indices))
         whole = numbers.dtype.kind in "iu"
         # Above 63 bits, an unsigned number becomes a negative one.
         if numbers.shape != (n,) or not whole or (numbers.astype(np.int64) < 0).any():
@@ -409,6 +414,13 @@ class FrameSender:
                 f"shape {numbers.shape} and dtype {numbers.dtype}, starting with {numbers[:3]}."
             )
         return numbers.astype(np.int64)
+
+
+def _array(what: str, value: object, dtype: npt.DTypeLike | None = None) -> npt.NDArray[Any]:
+    try:
+        return np.asarray(value, dtype=dtype)
+    except (TypeError, ValueError, RuntimeError) as error:  # torch's tensors raise the last, too
+        raise InvalidUse(f"{what} cannot be read as an array: {str(error).rstrip('.')}.") from None
 
 
 def _new_id() -> str:

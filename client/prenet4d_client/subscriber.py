@@ -100,11 +100,16 @@ class Subscriber:
 
         Raises:
             NoAnswer: nothing that can be used came within ``timeout`` seconds.
+            InvalidUse: this was closed, perhaps while it waited.
         """
         deadline, bad = deadline_after(self._timeout), self.bad
-        while wait(self._open(), deadline):
-            if (message := self._take()) is not None:
-                return message
+        try:
+            while wait(self._open(), deadline):
+                if (message := self._take()) is not None:
+                    return message
+        except zmq.ZMQError:
+            self._open()  # or another thread has closed it
+            raise
         raise self._silence(self.bad - bad)
 
     async def receive_async(self) -> Message:
@@ -203,7 +208,9 @@ class Subscriber:
 
 def stream_topics(topics: str | Iterable[str]) -> tuple[str, ...]:
     """The topics as a tuple; raises InvalidUse for one that is not published."""
-    chosen = (topics,) if isinstance(topics, str) else tuple(topics)
+    if isinstance(topics, str):
+        topics = (topics,)
+    chosen = tuple(topics) if isinstance(topics, Iterable) else (topics,)
     for topic in chosen or ("",):
         if topic not in STREAM_TOPICS:
             raise InvalidUse(

@@ -105,9 +105,11 @@ def encode(
     specs: list[ArraySpec] = []
     buffers: list[Any] = []
     for name, array in (arrays or {}).items():
-        dtype = _NAMES.get(array.dtype)
+        stored = getattr(array, "dtype", None)
+        dtype = None if stored is None else _NAMES.get(stored)
         if dtype is None:
-            raise PayloadMismatch(f"Array {name!r} has dtype {array.dtype}, with no wire form.")
+            what = f"is a {type(array).__name__}" if stored is None else f"has dtype {stored}"
+            raise PayloadMismatch(f"Array {name!r} {what}, with no wire form.")
         data = np.ascontiguousarray(array, dtype=_DTYPES[dtype])
         specs.append(ArraySpec(name, dtype, array.shape, "lz4" if lz4 else "raw"))
         # A zero-size memoryview cannot be cast, and there is nothing to share in it.

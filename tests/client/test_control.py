@@ -174,6 +174,19 @@ def test_a_refusal_is_raised_with_the_services_sentence(serve):
             control.freeze()
 
 
+@pytest.mark.parametrize(
+    ("call", "what"),
+    [
+        (lambda service: service.set_reference_center("a", 2), "cy is 'a'; it must be a number"),
+        (lambda service: service.set_reference_center(1, None), "cx is None; it must be a number"),
+        (lambda service: service.set_detectors(3, [4], 5), r"annular_inner is \[4\]; it must be"),
+    ],
+)
+def test_an_argument_that_is_no_number_is_refused(nobody, call, what):
+    with ControlClient(nobody) as control, pytest.raises(InvalidUse, match=what):
+        call(control)
+
+
 def test_nobody_answers(nobody):
     with (
         ControlClient(nobody, timeout=0.1) as control,

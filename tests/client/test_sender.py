@@ -20,6 +20,10 @@ def pull(bind):
     return bind(zmq.PULL)
 
 
+def sender_to(pull, **options):
+    return FrameSender(pull.address, timeout=PATIENCE_S, **options)
+
+
 def received(pull):
     return decode(pull.socket.recv_multipart())
 
@@ -32,10 +36,15 @@ def frames(n, dtype=np.uint16):
     return np.arange(n * 72).reshape(n, 8, 9).astype(dtype)
 
 
+class OnAGpu:
+    def __array__(self, dtype=None, copy=None):
+        raise TypeError("use Tensor.cpu() first.")
+
+
 def test_an_acquisition_arrives_as_it_was_sent(pull):
     mask = np.ones((8, 9), bool)
     mask[2] = False
-    with FrameSender(pull.address, timeout=PATIENCE_S) as sender:
+    with sender_to(pull) as sender:
         name = start(
             sender,
             scan_shape=(2, 3),
@@ -67,7 +76,7 @@ def test_an_acquisition_arrives_as_it_was_sent(pull):
 def test_every_dtype(pull, dtype, lz4):
     if lz4:
         pytest.importorskip("lz4.block", reason="the extra lz4 is not installed")
-    with FrameSender(pull.address, timeout=PATIENCE_S, lz4=lz4) as sender:
+    with sender_to(pull, lz4=lz4) as sender:
         start(sender, dtype=np.dtype(dtype))
         sender.send(frames(2, dtype))
     assert received(pull).dtype == dtype
@@ -76,16 +85,26 @@ def test_every_dtype(pull, dtype, lz4):
     np.testing.assert_array_equal(block.frames, frames(2, dtype))
 
 
-def test_frames_of_a_detector_that_is_big_endian(pull):
-    with FrameSender(pull.address, timeout=PATIENCE_S) as sender:
+@pytest.mark.parametrize(
+    "block",
+    [
+        frames(2, ">u2"),
+        np.asfortranarray(frames(2)),
+        list(frames(2)),
+        np.ma.masked_array(frames(2)),
+    ],
+    ids=["big-endian", "Fortran", "list", "without a masked pixel"],
+)
+def test_frames_may_lie_in_memory_as_they_like(pull, block):
+    with sender_to(pull) as sender:
         start(sender)
-        sender.send(frames(2, ">u2"))
+        sender.send(block)
     received(pull)
     np.testing.assert_array_equal(received(pull).frames, frames(2))
 
 
 def test_a_frame_may_be_overwritten_as_soon_as_it_is_sent(pull):
-    with FrameSender(pull.address, timeout=PATIENCE_S) as sender:
+    with sender_to(pull) as sender:
         sender.start(frame_shape=(512, 512), dtype="uint16")
         buffer = np.zeros((512, 512), np.uint16)
         for value in range(5):
@@ -101,7 +120,7 @@ def numbered(n, shape):
 
 
 def test_a_large_block_goes_in_messages_of_at_most_16_mib(pull):
-    with FrameSender(pull.address, timeout=PATIENCE_S) as sender:
+    with sender_to(pull) as sender:
         sender.start(frame_shape=(1024, 1024), dtype="uint16")
         sender.send(numbered(20, (1024, 1024)))
         sender.send(numbered(9, (1024, 1024)), indices=range(40, 49))
@@ -118,7 +137,7 @@ def test_a_large_block_goes_in_messages_of_at_most_16_mib(pull):
 
 
 def test_a_frame_of_more_than_16_mib_goes_alone(pull):
-    with FrameSender(pull.address, timeout=PATIENCE_S) as sender:
+    with sender_to(pull) as sender:
         sender.start(frame_shape=(3072, 3072), dtype="uint16")
         sender.send(numbered(2, (3072, 3072)))
         received(pull)
@@ -126,7 +145,7 @@ def test_a_frame_of_more_than_16_mib_goes_alone(pull):
 
 
 def test_several_acquisitions_over_one_sender(pull):
-    with FrameSender(pull.address, timeout=PATIENCE_S) as sender:
+    with sender_to(pull) as sender:
         names = []
         for dtype in ("uint8", "float32"):
             names.append(start(sender, dtype=dtype))
@@ -140,7 +159,7 @@ def test_several_acquisitions_over_one_sender(pull):
 
 
 def test_an_exception_aborts_the_acquisition_and_is_seen(pull):
-    with pytest.raises(ZeroDivisionError), FrameSender(pull.address, timeout=PATIENCE_S) as sender:  # noqa: PT012
+    with pytest.raises(ZeroDivisionError), sender_to(pull) as sender:  # noqa: PT012
         start(sender)
         sender.send(frames(2))
         1 / 0  # noqa: B018
@@ -151,7 +170,7 @@ def test_an_exception_aborts_the_acquisition_and_is_seen(pull):
 
 
 def test_ctrl_c_is_given_as_the_reason(pull):
-    with pytest.raises(KeyboardInterrupt), FrameSender(pull.address, timeout=PATIENCE_S) as sender:  # noqa: PT012
+    with pytest.raises(KeyboardInterrupt), sender_to(pull) as sender:  # noqa: PT012
         start(sender)
         raise KeyboardInterrupt
     received(pull)
@@ -161,7 +180,7 @@ def test_ctrl_c_is_given_as_the_reason(pull):
 def test_an_exception_about_a_name_that_is_no_text_aborts_it_too(pull):
     with (  # noqa: PT012
         pytest.raises(OSError, match="lost"),
-        FrameSender(pull.address, timeout=PATIENCE_S) as sender,
+        sender_to(pull) as sender,
     ):
         start(sender)
         raise OSError("scan\udcff.raw is lost")
@@ -183,6 +202,8 @@ def test_an_exception_about_a_name_that_is_no_text_aborts_it_too(pull):
         ({"scan_shape": (0, 4)}, "scan_shape"),
         ({"gain": 0}, "gain"),
         ({"gain": float("inf")}, "gain"),
+        ({"saturation_value": 0}, "saturation_value: Input should be greater than 0"),
+        ({"saturation_value": float("nan")}, "saturation_value"),
         ({"metadata": {"a": [1, 2]}}, r"metadata\['a'\] is a list: its values must be text"),
         ({"metadata": "Si"}, "metadata is a str: give a map"),
         ({"metadata": ["Si"]}, "metadata is a list: give a map"),
@@ -190,11 +211,12 @@ def test_an_exception_about_a_name_that_is_no_text_aborts_it_too(pull):
         ({"acquisition_id": "x" * 1001}, "acquisition_id has 1001 characters; at most 1000"),
         ({"metadata": {"log": "x" * (1 << 21)}}, "take 2097162 bytes; at most 262144 are accepted"),
         ({"pixel_mask": np.ones((9, 8))}, r"mask has shape \(9, 8\); the frames have \(8, 9\)"),
+        ({"pixel_mask": [[1], [1, 2]]}, "The pixel mask cannot be read as an array: setting an"),
     ],
 )
 def test_an_impossible_acquisition_is_refused(pull, changes, what):
     with (
-        FrameSender(pull.address, timeout=PATIENCE_S) as sender,
+        sender_to(pull) as sender,
         pytest.raises(InvalidUse, match=what),
     ):
         start(sender, **changes)
@@ -204,11 +226,22 @@ def test_an_impossible_acquisition_is_refused(pull, changes, what):
 @pytest.mark.parametrize(
     ("block", "indices", "what"),
     [
-        (frames(2, np.int64), None, r"dtype int64.*announced uint16.*astype\('uint16'\)"),
+        (
+            frames(2, np.int64),
+            None,
+            r"dtype int64.*announced uint16.*np.asarray\(frames, 'uint16'\)",
+        ),
+        (frames(1)[0].tolist(), None, "dtype int64"),
         (frames(2, np.float32), None, "dtype float32"),
         (frames(2).transpose(0, 2, 1), None, r"shape \(2, 9, 8\).*frames of 8 × 9"),
         (frames(2)[np.newaxis], None, r"shape \(1, 2, 8, 9\)"),
         (frames(1)[0, 0], None, r"shape \(9,\)"),
+        (None, None, r"shape \(\).*send \(8, 9\) or"),
+        ([], None, r"shape \(0,\)"),
+        ([frames(1)[0], frames(1)[0, :4]], None, "The frames cannot be read as an array: setting"),
+        (OnAGpu(), None, r"The frames cannot be read as an array: use Tensor.cpu\(\) first\.$"),
+        (np.ma.masked_equal(frames(1), 5), None, "are masked.*give start.. the pixel_mask"),
+        (frames(2), [[0], [1, 2]], "indices cannot be read as an array"),
         (frames(2), [1], "must be 2 integers"),
         (frames(2), 1, "must be 2 integers"),
         (frames(2), [0.0, 1.0], "must be 2 integers"),
@@ -217,7 +250,7 @@ def test_an_impossible_acquisition_is_refused(pull, changes, what):
     ],
 )
 def test_frames_that_do_not_fit_are_refused_and_lose_nothing_else(pull, block, indices, what):
-    with FrameSender(pull.address, timeout=PATIENCE_S) as sender:
+    with sender_to(pull) as sender:
         start(sender)
         with pytest.raises(InvalidUse, match=what):
             sender.send(block, indices)
@@ -228,7 +261,7 @@ def test_frames_that_do_not_fit_are_refused_and_lose_nothing_else(pull, block, i
 
 
 def test_calls_out_of_order_are_refused(pull):
-    sender = FrameSender(pull.address, timeout=PATIENCE_S)
+    sender = sender_to(pull)
     with pytest.raises(InvalidUse, match=r"call start\(\) before send\(\)"):
         sender.send(frames(1))
     with pytest.raises(InvalidUse, match=r"call start\(\) before end\(\)"):
@@ -258,7 +291,7 @@ def test_metadata_that_cannot_be_sent_are_refused(nobody):
 
 @pytest.mark.parametrize("aborted", [True, 1, None, b"beam lost"])
 def test_a_reason_that_is_no_text_is_refused_and_the_acquisition_goes_on(pull, aborted):
-    with FrameSender(pull.address, timeout=PATIENCE_S) as sender:
+    with sender_to(pull) as sender:
         start(sender)
         with pytest.raises(InvalidUse, match="say why the acquisition ended early, in a text"):
             sender.end(aborted=aborted)
@@ -267,7 +300,7 @@ def test_a_reason_that_is_no_text_is_refused_and_the_acquisition_goes_on(pull, a
 
 
 def test_of_a_long_reason_the_beginning_is_sent(pull):
-    with pytest.raises(OSError, match="x"), FrameSender(pull.address, timeout=PATIENCE_S) as sender:  # noqa: PT012
+    with pytest.raises(OSError, match="x"), sender_to(pull) as sender:  # noqa: PT012
         start(sender)
         raise OSError("x" * (1 << 21))
     received(pull)
@@ -278,7 +311,7 @@ def test_of_a_long_reason_the_beginning_is_sent(pull):
 
 
 def test_no_frames_are_no_message(pull):
-    with FrameSender(pull.address, timeout=PATIENCE_S) as sender:
+    with sender_to(pull) as sender:
         start(sender)
         sender.send(frames(0))
     assert [received(pull).type for _ in range(2)] == ["acquisition_start", "acquisition_end"]
@@ -324,7 +357,7 @@ def test_no_service(nobody):
 
 def test_a_service_that_takes_nothing_holds_the_sender_and_the_frame_can_be_sent_again(bind):
     pull = bind(zmq.PULL, rcvhwm=1, rcvbuf=4096)
-    sender = FrameSender(pull.address, timeout=PATIENCE_S, queue=1)
+    sender = sender_to(pull, queue=1)
     sender.start(frame_shape=(512, 512), dtype="float32")
     frame, sent = np.zeros((512, 512), np.float32), 0
     sender._socket.sndtimeo = 500
@@ -350,7 +383,7 @@ def test_a_service_that_takes_nothing_holds_the_sender_and_the_frame_can_be_sent
 
 def test_of_a_large_block_it_is_told_how_much_was_sent_and_the_rest_can_be_sent_again(bind):
     pull = bind(zmq.PULL, rcvhwm=1, rcvbuf=4096)
-    sender = FrameSender(pull.address, timeout=PATIENCE_S, queue=1)
+    sender = sender_to(pull, queue=1)
     sender.start(frame_shape=(1024, 1024), dtype="uint16")
     block, indices = numbered(100, (1024, 1024)), np.arange(1000, 1100)
     assert pull.socket.poll(1000 * PATIENCE_S)  # the start has made room for the next message
@@ -389,7 +422,7 @@ def test_of_a_large_block_it_is_told_how_much_was_sent_and_the_rest_can_be_sent_
 
 def test_a_connection_that_breaks_in_an_acquisition_is_told_and_counted(bind, caplog):
     first = bind(zmq.PULL)
-    with FrameSender(first.address, timeout=PATIENCE_S) as sender:
+    with sender_to(first) as sender:
         name = start(sender)
         sender.send(frames(1))
         assert [received(first).type for _ in range(2)] == ["acquisition_start", "frames"]
@@ -413,7 +446,7 @@ def test_a_connection_that_breaks_in_an_acquisition_is_told_and_counted(bind, ca
 
 def test_a_sender_that_may_not_wait_still_hands_over_what_it_sent(pull, monkeypatch):
     monkeypatch.setattr("prenet4d_client.sender.LEAST_ANSWER_S", PATIENCE_S)
-    with FrameSender(pull.address, timeout=PATIENCE_S) as sender:
+    with sender_to(pull) as sender:
         start(sender)
         sender._timeout = 0
     assert [received(pull).type for _ in range(2)] == ["acquisition_start", "acquisition_end"]
@@ -422,7 +455,7 @@ def test_a_sender_that_may_not_wait_still_hands_over_what_it_sent(pull, monkeypa
 def more_than_is_taken(bind):
     """A service that reads nothing, and a sender with more than fits on the way to it."""
     pull = bind(zmq.PULL, rcvhwm=1, rcvbuf=4096)
-    sender = FrameSender(pull.address, timeout=PATIENCE_S, queue=64)
+    sender = sender_to(pull, queue=64)
     sender.start(frame_shape=(1024, 1024), dtype="float32")
     for _ in range(40):
         sender.send(np.zeros((1024, 1024), np.float32))
@@ -454,7 +487,7 @@ def test_a_connection_that_breaks_while_the_last_frames_are_handed_over_is_told(
 
 def test_a_connection_that_broke_between_acquisitions_lost_nothing(bind):
     pull = bind(zmq.PULL)
-    with FrameSender(pull.address, timeout=PATIENCE_S) as sender:
+    with sender_to(pull) as sender:
         start(sender)
         sender.end()
         assert [received(pull).type for _ in range(2)] == ["acquisition_start", "acquisition_end"]
@@ -463,7 +496,7 @@ def test_a_connection_that_broke_between_acquisitions_lost_nothing(bind):
 
 
 def forgets(pull):
-    sender = FrameSender(pull.address, timeout=PATIENCE_S)
+    sender = sender_to(pull)
     sender.start(frame_shape=(1024, 1024), dtype="uint16")
     for _ in range(10):
         sender.send(numbered(8, (1024, 1024)))
@@ -501,7 +534,7 @@ def test_a_sender_that_nobody_closes_hands_over_what_it_sent(bind, leave):
 def test_a_sender_that_was_closed_in_vain_says_so_on_leaving_the_block(bind):
     pull = bind(zmq.PULL, rcvhwm=1, rcvbuf=4096)
     told = pytest.raises(NoAnswer, match=r"did not take the last frames within 1 s")
-    with told, FrameSender(pull.address, timeout=PATIENCE_S, queue=64) as sender:
+    with told, sender_to(pull, queue=64) as sender:
         sender.start(frame_shape=(1024, 1024), dtype="float32")
         for _ in range(40):
             sender.send(np.zeros((1024, 1024), np.float32))
@@ -513,7 +546,7 @@ def test_an_exception_is_not_hidden_by_a_service_that_is_gone(bind):
     pull = bind(zmq.PULL)
     with (  # noqa: PT012
         pytest.raises(ZeroDivisionError) as caught,
-        FrameSender(pull.address, timeout=PATIENCE_S) as sender,
+        sender_to(pull) as sender,
     ):
         start(sender)
         received(pull)

@@ -72,7 +72,7 @@ def test_only_the_topics_asked_for_come(publisher):
         assert stream.missed == 0
 
 
-@pytest.mark.parametrize("topics", ["telemtry", (), ("event", ""), "frames", ["register"]])
+@pytest.mark.parametrize("topics", ["telemtry", None, 5, (), ("event", ""), "frames", ["register"]])
 def test_a_topic_that_is_never_published_is_refused(nobody, topics):
     with pytest.raises(InvalidUse, match="choose from telemetry, corrected"):
         Subscriber(nobody, topics)
@@ -205,6 +205,21 @@ def test_a_closed_subscriber_says_so(nobody):
     stream.close()
     with pytest.raises(InvalidUse, match="is closed"):
         next(stream)
+
+
+def test_one_that_another_thread_has_closed_while_it_waits_says_so(nobody, monkeypatch):
+    stream = Subscriber(nobody)
+    poll = zmq.Socket.poll
+
+    def closed_between_two_waits(socket, milliseconds):
+        closing = threading.Thread(target=stream.close)
+        closing.start()
+        closing.join()
+        return poll(socket, milliseconds)
+
+    monkeypatch.setattr(zmq.Socket, "poll", closed_between_two_waits)
+    with pytest.raises(InvalidUse, match="This Subscriber is closed"):
+        stream.receive()
 
 
 def test_a_subscriber_that_was_closed_after_it_waited_in_asyncio_says_so(nobody):

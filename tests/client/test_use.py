@@ -43,6 +43,11 @@ def test_a_sender_and_an_answer_are_not_waited_for_without_end(nobody):
             client(nobody, timeout=None)
 
 
+def test_an_answer_that_may_take_no_time_is_refused(nobody):
+    with pytest.raises(InvalidUse, match="timeout is 0, and no answer comes at once"):
+        ControlClient(nobody, timeout=0)
+
+
 @pytest.mark.parametrize("timeout", [float("inf"), 1e12])
 def test_a_timeout_may_be_longer_than_zeromq_can_count(bind, timeout):
     pull = bind(zmq.PULL)

@@ -158,8 +158,9 @@ def test_a_message_can_be_copied_and_pickled_by_its_owner():
         ),
         (
             {"indices": np.zeros(1, np.int64), "frames": np.zeros((1, 8, 8), complex)},
-            "no wire form",
+            "dtype complex128, with no wire form",
         ),
+        ({"indices": [0], "frames": np.zeros((1, 8, 8))}, "'indices' is a list, with no wire form"),
         (
             {
                 "indices": np.zeros(1, np.int64),

@@ -18,10 +18,10 @@ class AcquisitionStart(Header):
     """An acquisition (usually one scan) begins, and ends the one that its sender has not ended.
 
     Its id has at most 1000 characters; where it is empty, the service publishes it under one of its
-    own. One that the service cannot take, because its frames do not fit into the service's memory
-    or are more than 268,435,456, never begins and has no ``acquisition_end``: an ``event`` with the
-    code ``bad_start`` says why, under the same ``acquisition_id``. Where the message cannot be
-    read, the ``event`` has the code ``bad_message``, and not this id.
+    own. One that the service cannot take, because a field is wrong, or its frames do not fit into
+    the service's memory or are more than 268,435,456, never begins and has no ``acquisition_end``:
+    an ``event`` with the code ``bad_start`` says why, under the same ``acquisition_id``. Where not
+    even the id can be read, the ``event`` has the code ``bad_message``.
     """
 
     LAYOUT: ClassVar = {
@@ -42,8 +42,8 @@ class AcquisitionStart(Header):
     """``(ny, nx)``; frame ``i`` belongs to probe position ``(i // nx, i % nx)``."""
     expected_frames: Annotated[int, Field(ge=1)] | None = None
     """How many frames will come; ``None`` where the detector runs until it is stopped."""
-    saturation_value: float | None = None
-    """Counts at and above which a pixel is saturated."""
+    saturation_value: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Counts at and above which a pixel is saturated; ``None`` where nobody knows."""
     gain: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     """Counts per electron."""
     detector: str = "native"

@@ -71,6 +71,8 @@ def open_scan(
 
 
 def _first_bytes(path: Path) -> bytes:
+    if path.is_fifo():  # to open it would wait until somebody writes
+        raise FileError(f"{path} is a pipe, and a scan is read here and there: save it as a file.")
     try:
         with path.open("rb") as file:
             magic = file.read(8)

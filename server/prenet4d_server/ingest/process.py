@@ -125,8 +125,9 @@ class Ingest:
                     self._remark(error)
             case Fault():
                 if event.refuses_start or isinstance(event.error, BadStart):
-                    self._intake.refuse(event.error)
-                self._remark(event.error, rejected=event.frames)
+                    self._refuse(event.error, event.series, event.series)
+                else:
+                    self._remark(event.error, rejected=event.frames)
             case _:
                 self._frames(event)
 
@@ -134,7 +135,7 @@ class Ingest:
         try:
             closed, troubles = self._intake.start(event)
         except BadStart as error:
-            self._refuse(event, error)
+            self._refuse(error, event.series, event.acquisition_id)
             return
         except SequenceError as error:
             self._remark(error)
@@ -149,14 +150,15 @@ class Ingest:
             self._intake.abort("its frames do not fit the ring")
             h, w = event.frame_shape
             why = f"Frames of {h} × {w} {event.dtype} are too large for the ring"
-            self._refuse(event, BadStart(f"{why}: make ring.size larger."))
+            too_large = BadStart(f"{why}: make ring.size larger.")
+            self._refuse(too_large, event.series, event.acquisition_id)
             return
         self._lay(layout)
         self._tell(Started.of(running.start, running.id, self._ring.position, layout))
 
-    def _refuse(self, event: AcquisitionStart, error: BadStart) -> None:
-        self._intake.refuse(error, event.series)
-        self._remarks.add(Remark("warning", error.code, str(error), event.acquisition_id or ""))
+    def _refuse(self, error: ServiceError, series: str, acquisition_id: str | None) -> None:
+        self._intake.refuse(error, series)
+        self._remarks.add(Remark("warning", error.code, str(error), acquisition_id or ""))
 
     def _lay(self, layout: Layout) -> None:
         """Divide the ring anew; where slots move, only after the reader has let go of all."""

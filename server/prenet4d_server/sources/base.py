@@ -97,6 +97,8 @@ class Fault:
     frames: int = 0
     refuses_start: bool = False
     """An acquisition would have begun; a ``BadStart`` says so by itself."""
+    series: str = ""
+    """Of the start that is refused, where it can be read and is the acquisition's id as well."""
 
 
 SourceEvent: TypeAlias = "AcquisitionStart | FrameBlock | AcquisitionEnd | Fault"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from bisect import bisect_right
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import accumulate
 
@@ -18,7 +19,7 @@ import numpy.typing as npt
 
 from prenet4d_client import messages, wire
 from prenet4d_client.errors import OversizeMessage, ProtocolError
-from prenet4d_server.errors import BadMessage, CorruptFrame, FrameError, WrongFrame
+from prenet4d_server.errors import BadMessage, BadStart, CorruptFrame, FrameError, WrongFrame
 from prenet4d_server.sockets import KeyPair, bind, protect
 from prenet4d_server.sources.base import (
     AcquisitionEnd,
@@ -82,10 +83,7 @@ class NativeSource(ZmqSource):
                     "passed on."
                 )
         except ProtocolError as error:
-            frames = _announced_frames(parts)
-            refusal = CorruptFrame(str(error)) if frames else BadMessage(str(error))
-            start = bytes(parts[0][:32]) == b"acquisition_start"
-            events.add(Fault(refusal, frames, refuses_start=start))
+            events.add(_refusal(parts, str(error)))
             return
         event = _event(message)
         if isinstance(event, AcquisitionStart) and (why := _mask_that_does_not_fit(event)):
@@ -194,16 +192,21 @@ def _mask_that_does_not_fit(start: AcquisitionStart) -> BadMessage | None:
     )
 
 
-def _announced_frames(parts: Sequence[Buffer]) -> int:
-    """How many frames a message that cannot be used would have brought."""
-    if bytes(parts[0][:16]) != b"frames":
-        return 0
-    if len(parts) < 2 or len(parts[1]) > wire.MAX_HEADER_BYTES:
-        return 1
-    try:
-        match msgpack.unpackb(parts[1], raw=False):
+def _refusal(parts: Sequence[Buffer], why: str) -> Fault:
+    """What a message that cannot be used amounts to, by what can be read of it all the same."""
+    kind = bytes(parts[0][:32])
+    fields: object = None
+    if len(parts) > 1 and len(parts[1]) <= wire.MAX_HEADER_BYTES:
+        with suppress(ValueError, TypeError, msgpack.UnpackException, RecursionError):
+            fields = msgpack.unpackb(parts[1], raw=False)
+    if kind == b"frames":
+        match fields:
             case {"arrays": [{"shape": [int(count), *_]}, *_]} if 0 < count <= _MAX_FRAMES:
-                return count
-    except (ValueError, TypeError, msgpack.UnpackException, RecursionError):
-        pass
-    return 1
+                return Fault(CorruptFrame(why), count)
+        return Fault(CorruptFrame(why), 1)
+    if kind == b"acquisition_start":
+        match fields:
+            case {"acquisition_id": str(name)} if 0 < len(name) <= wire.MAX_TEXT:
+                return Fault(BadStart(why), series=name)
+        return Fault(BadMessage(why), refuses_start=True)
+    return Fault(BadMessage(why))

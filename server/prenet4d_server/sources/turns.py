@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 
-from prenet4d_server.sources.base import AcquisitionEnd, AcquisitionStart, SourceEvent
+from prenet4d_server.errors import SequenceError
+from prenet4d_server.sources.base import AcquisitionEnd, AcquisitionStart, Fault, SourceEvent
 
 PATIENCE_S, MOST_PATIENCE_S = 1.0, 60.0
 _GAPS = 5
@@ -35,6 +36,7 @@ class Turns:
         """How much of its silence others have been waiting."""
         self._held: list[tuple[str, SourceEvent, int]] = []
         self._held_bytes = 0
+        self._held_s = 0.0
 
     def take(self, sender: str, event: SourceEvent, size: int) -> list[SourceEvent]:
         """Return the events whose turn it is now that this one has come.
@@ -67,9 +69,19 @@ class Turns:
             return []
         self._waited += seconds
         patience = min(max(PATIENCE_S, _GAPS * self._longest), MOST_PATIENCE_S)
-        return self._release() if self._waited >= patience else []
+        if self._waited >= patience:
+            return self._release()
+        before, self._held_s = self._held_s, self._held_s + seconds
+        first = self._held[0][1]
+        if not before < PATIENCE_S <= self._held_s or not isinstance(first, AcquisitionStart):
+            return []
+        why = SequenceError(
+            f"Series {first.series} waits for its turn: another sender's is still being read. It "
+            f"begins when that one has ended, or has been silent for {patience:.0f} s."
+        )
+        return [Fault(why)]
 
     def _release(self) -> list[SourceEvent]:
         held, self._held, self._held_bytes = self._held, [], 0
-        self._running = None
+        self._running, self._held_s = None, 0.0
         return [event for each in held for event in self.take(*each)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import zipfile
@@ -220,6 +221,9 @@ def test_what_is_not_there_or_not_a_scan(tmp_path: Path) -> None:
         open_scan(tmp_path / "nothing.npy")
     with pytest.raises(FileError, match="is a folder"):
         open_scan(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FileError, match="is a pipe, and a scan is read here and there"):
+        open_scan(tmp_path / "pipe")
     (tmp_path / "notes.txt").write_text("what we did")
     with pytest.raises(FileError, match="not a file that can be read here"):
         open_scan(tmp_path / "notes.txt")

@@ -189,6 +189,12 @@ def unlimited(message):
     return [message[0], msgpack.packb(header | {"frame_shape": (9000, 9000)}), *message[2:]]
 
 
+def nameless(message):
+    """The same message, of a start whose id cannot be read."""
+    header = msgpack.unpackb(message[1])
+    return [message[0], msgpack.packb(header | {"acquisition_id": 5}), *message[2:]]
+
+
 @pytest.mark.parametrize(
     ("announced", "change", "code", "why"),
     [
@@ -204,7 +210,8 @@ def unlimited(message):
             "bad_start",
             "its start was refused: Frames of 4096 × 4096",
         ),
-        ({}, unlimited, "bad_message", "the last start was refused: "),
+        ({}, unlimited, "bad_start", "its start was refused: This acquisition_start message has"),
+        ({}, nameless, "bad_message", "the last start was refused: "),
     ],
 )
 def test_frames_whose_start_was_refused_are_told_why(announced, change, code, why):

@@ -12,10 +12,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from prenet4d_client import FrameSender, messages, wire
-from prenet4d_server.errors import BadMessage, BindError, CorruptFrame, WrongFrame
+from prenet4d_server.errors import (
+    BadMessage,
+    BadStart,
+    BindError,
+    CorruptFrame,
+    SequenceError,
+    WrongFrame,
+)
 from prenet4d_server.sources import turns
 from prenet4d_server.sources.base import AcquisitionEnd, AcquisitionStart, Fault
-from prenet4d_server.sources.native import NativeSource
+from prenet4d_server.sources.native import NativeBlock, NativeSource
 
 from .detector import WAIT_S, blocks_of, of, poll_to_end, poll_until, read
 
@@ -238,7 +245,7 @@ def test_a_slow_sender_is_waited_for_at_its_own_pace(send, source, monkeypatch):
     send(some(3, frames(3, 1), "slow", publisher="a"))
     send(end("slow", publisher="a"))
     events += poll_to_end(source, ends=2)
-    assert told(events) == [
+    assert told(event for event in events if not isinstance(event, Fault)) == [
         (kind, series)
         for series, kinds in (
             ("slow", ("AcquisitionStart", "NativeBlock", "AcquisitionEnd")),
@@ -247,6 +254,23 @@ def test_a_slow_sender_is_waited_for_at_its_own_pace(send, source, monkeypatch):
         for kind in kinds
     ]
     assert counted(events, "slow") == list(range(4))
+
+
+def test_who_waits_for_another_sender_is_told_once():
+    one, two = (AcquisitionStart(name, SHAPE, np.dtype("uint16")) for name in ("one", "two"))
+    queue = turns.Turns(most_bytes=1)
+    assert queue.take("a", one, 0) == [one]
+    for pause in (0.0, 8.0):
+        queue.pass_time(pause)
+        queue.take("a", NativeBlock("one", np.arange(1), [frames(0, 1)]), 0)
+    assert not queue.take("b", two, 0)
+    assert not queue.pass_time(0.5)
+    (fault,) = queue.pass_time(1.0)
+    assert isinstance(fault.error, SequenceError)
+    assert str(fault.error).startswith("Series two waits for its turn: another sender's is")
+    assert str(fault.error).endswith("has been silent for 40 s.")
+    assert not queue.pass_time(38.0)
+    assert queue.pass_time(1.0) == [two]
 
 
 def test_no_more_is_held_back_for_a_sender_than_one_message_may_have():
@@ -329,6 +353,19 @@ def test_messages_of_no_such_protocol(send, source, parts):
     events = poll_to_end(source)
     assert isinstance(of(Fault, events)[0].error, BadMessage)
     assert of(Fault, events)[0].frames == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "series"),
+    [("mine", BadStart, "mine"), ("", BadMessage, ""), ("x" * 1001, BadMessage, "")],
+)
+def test_a_start_that_cannot_be_read_is_refused_under_its_own_id(send, source, name, error, series):
+    topic, header = start(name)
+    send([topic, msgpack.packb(msgpack.unpackb(header) | {"dtype": "int16"})])
+    send(end())
+    (fault,) = of(Fault, poll_to_end(source))
+    assert (type(fault.error), fault.series) == (error, series)
+    assert "wrong dtype" in str(fault.error)
 
 
 def test_a_message_beyond_the_limit_is_refused():
