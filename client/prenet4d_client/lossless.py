@@ -316,7 +316,7 @@ class LosslessReceiver:
         if self._registered:
             return ConnectionRefused(
                 f"The service at {self.address} has been silent for {seconds:.1f} s and is "
-                "taken to be gone; make a new receiver when it is back."
+                "taken to be gone: begin anew when it is back."
             )
         return NoAnswer(
             f"No service answered at {self.address} within {seconds:.1f} s: "

@@ -251,7 +251,17 @@ def _until_silent(subscriber: Any, timeout: float | None) -> Iterator[Any]:
 
 def _print_lines(subscriber: Any, every: float, timeout: float | None) -> None:
     latest, due = None, 0.0
+    heard, told = time.monotonic(), False
     for message in _until_silent(subscriber, timeout):
+        if message is not None:
+            heard, told = time.monotonic(), False
+        elif not told and time.monotonic() - heard >= SILENT_S:
+            told = True
+            print(
+                f"Nothing has come for {SILENT_S:.0f} s: no scan is running, or no service.",
+                file=sys.stderr,
+                flush=True,
+            )
         if message is not None and message.type == "event":
             print(event_line(message), flush=True)
         elif message is not None and message.type == "telemetry":

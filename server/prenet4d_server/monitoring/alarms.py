@@ -192,7 +192,7 @@ class Alarms:
             elif now - self._high[key] >= reading.calm_s:
                 self._clear(key, reading.cleared)
         for key in self._raised.keys() - readings.keys():  # a receiver has left
-            self._clear(key, f"Subscriber {key[1]} is gone, and holds nothing back any more.")
+            self._clear(key, f"Receiver {key[1]!r} is gone, and holds nothing back any more.")
         self.active = tuple(self._raised.values())
         # Only now: who hears of an alarm finds it in the status.
         told, self._untold = self._untold, []
@@ -352,8 +352,8 @@ class Alarms:
                 "receiver_behind",
                 behind,
                 self._settings.receiver_behind_s,
-                f"Subscriber {name} is {behind:.1f} s behind, and holds the service back.",
-                f"Subscriber {name} is no longer behind.",
+                f"Receiver {name!r} is {behind:.1f} s behind, and holds the service back.",
+                f"Receiver {name!r} is no longer behind.",
                 subject=name,
             )
 

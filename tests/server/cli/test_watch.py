@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 from rich.console import Console
 from typer.testing import CliRunner
 
-from prenet4d_client import ControlClient, Message, messages
-from prenet4d_server.cli import app
+from prenet4d_client import ControlClient, Message, Subscriber, messages
+from prenet4d_client.errors import NoAnswer
+from prenet4d_server.cli import app, watch
 from prenet4d_server.cli.control import _table
 from prenet4d_server.cli.watch import View, event_line, line, screen, sparkline
+from prenet4d_server.processes import reserved_addresses
 from prenet4d_server.service import Service
 
 from ..live import TIMEOUT_S, settings
@@ -151,3 +153,16 @@ def test_sparkline_takes_anything(values, width):
 def test_sparkline_rises():
     assert sparkline([0, 1, 2, 3, 4, 5, 6, 7]) == "▁▂▃▄▅▆▇█"
     assert sparkline([5, 5, 5]) == "▁▁▁"
+
+
+def test_silence_is_said_once_where_lines_are_printed(capsys, monkeypatch):
+    monkeypatch.setattr(watch, "SILENT_S", 0.05)
+    with (
+        reserved_addresses(1) as (nobody,),
+        Subscriber(nobody, topics=watch.TOPICS, timeout=0.02) as subscriber,
+        pytest.raises(NoAnswer),
+    ):
+        watch._print_lines(subscriber, 1.0, timeout=0.5)
+    said, complained = capsys.readouterr()
+    assert said == ""
+    assert complained == "Nothing has come for 0 s: no scan is running, or no service.\n"

@@ -279,7 +279,7 @@ def test_a_share_of_rejected_frames_that_hovers_around_its_threshold_is_told_onc
 def test_each_receiver_has_its_own_alarm_and_one_that_leaves_clears_it() -> None:
     watched = Watched(receiver_behind_s=1.0)
     assert watched.look(behind_s={"recorder": 1.24, "page": 0.0}) == ["receiver_behind"]
-    assert watched.events[0].message.startswith("Subscriber recorder is 1.2 s behind")
+    assert watched.events[0].message.startswith("Receiver 'recorder' is 1.2 s behind")
     assert watched.look(behind_s={"recorder": 2.0, "page": 3.0}) == ["receiver_behind"]
     assert [alarm.subject for alarm in watched.alarms.active] == ["recorder", "page"]
     assert watched.look(behind_s={"page": 3.0}) == ["receiver_behind_cleared"]
