@@ -283,7 +283,7 @@ def test_each_receiver_has_its_own_alarm_and_one_that_leaves_clears_it() -> None
     assert watched.look(behind_s={"recorder": 2.0, "page": 3.0}) == ["receiver_behind"]
     assert [alarm.subject for alarm in watched.alarms.active] == ["recorder", "page"]
     assert watched.look(behind_s={"page": 3.0}) == ["receiver_behind_cleared"]
-    assert "recorder is gone" in watched.events[-1].message
+    assert "'recorder' is gone" in watched.events[-1].message
     assert watched.standing == ["receiver_behind"]
 
 
