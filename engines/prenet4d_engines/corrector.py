@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
+from operator import index
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -112,9 +113,7 @@ class Corrector:
         calibration: Calibration | None = None,
     ):
         self.config = config or CorrectorConfig()
-        self.frame_shape = (int(frame_shape[0]), int(frame_shape[1]))
-        if min(self.frame_shape) < 8:
-            raise FrameError(f"Frames have at least 8 × 8 pixels; {frame_shape} is less.")
+        self.frame_shape = _checked_frame_shape(frame_shape)
         if not (np.isfinite(gain) and gain > 0):
             raise FrameError(f"The gain is a positive number of counts per electron, not {gain}.")
         backend = backend or (stations[0].backend if stations else self._selected())
@@ -189,6 +188,12 @@ class Corrector:
         Raises:
             FrameError: the arrays are not those of this acquisition.
         """
+        for given in (frames, indices):
+            if not isinstance(given, np.ndarray):
+                raise FrameError(
+                    f"Frames and indices come as numpy arrays, not as {type(given).__name__}: "
+                    "make them so with numpy.asarray."
+                )
         if frames.ndim != 3 or frames.shape[1:] != self.frame_shape:
             raise FrameError(
                 f"Frames come as (n, {self.frame_shape[0]}, {self.frame_shape[1]}), "
@@ -394,9 +399,10 @@ class Corrector:
         first.
 
         Raises:
-            FrameError: it lies outside of the frame.
+            FrameError: it lies outside of the frame, or is no pair of numbers.
         """
-        center = checked_center(center or self._own_center, self.frame_shape)
+        center = self._own_center if center is None else center
+        center = checked_center(center, self.frame_shape)
         if center != self.reference_center:
             self.reference_center = center
             self._calibrator.recenter(center)
@@ -424,15 +430,32 @@ class Corrector:
 
     def _checked_mask(self, mask: npt.NDArray[np.bool_] | None) -> bytes | None:
         """Return the mask row by row, or ``None`` where it masks nothing."""
-        if mask is None or (mask.shape == self.frame_shape and mask.all()):
+        if mask is None:
             return None
         if mask.shape != self.frame_shape:
             raise FrameError(
                 f"The pixel mask is {mask.shape} and the frames are {self.frame_shape}."
             )
+        if mask.dtype != np.bool_:
+            raise FrameError(
+                f"The pixel mask is bool, True where a pixel can be trusted; {mask.dtype} came. "
+                "Where 0 marks the good pixels, as in DECTRIS files, give mask == 0."
+            )
         if not mask.any():
             raise FrameError("The pixel mask leaves no valid pixel; True marks the valid ones.")
-        return mask.astype(np.bool_).tobytes()
+        return None if mask.all() else mask.tobytes()
+
+
+def _checked_frame_shape(frame_shape: tuple[int, int]) -> tuple[int, int]:
+    try:
+        h, w = (index(side) for side in frame_shape)
+    except (TypeError, ValueError):
+        h = w = 0
+    if min(h, w) < 8:
+        raise FrameError(
+            f"A frame's shape is (rows, columns), at least 8 × 8 pixels, not {frame_shape}."
+        )
+    return h, w
 
 
 def _joined(parts: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:

@@ -23,8 +23,9 @@ Sigma = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 MOST_CENTERS = 16_384
 """Of a larger scan, so many centers, evenly spread, are enough for six coefficients."""
 FEWEST_CENTERS = 24
-SPAN_OF_PLANE, SPAN_OF_SECOND_ORDER = 0.5, 1.0
-"""How much of the −1 to 1 along each direction of the scan must have been seen for a fit."""
+TOLD_OF_PLANE, TOLD_OF_SECOND_ORDER = 0.0133, 0.0027
+"""How well what was seen must tell a fit's terms apart (see ``_told``): for a plane as well as the
+first quarter of a scan does, for second order as well as its first half."""
 
 _ABSOLUTE, _BIWEIGHT = 12, 8  # iterations
 _TUKEY = 4.685  # 95 % efficient where errors are Gaussian
@@ -83,7 +84,8 @@ def fit_descan(centers: npt.NDArray[Any], sigmas: npt.NDArray[Any]) -> Descan | 
     """Fit the drift of the center over a scan.
 
     Second order is fitted once half of the scan was seen in both directions, a plane once a quarter
-    was. Terms that a scan of a single row or column cannot tell are 0.
+    was; centers along a line of it, a diagonal too, tell neither. Terms that a scan of a single row
+    or column cannot tell are 0.
 
     Args:
         centers: (2, ny, nx) ``[cy, cx]``, pixels; NaN where there is none.
@@ -99,11 +101,12 @@ def fit_descan(centers: npt.NDArray[Any], sigmas: npt.NDArray[Any]) -> Descan | 
     if len(known) > MOST_CENTERS:
         known = known[np.linspace(0, len(known) - 1, MOST_CENTERS).astype(np.intp)]
     y, x = np.divmod(known, nx)
-    v, u = _along(ny)[y], _along(nx)[x]
-    span = min((np.ptp(part) for part, n in ((v, ny), (u, nx)) if n > 1), default=0.0)
-    if span < SPAN_OF_PLANE:
-        return None
-    design = _terms(v, u)[: 6 if span >= SPAN_OF_SECOND_ORDER else 3].T
+    terms = _terms(_along(ny)[y], _along(nx)[x])
+    if _told(terms) < TOLD_OF_SECOND_ORDER:
+        terms = terms[:3]
+        if _told(terms) < TOLD_OF_PLANE:
+            return None
+    design = terms.T
     fits = [
         _fit(design, values[y, x].astype(np.float64), sigma[y, x].astype(np.float64))
         for values, sigma in zip(centers, sigmas, strict=True)
@@ -125,6 +128,16 @@ def _along(n: int) -> Array:
 
 def _terms(v: Array, u: Array) -> Array:
     return np.stack([np.ones_like(v), v, u, v * v, v * u, u * u])
+
+
+def _told(terms: Array) -> float:
+    """Tell the least mean square of a sum of terms whose coefficients' squares add up to 1.
+
+    It is 0 where some of the terms cannot be told from each other. Terms that are 0 everywhere do
+    not count.
+    """
+    some = terms[terms.any(axis=1)]
+    return float(np.linalg.eigvalsh(some @ some.T / terms.shape[1])[0])
 
 
 def _fit(

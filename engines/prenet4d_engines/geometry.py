@@ -144,13 +144,16 @@ def checked_center(
     """Return a reference center ``(cy, cx)`` that lies on the frame.
 
     Raises:
-        FrameError: it does not.
+        FrameError: it does not, or is no pair of numbers.
     """
-    cy, cx = center
+    try:
+        cy, cx = map(float, center)
+    except (TypeError, ValueError):
+        raise FrameError(f"A reference center is (cy, cx) in pixels, not {center}.") from None
     h, w = frame_shape
     if not (-0.5 <= cy <= h - 0.5 and -0.5 <= cx <= w - 0.5):
         raise FrameError(
             f"The reference center must lie on the frame of {h} × {w} pixels; "
             f"({cy:g}, {cx:g}) does not."
         )
-    return float(cy), float(cx)
+    return cy, cx

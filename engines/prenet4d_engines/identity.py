@@ -116,9 +116,9 @@ class IdentityCorrector:
 
     def set_reference_center(self, center: tuple[float, float] | None) -> None:
         """Measure centers of mass from ``(cy, cx)``; ``None``: from the middle of the frame."""
-        center = center or reference_center(self.frame_shape)
+        center = reference_center(self.frame_shape) if center is None else center
         self.reference_center = checked_center(center, self.frame_shape)
-        self._detectors.recenter(center)
+        self._detectors.recenter(self.reference_center)
 
     def set_detectors(self, radii: DetectorRadii | None) -> None:
         """Look at the next frames with these virtual detectors; ``None``: find their radii."""

@@ -83,6 +83,8 @@ class CenterTracker:
 
     def __init__(self, scan_shape: tuple[int, int] | None = None):
         columns = scan_shape[1] if scan_shape and scan_shape[1] > 2 else 0
+        # Of the scan.
+        self._frames = scan_shape[0] * scan_shape[1] if scan_shape else math.inf
         self._axes: tuple[Walk, Walk] | None = None
         self._index = 0
         self._noise = Noise()
@@ -174,11 +176,12 @@ class CenterTracker:
             self._lines.remember(index, (y, x), self._restarts)
             return (y, x, ry, rx), False
         vertical, horizontal = self._axes
-        if index <= self._index:
-            if self._index - index <= max(self._lines.columns, _LATE):
-                return self._late(index, measured, (ry, rx), usable)
-            # The scan started over.
-            self._index = index - 1
+        ahead = index - self._index
+        if -max(self._lines.columns, _LATE) <= ahead <= 0:
+            return self._late(index, measured, (ry, rx), usable)
+        if not 0 < ahead <= self._frames:
+            # The scan started over; or the index is none of it, and tells of no step.
+            self._index = index - 1 if 0 <= index < self._frames else index
         before = (vertical.mean, horizontal.mean)
         restarts = self._restarts
         adjacent = index == self._index + 1

@@ -142,7 +142,13 @@ class VirtualDetectors:
         return self._set is None and not self._settled
 
     def set(self, radii: DetectorRadii | None) -> None:
-        """Use these radii from now on; ``None``: find them again."""
+        """Use these radii from now on; ``None``: find them again.
+
+        Raises:
+            FrameError: they are something else.
+        """
+        if not isinstance(radii, DetectorRadii | None):
+            raise FrameError(f"The detectors' radii are a DetectorRadii, not {radii!r}.")
         self._set = radii
         self._settled = False
         self._weights = None

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from moments import MomentBackend
 
 from prenet4d_engines import (
@@ -364,7 +365,14 @@ class TestReferenceCenter:
         for center in ((-1.0, 5.0), (5.0, 112.0), (math.nan, 5.0)):
             with pytest.raises(FrameError, match="96 × 112"):
                 corrector.set_reference_center(center)
+        with pytest.raises(FrameError, match=r"\(cy, cx\) in pixels"):
+            corrector.set_reference_center((1.0, 2.0, 3.0))
         assert corrector.reference_center == reference_center(SHAPE)
+
+    def test_it_may_be_an_array_as_centers_are(self):
+        corrector = make()
+        corrector.set_reference_center(np.array([40.0, 60.0]))
+        assert corrector.reference_center == (40.0, 60.0)
 
 
 class TestWeirdFrames:
@@ -434,6 +442,8 @@ class TestWeirdFrames:
             (np.zeros((2, *SHAPE), np.int64), np.arange(2), "not int64"),
             (np.zeros((2, *SHAPE), np.uint16), np.arange(3), "one integer index"),
             (np.zeros((2, *SHAPE), np.uint16), np.zeros(2), "one integer index"),
+            (np.zeros((2, *SHAPE), np.uint16), [0, 1], "not as list"),
+            (torch.zeros((2, *SHAPE)), np.arange(2), "not as Tensor"),
         ],
     )
     def test_frames_of_another_kind_are_refused(self, frames, indices, message):
@@ -447,6 +457,7 @@ class TestWeirdFrames:
         [
             {"pixel_mask": np.ones((4, 4), dtype=bool)},
             {"pixel_mask": np.zeros(SHAPE, dtype=bool)},
+            {"pixel_mask": np.eye(*SHAPE, dtype=np.uint32)},  # of a detector: 0 is good
             {"gain": 0.0},
             {"gain": math.nan},
             {"scan_shape": (4, 0)},

@@ -81,6 +81,16 @@ def test_where_little_was_seen_there_is_no_fit_then_a_plane_then_second_order():
     assert kinds == [0, 0, 3, 6]
 
 
+def test_centers_along_a_line_make_no_fit_of_what_is_across_it():
+    centers, sigmas, _ = measured(8, shape=(64, 64))
+    row, column = np.indices((64, 64))
+    for line in (row == column, np.abs(row + column - 63) < 2, np.abs(row - 30) < 3):
+        assert fit_descan(np.where(line, centers, np.nan), sigmas) is None
+    for crossed in ((row == 32) | (column == 32), (row == 0) | (row == 63)):
+        fit = fit_descan(np.where(crossed, centers, np.nan), sigmas)
+        assert len(fit.coefficients_y) == 3
+
+
 def test_too_few_centers_or_none_make_no_fit():
     centers, sigmas, rng = measured(5)
     assert fit_descan(np.full_like(centers, np.nan), sigmas) is None

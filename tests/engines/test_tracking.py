@@ -378,6 +378,21 @@ def test_a_scan_that_starts_over_is_followed():
     assert np.abs(tracked[5:] - truth[5:40] - 5).max() < 0.1
 
 
+@pytest.mark.parametrize("wild", [100_000, 10**15, -(10**15), 2**63 - 1])
+def test_an_index_that_is_none_of_the_scan_costs_neither_its_frame_nor_the_next(wild: int):
+    truth = drift("plane", 0)
+    measured = truth + np.random.default_rng(0).normal(0, 0.05, truth.shape)
+    indices = np.arange(len(truth))
+    indices[510] = wild
+    tracker = CenterTracker(SCAN)
+    for i in range(len(truth)):
+        one = slice(i, i + 1)
+        place, sigma, _ = tracker.update(indices[one], measured[one], np.full((1, 2), 0.05))
+        if i > 500:
+            assert np.abs(place - truth[i]).max() < 0.3
+            assert sigma.max() < 0.3
+
+
 def test_unusable_frames_are_predicted():
     truth = drift("plane", 0)
     usable = np.ones(len(truth), dtype=bool)

@@ -184,6 +184,8 @@ class TestInTheCorrectors:
             else Corrector(SHAPE, backend=MomentBackend(), config=config)
         )
         assert corrector.process(frames, np.arange(8)).detectors.bright_field_radius > 6
+        with pytest.raises(FrameError, match="DetectorRadii"):
+            corrector.set_detectors((3.0, 20.0, 22.0))  # later frames would fail by it
         corrector.set_detectors(DetectorRadii(3.0, 20.0, 22.0))
         corrector.set_reference_center((30.0, 36.0))
         batch = corrector.process(frames, np.arange(8, 16))

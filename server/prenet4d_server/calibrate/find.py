@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _BATCH = 32
 _ASK_EVERY_S = 0.5
+_GOLDEN = (5**0.5 - 1) / 2
 Tell = Callable[[float, str], None]
 """Is told how far it is, from 0 to 1, and what to say beside it."""
 
@@ -78,7 +79,9 @@ def calibrate_file(
             "known: say it (--scan 64x64)."
         )
     n = min(most, file.n_frames)
-    chosen = np.unique(np.linspace(0, file.n_frames - 1, n).round().astype(np.int64))
+    # One of each part: every so many would be the diagonal of a scan of 1024 x 1024.
+    parts = np.arange(n + 1) * file.n_frames // n
+    chosen = parts[:-1] + (np.arange(n) * _GOLDEN % 1 * np.diff(parts)).astype(np.int64)
     config = CorrectorConfig(averaging_window=max(n, CorrectorConfig().averaging_window))
     corrector = Corrector(
         file.frame_shape,
@@ -91,7 +94,7 @@ def calibrate_file(
     corrector.freeze()  # all patterns first, one reading of their mean afterwards
     maps = MapAccumulator(file.scan_shape) if file.scan_shape and descan else None
     trusted = np.ones(file.frame_shape, bool) if file.pixel_mask is None else file.pixel_mask
-    shown, no_counts = False, 0
+    shown, no_counts, doses = False, 0, []
     for start in range(0, n, _BATCH):
         indices = chosen[start : start + _BATCH]
         frames = _read(file, indices)
@@ -102,6 +105,7 @@ def calibrate_file(
                 frames = above_zero(frames)
         shown = shown or bool((frames > 0).any())
         batch = corrector.process(frames, indices)
+        doses.append(batch.dose)
         if maps is not None:
             maps.add(batch)
         tell((start + len(indices)) / n, f"{batch.patterns_averaged} patterns averaged")
@@ -133,7 +137,7 @@ def calibrate_file(
     if descan and fit is None:
         raise CalibrationError(
             f"The descan of {file.path.name} cannot be fitted: of the {counted(n, 'pattern')} that "
-            "were used, too few show a direct beam."
+            "were used, too few show a direct beam, or only some along one line of the scan."
         )
     ratio_sigma, theta_sigma = reading.ellipticity.sigmas(reading.sigma)
     calibration = Calibration(
@@ -148,15 +152,21 @@ def calibrate_file(
         how=f"ellipse network on the mean of patterns of {file.path.name}",
         descan=fit,
     )
-    remark = ""
+    remarks = []
     if no_counts:
-        remark = (
+        remarks.append(
             f"Mind that {no_counts:,} of {n * np.count_nonzero(trusted):,} values of "
             f"{file.path.name} are negative or no numbers: where most of a pattern is negative, it "
             "is raised until 99 % of it are not; what is negative then, or no number, counts as "
             "zero. A service refuses such frames."
         )
-    return Found(calibration, mean, remark)
+    if (dose := float(np.median(np.concatenate(doses)))) < config.min_dose:
+        remarks.append(
+            f"Mind that the number of electrons in a pattern of {file.path.name} is {dose:.2g} "
+            f"(the median), and fewer than {config.min_dose:g} hardly tell its center. Where the "
+            "values are no counts, say what one electron makes (--gain)."
+        )
+    return Found(calibration, mean, " ".join(remarks))
 
 
 def calibrate_service(

@@ -97,6 +97,24 @@ class TestFromAFile:
         assert few.calibration.descan is None
         assert told[-1] == 1
 
+    def test_some_are_never_the_diagonal_of_the_scan(self, backend, tmp_path):
+        np.save(tmp_path / "gold.npy", rings((26, 26)))
+        with open_scan(tmp_path / "gold.npy") as scan:
+            fit = calibrate_file(scan, most=26, descan=True, backend=backend).calibration.descan
+        assert fit.coefficients_y[1] == pytest.approx(1, abs=0.2)
+        assert fit.coefficients_x[2] == pytest.approx(-0.75, abs=0.2)
+
+    def test_patterns_of_few_electrons_or_of_no_counts_are_remarked_on(
+        self, backend, patterns, tmp_path
+    ):
+        shares = patterns / patterns.sum((-2, -1), keepdims=True, dtype=float)
+        np.save(tmp_path / "shares.npy", 50 * shares)
+        with open_scan(tmp_path / "shares.npy") as scan:
+            assert (
+                "in a pattern of shares.npy is 50 (the median)"
+                in calibrate_file(scan, backend=backend).remark
+            )
+
     @pytest.mark.parametrize(
         ("frames", "options", "why"),
         [
