@@ -2,113 +2,187 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 
 _MAX_LEAD = 6.0
 """Nats of evidence that one filter can be ahead of another."""
+_HARD = 1.0
+"""Claimed variance in px² from about which on a pattern is hard to read, and misread like its
+neighbours."""
+
+
+def shared_variance(noise: float) -> float:
+    """Return the square of the unit, in px, of an error that frames share.
+
+    Args:
+        noise: the variance that a frame's center claims: the unit is its square root where the
+            pattern is hard to read, and vanishes where it is easy.
+    """
+    return noise / (1.0 + _HARD / noise)
 
 
 class Walk:
-    """Random-walk Kalman filters on one axis, of several speeds, mixed by their evidence.
+    """Random-walk Kalman filters on one axis, of several kinds, mixed by their evidence.
 
     Some of them take the centers to be better than they claim: where a grain makes the network
-    needlessly unsure, what its frames agree on is followed and not smoothed away.
+    needlessly unsure, what its frames agree on is followed and not smoothed away. Others take what
+    is claimed for an error that the frames of a grain share: they hold on to where the center was
+    before, however many of such frames agree with each other.
 
     ``mean`` and ``variance`` are the mixture's; ``walk`` is its variance per frame.
 
     Args:
         filters: of each filter, how far it thinks that the center may walk from one frame to the
-            next, and the share of the centers' claimed variances that it believes in.
+            next, the share of the centers' claimed variances that it believes in as noise of their
+            own, and the variance of an error that they share, in units of `shared_variance`.
         memory: how much of its past evidence a filter keeps from one frame to the next.
         level: where the center is.
         variance: of ``level``.
     """
 
-    __slots__ = (
-        "_beliefs",
-        "_memory",
-        "_scores",
-        "_variances",
-        "_walks",
-        "levels",
-        "mean",
-        "variance",
-        "walk",
-    )
+    __slots__ = ("_memory", "_states", "mean", "variance", "walk")
 
     def __init__(
         self,
-        filters: Sequence[tuple[float, float]],
+        filters: Sequence[tuple[float, float, float]],
         memory: float,
         level: float,
         variance: float,
     ):
-        self._walks = [sigma * sigma for sigma, _ in filters]
-        self._beliefs = [share for _, share in filters]
+        self._states = [_State(*each) for each in filters]
         self._memory = memory
-        self._scores = [0.0] * len(self._walks)
-        self.walk = sum(self._walks) / len(self._walks)
+        self.walk = sum(state.walk for state in self._states) / len(self._states)
         self.restart(level, variance)
+
+    @property
+    def levels(self) -> list[float]:
+        """Where each filter takes the center to be."""
+        return [state.level for state in self._states]
 
     def restart(self, level: float, variance: float) -> None:
         """Forget where the center was, but not how fast it walks."""
-        self.levels = [level] * len(self._walks)
-        self._variances = [variance] * len(self._walks)
+        for state in self._states:
+            state.restart(level, variance)
         self.mean, self.variance = level, variance
 
-    def predict(self, step: float, frames: int, jump: float) -> None:
-        """Move on by ``frames`` frames; ``jump`` is the variance of a jump on the way."""
-        self.levels = [level + step for level in self.levels]
-        self._variances = [
-            variance + frames * walk + jump
-            for variance, walk in zip(self._variances, self._walks, strict=True)
-        ]
+    def predict(self, step: float, frames: int, jump: float, keep: float) -> None:
+        """Move on by ``frames`` frames.
+
+        Args:
+            step: how far the center is expected to go.
+            frames: how many.
+            jump: the variance of a jump on the way.
+            keep: how much of an error that frames share is left after that.
+        """
+        for state in self._states:
+            state.level += step
+            state.variance += frames * state.walk + jump
+            if state.shared:
+                state.error *= keep
+                state.covariance *= keep
+                state.error_variance += (1 - keep * keep) * (state.shared - state.error_variance)
         self.mean += step
         self.variance += frames * self.walk + jump
 
+    def far(self, measured: float, noise: float, slack: float) -> float:
+        """Return the squared deviation in sigmas from the prediction that is nearest to it."""
+        least = math.inf
+        unit = math.sqrt(shared_variance(noise))
+        for state in self._states:
+            total = state.variance
+            error = measured - state.level
+            if state.shared:
+                total += unit * (2 * state.covariance + unit * state.error_variance)
+                error -= unit * state.error
+            least = min(least, error * error / (max(total, 0.0) + noise * state.belief + slack))
+        return least
+
     def update(self, measured: float, noise: float) -> None:
         """Take in a center of this axis with its variance."""
-        for i, (level, variance) in enumerate(zip(self.levels, self._variances, strict=True)):
-            own = noise * self._beliefs[i]
-            total = variance + own
-            gain = variance / total
-            error = measured - level
-            self._scores[i] = self._memory * self._scores[i] - 0.5 * (
-                error * error / total + math.log(total)
-            )
-            self.levels[i] = level + gain * error
-            self._variances[i] = gain * own
+        unit, memory = math.sqrt(shared_variance(noise)), self._memory
+        best = -math.inf
+        for state in self._states:
+            state.score = memory * state.score + state.update(measured, noise, unit)
+            best = max(best, state.score)
         # No filter may fall so far behind that it could not take over within a few frames.
-        least = max(self._scores) - _MAX_LEAD
-        self._scores = [max(score, least) for score in self._scores]
-        self._mix()
+        for state in self._states:
+            state.score = max(state.score, best - _MAX_LEAD)
+        self._mix(best)
 
     def copy(self) -> Walk:
         """Return a twin that goes its own way."""
-        twin = Walk.__new__(Walk)
-        twin._walks, twin._beliefs, twin._memory = self._walks, self._beliefs, self._memory
-        twin._scores = list(self._scores)
-        twin.levels, twin._variances = list(self.levels), list(self._variances)
-        twin.mean, twin.variance, twin.walk = self.mean, self.variance, self.walk
+        twin = copy.copy(self)
+        twin._states = [copy.copy(state) for state in self._states]
         return twin
 
-    def _mix(self) -> None:
-        best = max(self._scores)
-        weights = [math.exp(score - best) for score in self._scores]
+    def _mix(self, best: float) -> None:
         total = mean = square = inner = walk = 0.0
-        origin = self.levels[0]
-        for w, x, p, q in zip(weights, self.levels, self._variances, self._walks, strict=True):
-            d = x - origin
+        origin = self._states[0].level
+        for state in self._states:
+            w = math.exp(state.score - best)
+            d = state.level - origin
             total += w
             mean += w * d
             square += w * d * d
-            inner += w * p
-            walk += w * q
+            inner += w * state.variance
+            walk += w * state.walk
         mean /= total
         self.mean = origin + mean
         self.variance = inner / total + max(square / total - mean * mean, 0.0)
         self.walk = walk / total
+
+
+class _State:
+    """One Kalman filter: where the center is, and the error that frames share, in their units."""
+
+    __slots__ = (
+        "belief",
+        "covariance",
+        "error",
+        "error_variance",
+        "level",
+        "score",
+        "shared",
+        "variance",
+        "walk",
+    )
+
+    def __init__(self, walk: float, belief: float, shared: float):
+        self.walk, self.belief, self.shared = walk * walk, belief, shared
+        self.score = 0.0
+
+    def restart(self, level: float, variance: float) -> None:
+        self.level, self.variance = level, variance
+        self.error, self.covariance, self.error_variance = 0.0, 0.0, self.shared
+
+    def update(self, measured: float, noise: float, unit: float) -> float:
+        """Take in a center; return the evidence for this filter, in nats.
+
+        Args:
+            measured: the center.
+            noise: its claimed variance.
+            unit: what a shared error is measured in here.
+        """
+        own = noise * self.belief
+        if not self.shared:
+            total = self.variance + own
+            gain = self.variance / total
+            error = measured - self.level
+            self.level += gain * error
+            self.variance = gain * own
+            return -0.5 * (error * error / total + math.log(total))
+        to_level = self.variance + unit * self.covariance
+        to_error = self.covariance + unit * self.error_variance
+        total = max(to_level + unit * to_error, 0.0) + own  # not less by rounding
+        error = measured - self.level - unit * self.error
+        self.level += to_level / total * error
+        self.error += to_error / total * error
+        self.variance = max(self.variance - to_level * to_level / total, 0.0)
+        self.covariance -= to_level * to_error / total
+        self.error_variance = max(self.error_variance - to_error * to_error / total, 0.0)
+        return -0.5 * (error * error / total + math.log(total))
 
 
 class Noise:

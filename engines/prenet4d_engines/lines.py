@@ -74,20 +74,21 @@ class LineProfile:
             g = max(_LEARNING, 1 / (2 + self._fly_backs))
             self._steps[column] = (sy + g * (dy - sy), sx + g * (dx - sx))
 
-    def learn_fly_back(self, jump: Place, expected: Place) -> None:
+    def learn_fly_back(self, jump: Place, expected: Place, shared: Place) -> None:
         """Take in how far a line began from where it was predicted.
 
         Args:
             jump: that distance.
             expected: its variance as predicted, which holds the variance of the fly-back.
+            shared: the variance of what may have come to it by a pattern that is hard to read.
         """
         self._fly_backs += 1
         gain = max(_LEARNING, 1 / (self._fly_backs + 0.1))
         # One small jump says little about the next one: the expectation fades, it does not vanish.
         least = _FLY_BACK_PRIOR * self._fly_backs**-_FLY_BACK_FADING
         y, x = (
-            max(known + gain * (d * d - variance), least)
-            for d, variance, known in zip(jump, expected, self.fly_back, strict=True)
+            max(known + gain * _told(known, variance + more) * (d * d - variance), least)
+            for d, variance, more, known in zip(jump, expected, shared, self.fly_back, strict=True)
         )
         self.fly_back = (y, x)
 
@@ -116,3 +117,11 @@ class LineProfile:
             step = (float(slope[0]), float(slope[1]))
             back = (-step[0] * (self.columns - 1), -step[1] * (self.columns - 1))
             self._steps = [back] + [step] * (self.columns - 1)
+
+
+def _told(known: float, variance: float) -> float:
+    """Say how much is learned of a jump where so much of a line's beginning may be something else.
+
+    What is not told apart from noise goes with the square of the jump's share, as information does.
+    """
+    return min(1.0, (3.0 * known / variance) ** 2)

@@ -8,6 +8,9 @@ What descan drift looks like, and what is done about it:
 * It wanders, slowly or fast. So around the profile each axis runs a few random-walk Kalman filters
   that differ in how fast the center may walk and in how much of the claimed sigmas they believe,
   weighted by how well each predicted of late.
+* Where patterns are hard to read, the network errs the same way in all frames of a grain, by more
+  than it claims. So some of the filters know of an error that neighbouring frames share, the larger
+  the more they claim: frames that claim much cannot draw the track away together.
 * It jumps: at line starts, by an amount that is learned; anywhere else, rarely. And single-frame
   centers are sometimes plainly wrong. A center far off its prediction is therefore an *outlier*
   unless the next ones agree with it; where that turned out to be a jump more often than not, it is
@@ -34,7 +37,7 @@ from typing import Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from prenet4d_engines.filtering import Majority, Noise, Walk
+from prenet4d_engines.filtering import Majority, Noise, Walk, shared_variance
 from prenet4d_engines.lines import LineProfile
 
 Array: TypeAlias = "npt.NDArray[np.floating]"
@@ -43,9 +46,17 @@ Estimate: TypeAlias = tuple[float, float, float, float]
 Beam: TypeAlias = Sequence[float]
 """cy, cx, sigma, and how likely it is in units of the likeliest beam."""
 
-_FILTERS: Final = ((0.001, 1.0), (0.01, 1.0), (0.1, 1.0), (0.1, 0.03), (0.3, 0.003))
-"""Of each filter, how far the center may walk from one frame to the next, in pixels, and the share
-of the claimed variances that it believes in."""
+_SHARED: Final = 25.0
+"""Variance of the error that a grain's frames may share, in units of `shared_variance`."""
+_FILTERS: Final = (
+    *((0.003, 1.0, 0.0), (0.03, 1.0, 0.0), (0.1, 1.0, 0.0)),
+    *((0.003, 1.0, _SHARED), (0.03, 1.0, _SHARED), (0.1, 0.03, _SHARED), (0.3, 0.003, _SHARED)),
+)
+"""Of each filter, how far the center may walk from one frame to the next, in pixels, the share of
+the claimed variances that it believes in as a frame's own noise, and the variance of an error that
+frames share. (Where lines are not known, that cannot be told from the jump at a fly-back: 0.)"""
+_GRAIN: Final = 25.0
+"""Frames over which such an error fades; it does not outlive the line."""
 _MEMORY: Final = 0.98
 """How much of its past evidence a filter keeps from one frame to the next."""
 _GATE: Final = 25.0
@@ -85,6 +96,7 @@ class CenterTracker:
         columns = scan_shape[1] if scan_shape and scan_shape[1] > 2 else 0
         # Of the scan.
         self._frames = scan_shape[0] * scan_shape[1] if scan_shape else math.inf
+        self._filters = [(w, own, shared if columns else 0.0) for w, own, shared in _FILTERS]
         self._axes: tuple[Walk, Walk] | None = None
         self._index = 0
         self._noise = Noise()
@@ -197,7 +209,7 @@ class CenterTracker:
                 self._learn_fly_back((y, x, ry, rx) if other is None else (*other[:2], *noise))
             if other is not None:
                 outlier = self._follow(other, dy, dx, ry, rx)
-            elif self._far(dy, dx, ry, rx) > _GATE:
+            elif self._far(dy, dx, ry, rx) > _GATE and self._beyond_doubt(y, x, ry, rx):
                 outlier = self._deviation(y, x, ry, rx)
             else:
                 self._majority.agree()
@@ -230,6 +242,7 @@ class CenterTracker:
         self._lines.learn_fly_back(
             (y - vertical.mean, x - horizontal.mean),
             (vertical.variance + ry, horizontal.variance + rx),
+            (_SHARED * shared_variance(ry), _SHARED * shared_variance(rx)),
         )
 
     def _far(self, dy: float, dx: float, ry: float, rx: float) -> float:
@@ -239,6 +252,13 @@ class CenterTracker:
         slack = _SLACK**2
         far = dy * dy / (vertical.variance + ry + slack)
         return far + dx * dx / (horizontal.variance + rx + slack)
+
+    def _beyond_doubt(self, y: float, x: float, ry: float, rx: float) -> bool:
+        """Say whether a center is far from where every filter expects it."""
+        assert self._axes is not None
+        vertical, horizontal = self._axes
+        slack = _SLACK**2
+        return vertical.far(y, ry, slack) + horizontal.far(x, rx, slack) > _GATE
 
     def _expected(
         self, dy: float, dx: float, ry: float, rx: float, others: Sequence[Beam]
@@ -283,7 +303,7 @@ class CenterTracker:
         return True
 
     def _walk(self, level: float, variance: float) -> Walk:
-        return Walk(_FILTERS, _MEMORY, level, variance)
+        return Walk(self._filters, _MEMORY, level, variance)
 
     def _deviation(self, y: float, x: float, ry: float, rx: float) -> bool:
         """Decide about a center far from the prediction; return whether it is an outlier."""
@@ -364,8 +384,9 @@ class CenterTracker:
             self._lines.finish_first_line()
         steps = self._lines.path(self._index, index)
         jumps = min(lines, 4)
+        keep = 0.0 if lines else math.exp(-frames / _GRAIN)
         for axis, step, jump in zip(self._axes, steps, self._lines.fly_back, strict=True):
-            axis.predict(step, frames, jumps * jump)
+            axis.predict(step, frames, jumps * jump, keep)
         if self._before_jump:
             self._since_jump += frames
             if self._since_jump > 2:  # it was one
@@ -373,7 +394,7 @@ class CenterTracker:
                 self._majority.start_over()
             else:
                 for axis, step in zip(self._before_jump, steps, strict=True):
-                    axis.predict(step, frames, 0.0)
+                    axis.predict(step, frames, 0.0, keep)
         self._index = index
         return lines > 0
 

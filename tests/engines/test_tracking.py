@@ -156,7 +156,8 @@ def test_a_grain_with_needlessly_large_sigmas_is_followed_all_the_same():
     sigmas = np.full_like(truth, 0.02)
     sigmas[np.arange(len(truth)) % 20 >= 10] = 0.5  # every other grain
     tracked, _, _ = CenterTracker(SCAN).update(np.arange(len(truth)), measured, sigmas)
-    assert np.abs(tracked - truth).mean() < 2.5 * np.abs(measured - truth).mean()
+    # A price is paid for not following grains that are misread: 2.5 times without that.
+    assert np.abs(tracked - truth).mean() < 4 * np.abs(measured - truth).mean()
 
 
 def test_a_track_that_nothing_agrees_with_is_given_up():
@@ -448,3 +449,22 @@ def test_wild_input_never_breaks_it(rows: list[tuple[int, float, float, bool, li
     assert tracked.shape == sigma.shape == (len(rows), 2)
     assert (np.isfinite(tracked) | np.isinf(sigma)).all()
     assert not outlier[~usable].any()
+
+
+@pytest.mark.parametrize("columns", [slice(0, 12), slice(14, 26), slice(28, 40)])
+def test_a_grain_that_is_misread_the_same_way_in_all_frames_does_not_draw_the_track_away(
+    columns: slice,
+):
+    """Its frames agree with each other, and claim a quarter of what they are off."""
+    truth, random = drift("plane walk", 0), np.random.default_rng(3)
+    grain = np.zeros(SCAN, bool)
+    grain[8:20, columns] = True
+    grain = grain.ravel()
+    sigma = np.where(grain, 2.0, 0.05)[:, None] * np.ones(2)
+    measured = truth + 0.7 * sigma * random.normal(0, 1, truth.shape)
+    measured[grain] += [6.0, -5.0]
+    tracked, _, _ = CenterTracker(SCAN).update(np.arange(len(truth)), measured, sigma)
+    error = np.linalg.norm(tracked - truth, axis=1)
+    assert np.median(error[grain]) < 0.5
+    assert error[grain].max() < 2.5
+    assert np.median(error[~grain]) < 0.05
