@@ -56,11 +56,6 @@ class Walk:
         self.walk = sum(state.walk for state in self._states) / len(self._states)
         self.restart(level, variance)
 
-    @property
-    def levels(self) -> list[float]:
-        """Where each filter takes the center to be."""
-        return [state.level for state in self._states]
-
     def restart(self, level: float, variance: float) -> None:
         """Forget where the center was, but not how fast it walks."""
         for state in self._states:
