@@ -254,8 +254,13 @@ class CenterTracker:
         return far + dx * dx / (horizontal.variance + rx + slack)
 
     def _beyond_doubt(self, y: float, x: float, ry: float, rx: float) -> bool:
-        """Say whether a center is far from where every filter expects it."""
+        """Say whether a center is far from where every filter expects it.
+
+        In the first line there is nothing to hold on to: the track may have begun on a wrong beam.
+        """
         assert self._axes is not None
+        if not self._lines.known:
+            return True
         vertical, horizontal = self._axes
         slack = _SLACK**2
         return vertical.far(y, ry, slack) + horizontal.far(x, rx, slack) > _GATE
