@@ -26,10 +26,11 @@ def polar(image: Array, center: tuple[float, float], r_max: float) -> Array:
 def radial_profile(image: Array, center: tuple[float, float]) -> Array:
     """Mean over the angle around a center, in half-pixel steps from 0 to the nearest edge.
 
-    0 where there is no pixel.
+    Around a center at an edge, to a quarter of the smaller side. 0 where there is no pixel.
     """
     h, w = image.shape
-    r_max = min(center[0], center[1], h - 1 - center[0], w - 1 - center[1])
+    nearest = min(center[0], center[1], h - 1 - center[0], w - 1 - center[1])
+    r_max = max(nearest, min(h, w) / 4)
     unrolled = polar(image, center, r_max)
     seen = np.isfinite(unrolled).sum(axis=1)
     return np.asarray(np.nansum(unrolled, axis=1) / np.maximum(seen, 1))

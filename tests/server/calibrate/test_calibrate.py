@@ -348,6 +348,8 @@ class TestTheReport:
         draw(replace(found, mean=flat), tmp_path / "flat.png")
         flat[40:56, 40:56] = np.nan  # no pixel at a whole radius
         draw(replace(found, mean=flat), tmp_path / "hollow.png")
+        corner = found.calibration.model_copy(update={"reference_center": (0.0, 1.0)})
+        draw(replace(found, calibration=corner), tmp_path / "corner.png")
 
     def test_rings_are_found_on_a_background_below_zero(self):
         radius = np.arange(0, 60, 0.5)
