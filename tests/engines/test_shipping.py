@@ -96,8 +96,8 @@ def test_worse_weights_change_nothing(package: Path, trained: Path) -> None:
 
 
 def test_halfway_between_two_weights_may_be_best(package: Path, trained: Path) -> None:
-    put_into(package, moved(0.15))
-    save_file(moved(-0.15), trained)
+    put_into(package, moved(0.4))
+    save_file(moved(-0.4), trained)
     assert few(trained, package).chosen == "mean"
     good, found = load_file(GOOD), load("center", package).state_dict()
     for name, value in good.items():

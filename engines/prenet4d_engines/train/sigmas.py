@@ -26,6 +26,8 @@ ONE_SIGMA_RADIUS: Final = math.sqrt(-2 * math.log(1 - ONE_SIGMA))
 """As much of a two-dimensional one lies within this many sigma."""
 _CALIBRATION_SEED: Final = VALIDATION_SEED + 1
 _BATCH: Final = 32
+_ROUNDS: Final = 3
+"""Where a center's sigma is that of the hesitating network before, the spread does not scale it."""
 
 
 @torch.no_grad()
@@ -44,7 +46,12 @@ def calibrate(
     """
     rng = np.random.default_rng(_CALIBRATION_SEED)
     materials = relatives(rng, samples)
-    batches = (BATCHES[task](rng, _BATCH, materials, computed) for _ in range(samples // _BATCH))
+    batches = [BATCHES[task](rng, _BATCH, materials, computed) for _ in range(samples // _BATCH)]
+    return math.prod(_scale(network, batches) for _ in range(_ROUNDS))
+
+
+def _scale(network: nn.Module, batches: list[Sample]) -> float:
+    """Scale what the sigmas of these samples are made of; return by how much."""
     in_sigmas = torch.cat([_in_sigmas(network, each) for each in batches])
     factor = float(in_sigmas.quantile(ONE_SIGMA))
     if isinstance(network, CenterNet):
