@@ -41,7 +41,8 @@ class ControlReply(Header):
             ("float32",),
             ("k", "height", "width"),
             "``maps``: the whole maps; ``result`` holds the fields of a ``maps`` message for them, "
-            "with the ``sequence`` of the last one that was published, which they include.",
+            "with the ``sequence`` of the last one that was published. They include that, and may "
+            "hold more, which the next one brings again.",
             optional=True,
         ),
     }
