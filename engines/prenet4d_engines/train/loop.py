@@ -173,6 +173,7 @@ def train(
     validation = _validation_set(task, batch_size)
     started = time.monotonic() - training.seconds
     smooth: float | None = None
+    figures: dict[str, float] = {}
     first, first_time = training.step, time.monotonic()
     share = _share(training.step, steps, training.seconds, minutes)
     for sample in loader:
@@ -183,7 +184,7 @@ def train(
         step, training.seconds = training.step, time.monotonic() - started
         share = _share(step, steps, training.seconds, minutes)
         if step % _LOG_EVERY == 0 or share >= 1.0:
-            figures: dict[str, float] = {}
+            figures = {}
             if step % CHECKPOINT_EVERY == 0 or share >= 1.0:
                 figures = validate(task, training.average, validation, device)
                 training.save(checkpoint)
@@ -210,7 +211,7 @@ def train(
         "machine": f"{threads} + {workers} cores of {processor.name()}"
         if device.type == "cpu"
         else torch.cuda.get_device_name(device),
-        "validation": validate(task, training.average, validation, device),
+        "validation": figures or validate(task, training.average, validation, device),
     }
     write_whole(out_dir / RECORD, (json.dumps(record, indent=2) + "\n").encode())
     _plot(task, log, out_dir / "loss.png")

@@ -255,6 +255,10 @@ def _print_lines(subscriber: Any, every: float, timeout: float | None) -> None:
     for message in _until_silent(subscriber, timeout):
         if message is not None:
             heard, told = time.monotonic(), False
+            if message.type == "event":
+                print(event_line(message), flush=True)
+            elif message.type == "telemetry":
+                latest = message
         elif not told and time.monotonic() - heard >= SILENT_S:
             told = True
             print(
@@ -262,10 +266,6 @@ def _print_lines(subscriber: Any, every: float, timeout: float | None) -> None:
                 file=sys.stderr,
                 flush=True,
             )
-        if message is not None and message.type == "event":
-            print(event_line(message), flush=True)
-        elif message is not None and message.type == "telemetry":
-            latest = message
         if latest is not None and time.monotonic() >= due:
             print(line(latest), flush=True)
             latest, due = None, time.monotonic() + every
