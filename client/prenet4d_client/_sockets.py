@@ -84,7 +84,7 @@ def hand_over(socket: zmq.Socket[bytes], monitor: zmq.Socket[bytes], patience: f
     Returns:
         Whether the connection broke before. ``monitor`` tells that, and when the socket is gone.
     """
-    if _contexts.get(socket.context) != os.getpid():  # the one that opened it does this
+    if not opened_here(socket):  # the one that opened it does this
         return False
     while monitor.poll(0):  # what broke until now broke no handing over
         recv_monitor_message(monitor)
@@ -97,6 +97,11 @@ def hand_over(socket: zmq.Socket[bytes], monitor: zmq.Socket[bytes], patience: f
     monitor.close()
     disconnect(socket)
     return broke
+
+
+def opened_here(socket: zmq.Socket[bytes]) -> bool:
+    """Whether this process opened the socket, and was not forked since: only it may touch it."""
+    return _contexts.get(socket.context) == os.getpid()
 
 
 def check_usable(socket: zmq.Socket[bytes], owner: object) -> None:

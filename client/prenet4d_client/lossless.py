@@ -99,13 +99,13 @@ class LosslessReceiver:
         server_key: str | bytes | None = None,
     ) -> None:
         self.address = address
-        self.name = name
         self.topics = stream_topics(topics)
         credit = checked_count("credit", credit)
         try:
             self._register = Register(name=name, topics=self.topics, credit=credit)
         except ValidationError as error:
             raise InvalidUse(f"This receiver cannot be: {explain(error)}.") from None
+        self.name = self._register.name
         self._credit = credit
         self._timeout = None if timeout is None else checked_timeout(timeout)
         self._max_bytes = max_bytes

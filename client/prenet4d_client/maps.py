@@ -10,7 +10,12 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from prenet4d_client._sockets import LEAST_ANSWER_S, checked_timeout, deadline_after
+from prenet4d_client._sockets import (
+    LEAST_ANSWER_S,
+    check_usable,
+    checked_timeout,
+    deadline_after,
+)
 from prenet4d_client.control import ControlClient
 from prenet4d_client.errors import CommandRefused, NoAnswer, OversizeMessage, ProtocolError
 from prenet4d_client.messages import Maps
@@ -108,6 +113,7 @@ class ScanMaps:
         return self
 
     def __next__(self) -> Maps:
+        check_usable(self._stream._socket, self)
         deadline = deadline_after(self._timeout)
         while (update := self._whole() or self._update()) is None:
             if deadline is not None and time.monotonic() >= deadline:

@@ -25,6 +25,7 @@ from prenet4d_client._sockets import (
     connect,
     hand_over,
     milliseconds,
+    opened_here,
 )
 from prenet4d_client.errors import (
     InvalidUse,
@@ -64,7 +65,8 @@ class FrameSender:
 
     Where the connection breaks in the middle of an acquisition, what was on its way is lost, and a
     service that was started again knows nothing of the acquisition and refuses the rest. That is
-    logged, and counted in ``breaks``; to go on, :meth:`end` it and :meth:`start` another.
+    logged, and counted in ``breaks``; to go on, :meth:`end` it and :meth:`start` another. Where it
+    breaks after the acquisition's end, the last frames may still have been on their way.
 
     Of several senders, the service reads one to the end of its acquisition before the next one's
     begins. To be used from one thread at a time.
@@ -98,7 +100,7 @@ class FrameSender:
         bytearray(_MESSAGE_BYTES)
         self.address = address
         self.breaks = 0
-        """How often the connection broke in the running, or the last, acquisition."""
+        """How often the connection broke in, or since, the running or the last acquisition."""
         self._timeout = checked_timeout(timeout)
         self._lz4 = lz4
         self._publisher = uuid.uuid4().hex
@@ -207,7 +209,7 @@ class FrameSender:
                     f"the frames have {header.frame_shape}."
                 )
         self._send(header, arrays)
-        self._count_breaks()  # those before it are none of this acquisition's
+        self._watch()  # what broke before it is none of this acquisition's
         self.breaks = 0
         self._start, self._next_index, self._sent = header, 0, 0
         return header.acquisition_id
@@ -312,6 +314,8 @@ class FrameSender:
         try:
             if self._start is not None:
                 self.end()
+            elif opened_here(self._socket):
+                self._watch()
         finally:
             self._hand_over()
 
@@ -360,15 +364,22 @@ class FrameSender:
     def _watch(self) -> None:
         """Tell where the connection broke, which ZeroMQ mends without a word."""
         self._look_at = time.monotonic() + _LOOK_EVERY_S
-        breaks = self._count_breaks()
-        if breaks and self._start is not None:
-            self.breaks += breaks
+        if not (breaks := self._count_breaks()):
+            return
+        self.breaks += breaks
+        if self._start is not None:
             _log.warning(
                 "The connection to the service at %s broke in the middle of acquisition %s: frames "
                 "on their way are lost, and a service that was started again refuses the rest. "
                 "To go on, end() this acquisition and start() another.",
                 self.address,
                 self._start.acquisition_id,
+            )
+        elif self._sent:
+            _log.warning(
+                "The connection to the service at %s broke after the last acquisition was sent: "
+                "what was still on its way is lost.",
+                self.address,
             )
 
     def _count_breaks(self) -> int:
@@ -407,10 +418,10 @@ class FrameSender:
     def _numbers(indices: npt.ArrayLike, n: int) -> npt.NDArray[np.int64]:
         numbers = np.atleast_1d(_array("indices", indices))
         whole = numbers.dtype.kind in "iu"
-        # Above 63 bits, an unsigned number becomes a negative one.
-        if numbers.shape != (n,) or not whole or (numbers.astype(np.int64) < 0).any():
+        # One bit fewer than travel, so that counting on from the largest has numbers left.
+        if numbers.shape != (n,) or not whole or (numbers >> 62).any():
             raise InvalidUse(
-                f"indices must be {n} integers from 0, one for each frame; they have "
+                f"indices must be {n} integers from 0, below 2**62, one for each frame; they have "
                 f"shape {numbers.shape} and dtype {numbers.dtype}, starting with {numbers[:3]}."
             )
         return numbers.astype(np.int64)

@@ -104,6 +104,15 @@ def test_every_message_comes_in_order(router, registered):
     assert receiver.missed == 0
 
 
+@pytest.mark.parametrize("name", ["", " "])
+def test_a_receiver_without_a_name_is_called_unnamed(router, registered, name):
+    receiver = registered(name=name)
+    assert (receiver.name, router.registration.name) == ("unnamed", "unnamed")
+    router.say(Goodbye(reason="it may not"))
+    with pytest.raises(ConnectionRefused, match="lets 'unnamed' go: it may not"):
+        receiver.receive()
+
+
 @pytest.mark.parametrize("credit", [1, 2, 5, 64])
 def test_credit_outstanding_never_exceeds_what_was_granted(router, registered, credit):
     receiver = registered(credit=credit)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import zmq
 
-from prenet4d_client import NoAnswer, OversizeMessage, ScanMaps, decode, encode
+from prenet4d_client import InvalidUse, NoAnswer, OversizeMessage, ScanMaps, decode, encode
 from prenet4d_client.messages import ControlReply, Maps
 
 from .conftest import PATIENCE_S
@@ -244,3 +244,11 @@ def test_the_maps_cannot_be_changed_by_who_reads_them(service):
         next(maps)
         with pytest.raises(ValueError, match="read-only"):
             maps["com_y"][0, 0] = 3
+
+
+def test_maps_that_are_closed_say_so(nobody):
+    maps = ScanMaps(nobody, nobody)
+    maps.close()
+    maps.close()
+    with pytest.raises(InvalidUse, match="This ScanMaps is closed"):
+        next(maps)

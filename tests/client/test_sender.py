@@ -246,7 +246,8 @@ def test_an_impossible_acquisition_is_refused(pull, changes, what):
         (frames(2), 1, "must be 2 integers"),
         (frames(2), [0.0, 1.0], "must be 2 integers"),
         (frames(2), [0, -1], "integers from 0"),
-        (frames(1), np.array([1 << 63], np.uint64), "integers from 0"),
+        (frames(1), np.array([1 << 63], np.uint64), r"integers from 0, below 2\*\*62"),
+        (frames(1), [(1 << 63) - 1], r"integers from 0, below 2\*\*62"),
     ],
 )
 def test_frames_that_do_not_fit_are_refused_and_lose_nothing_else(pull, block, indices, what):
@@ -483,6 +484,25 @@ def test_a_connection_that_breaks_while_the_last_frames_are_handed_over_is_told(
     with pytest.raises(NoAnswer, match="did not take the last frames before the connection broke"):
         sender.close()
     breaking.join()
+
+
+@pytest.mark.parametrize("then", ["close", "start"])
+def test_a_connection_that_breaks_after_an_acquisition_is_told_and_counted(bind, caplog, then):
+    pull = bind(zmq.PULL)
+    with sender_to(pull) as sender:
+        start(sender)
+        sender.send(frames(1))
+        sender.end()
+        pull.close()
+        assert sender._disconnections.poll(1000 * PATIENCE_S)
+        if then == "start":
+            bind(zmq.PULL, pull.address)
+            start(sender)
+        else:
+            sender.close()
+            assert sender.breaks == 1
+        assert "broke after the last acquisition was sent" in caplog.text
+        assert "in the middle" not in caplog.text
 
 
 def test_a_connection_that_broke_between_acquisitions_lost_nothing(bind):

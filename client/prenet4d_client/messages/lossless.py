@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from prenet4d_client.messages.header import Header
 
@@ -16,8 +16,8 @@ class Register(Header):
     """
 
     type: Literal["register"] = "register"
-    name: str
-    """Who this is, for people to read."""
+    name: Annotated[str, AfterValidator(lambda name: name.strip() or "unnamed")]
+    """Who this is, for people to read; where it is empty, ``unnamed``."""
     topics: tuple[str, ...]
     """Message types, from the same list as on the stream."""
     credit: Annotated[int, Field(ge=1)]
