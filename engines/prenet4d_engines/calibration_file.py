@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ from pydantic import BaseModel
 from prenet4d_engines.calibration import Calibration
 from prenet4d_engines.errors import CalibrationError
 from prenet4d_engines.toml_text import toml_comment, toml_value
-from prenet4d_engines.whole_file import write_whole
+from prenet4d_engines.whole_file import folder_fault, write_whole
 
 _HEAD = "# A calibration of prenet4d: the ellipticity that it takes out of every pattern."
 
@@ -57,10 +56,8 @@ def check_free(path: Path, *, overwrite: bool = False) -> None:
         CalibrationError: its folder is missing or may not be written into, or there is a file
             already.
     """
-    if not path.parent.is_dir():
-        raise CalibrationError(f"There is no folder {path.parent}. Make it first.")
-    if not os.access(path.parent, os.W_OK):
-        raise CalibrationError(f"You may not write into {path.parent}.")
+    if fault := folder_fault(path):
+        raise CalibrationError(fault)
     if path.exists() and not overwrite:
         raise CalibrationError(
             f"There is a file {path} already: choose another name, or overwrite it (--overwrite)."

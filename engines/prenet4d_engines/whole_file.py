@@ -7,6 +7,15 @@ import secrets
 from pathlib import Path
 
 
+def folder_fault(file: Path) -> str:
+    """Why a file cannot be made in its folder, and what to do, or nothing."""
+    if not file.parent.is_dir():
+        return f"There is no folder {file.parent}. Make it first."
+    if not os.access(file.parent, os.W_OK):
+        return f"You may not write into {file.parent}."
+    return ""
+
+
 def write_whole(path: Path, data: bytes, *, private: bool = False) -> None:
     """Write a file, or replace it, at once: also after a crash nobody finds half of it.
 

@@ -40,6 +40,8 @@ from prenet4d_server.recording.supervisor import Recordings
 from prenet4d_server.sockets import KeyPair, knowing_clients, load_keys, within_reach
 
 PUBLISH_TIMEOUT_S = 5.0
+LAST_WORD_S = 1.0
+"""So long receivers may take what is on its way when the draining is cut short."""
 WATCH_S = 0.2
 EVENTS_IN_STATUS = 10
 log = logging.getLogger(__name__)
@@ -96,6 +98,11 @@ class Service:
     def close(self) -> None:
         """Drain, say goodbye, and stop everything; may be called twice."""
         self._undo.close()
+
+    def hasten(self) -> None:
+        """Drain no more: what is not corrected yet is shed. Takes no lock, as signals demand."""
+        self._pipeline.hasten(0.0)
+        self._publisher.hasten(LAST_WORD_S)
 
     def run(self, stop: threading.Event) -> None:
         """Watch over the service until ``stop`` is set.
@@ -173,10 +180,14 @@ class Service:
 
     def _start(self, undo: contextlib.ExitStack) -> None:
         settings = self.settings
-        key_file = settings.security.secret_key_file
-        keys = load_keys(key_file)
-        if key_file is not None and key_file.stat().st_mode & stat.S_IROTH:
-            log.warning("The secret key's file lets everybody read it: chmod o= %s", key_file)
+        keys = load_keys(settings.security.secret_key_file)
+        for what, file in (
+            ("secret key", settings.security.secret_key_file),
+            ("operator's token", settings.http.operator_token_file),
+        ):
+            # A token's file that is not there will be made for its owner alone.
+            if file is not None and file.exists() and file.stat().st_mode & stat.S_IROTH:
+                log.warning("Everybody may read the %s: chmod o= %s", what, file)
         self._engine, make_corrector = load_correctors(
             settings.corrector, lambda: self._publisher.wants("maps")
         )
@@ -329,13 +340,15 @@ class Stop(threading.Event):
     """Set by a signal, whose name it keeps."""
 
     by = ""
+    second: Any = None
+    """The handler of a second Ctrl-C; by default the one that was there before."""
 
 
 @contextlib.contextmanager
 def stopped_by_signals() -> Iterator[Stop]:
     """An event that Ctrl-C, SIGTERM and a terminal that goes away set; a second Ctrl-C interrupts.
 
-    In the main thread only.
+    In the main thread only. Where a second one is to do something else, set ``Stop.second``.
     """
     stop = Stop()
     before: dict[signal.Signals, Any] = {}
@@ -343,7 +356,7 @@ def stopped_by_signals() -> Iterator[Stop]:
     def on_signal(number: int, _frame: object) -> None:
         stop.by = signal.Signals(number).name
         stop.set()
-        signal.signal(signal.SIGINT, before[signal.SIGINT])
+        signal.signal(signal.SIGINT, stop.second or before[signal.SIGINT])
 
     numbers = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as it is under nohup
@@ -372,7 +385,13 @@ def serve(settings: Settings, calibration: Calibration | None = None) -> int:
     """
     logs.configure(settings.log, "service")
     with stopped_by_signals() as stop, Service(settings, calibration) as service:
+        stop.second = lambda *_: service.hasten()
         logs.belongs_to(lambda: service.acquisition_id)
         service.run(stop)
-        log.info("Stopping on %s: what has been received is finished first.", stop.by)
+        log.info(
+            "Stopping on %s: what has been received is finished first, for at most %g s; a further "
+            "Ctrl-C gives up the rest.",
+            stop.by,
+            settings.drain_s,
+        )
     return 0

@@ -197,7 +197,7 @@ def load_keys(secret_key_file: Path | None) -> KeyPair | None:
     if secret_key_file is None:
         return None
     try:
-        secret_key_file.open().close()  # pyzmq calls a file invalid that is not there, or forbidden
+        secret_key_file.stat()  # pyzmq calls a file that is not there invalid
         public, secret = zmq.auth.load_certificate(secret_key_file)
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error

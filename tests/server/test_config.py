@@ -183,5 +183,5 @@ def test_keys_are_made_once_readable_by_their_owner_and_read_back(tmp_path):
     secret.write_text(damaged)
     with pytest.raises(ConfigError, match="is damaged"):
         load_keys(secret)
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="cannot be read: No such file or directory"):
         load_keys(tmp_path / "none")

@@ -633,6 +633,41 @@ def test_a_signal_drains_says_goodbye_and_exits_with_0(number):
         assert "Traceback" not in told
 
 
+def test_a_second_ctrl_c_ends_the_draining_and_all_frames_are_accounted_for():
+    stuck = {"drain_s": 1000, "batch": {"size": 4}, "lossless": {"max_lag_s": 1000}}
+    topics = ("acquisition_end", "event")
+    with served(**stuck) as (process, endpoints):
+        receivers = [
+            LosslessReceiver(
+                endpoints["lossless"], name=name, topics=wanted, credit=credit, timeout=TIMEOUT_S
+            )
+            for name, wanted, credit in (("stuck", "telemetry", 1), ("last", topics, 1000))
+        ]
+        ingest = FrameSender(endpoints["ingest"], timeout=TIMEOUT_S)
+        with receivers[0], receivers[1], ingest as source:
+            source.start(frame_shape=SHAPE, dtype="uint16", expected_frames=1000)
+            source.send(frames(1000))
+            with ControlClient(endpoints["control"], timeout=TIMEOUT_S) as client:
+                until(lambda: client.status()["receivers_behind_s"].get("stuck", 0) > 0)
+                until(lambda: client.status()["counters"]["received"] == 1000)
+            os.kill(process.pid, signal.SIGINT)
+            told = ""
+            while "Stopping on SIGINT" not in told:
+                told = process.stderr.readline()
+            assert "for at most 1000 s; a further Ctrl-C gives up the rest." in told
+            os.kill(process.pid, signal.SIGINT)
+            assert process.wait(TIMEOUT_S) == 0
+            source._start = None  # there is nobody to tell of the end
+            while (end := receivers[1].receive()).type != "acquisition_end":
+                pass
+        assert balanced(end.counters)
+        assert (end.counters.received, end.counters.in_flight) == (1000, 0)
+        assert 0 < end.counters.shed < 1000
+        told = process.stderr.read()
+        assert f"stopped before {end.counters.shed} received frames could be corrected" in told
+        assert "Traceback" not in told
+
+
 def test_draining_is_bounded_and_what_is_given_up_is_counted():
     stuck = settings(drain_s=0.5, batch={"size": 4}, lossless={"max_lag_s": 100})
     with Service(stuck) as service, listening(service) as listener:
@@ -716,14 +751,19 @@ def test_with_keys_only_who_knows_the_public_one_gets_in(tmp_path):
             assert len(stream.receive().indices) == 3
 
 
-def test_a_secret_key_that_everybody_may_read_is_told_of(tmp_path, caplog):
+def test_a_secret_that_everybody_may_read_is_told_of(tmp_path, caplog):
     _, secret = generate_keys(tmp_path)
-    kept = settings(security={"secret_key_file": secret})
+    token = tmp_path / "token"
+    kept = settings(
+        security={"secret_key_file": secret}, http={"enabled": True, "operator_token_file": token}
+    )
     with Service(kept):
-        assert "everybody" not in caplog.text
+        assert "may read" not in caplog.text
     secret.chmod(0o644)
+    token.chmod(0o644)
     with Service(kept):
-        assert f"The secret key's file lets everybody read it: chmod o= {secret}" in caplog.text
+        assert f"Everybody may read the secret key: chmod o= {secret}" in caplog.text
+        assert f"Everybody may read the operator's token: chmod o= {token}" in caplog.text
 
 
 def test_memory_stays_flat():

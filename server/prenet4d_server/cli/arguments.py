@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
@@ -184,11 +183,10 @@ def result_file(*flags: str, text: str) -> Any:
 
 
 def _in_a_folder(file: Path | None) -> Path | None:
-    if file is not None and not file.exists():
-        if not file.parent.is_dir():
-            raise typer.BadParameter(f"There is no folder {file.parent}. Make it first.")
-        if not os.access(file.parent, os.W_OK):
-            raise typer.BadParameter(f"You may not write into {file.parent}.")
+    from prenet4d_engines.whole_file import folder_fault
+
+    if file is not None and not file.exists() and (fault := folder_fault(file)):
+        raise typer.BadParameter(fault)
     return file
 
 

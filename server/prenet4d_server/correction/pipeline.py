@@ -7,6 +7,7 @@ out between two batches.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import defaultdict, deque
@@ -104,6 +105,7 @@ class Pipeline:
         self.call = self._errands.call
         """Has this thread do something for another, between two batches."""
         self._stopping = threading.Event()
+        self._drains_until = math.inf
 
     @property
     def backlog(self) -> int:
@@ -144,6 +146,10 @@ class Pipeline:
         """Ask :meth:`run` to drain and return."""
         self._stopping.set()
         self._errands.wake()
+
+    def hasten(self, drain_s: float) -> None:
+        """Drain for no longer than ``drain_s`` from now."""
+        self._drains_until = min(self._drains_until, time.monotonic() + drain_s)
 
     def command(self, action: Callable[[], object], code: str, message: str) -> Future[None]:
         """Have the pipeline's thread carry out what the operator asked for, and publish that.
@@ -368,9 +374,9 @@ class Pipeline:
 
     def _drain(self) -> None:
         """Finish what has been received, for a bounded time; give up the rest and say so."""
-        deadline = time.monotonic() + self._drain_s
+        self.hasten(self._drain_s)
         self._inlet.stop()
-        while time.monotonic() < deadline:
+        while time.monotonic() < self._drains_until:
             waiting = bool(self._batcher.backlog or self._inlet.marks or self._under_way)
             if self._inlet.stopped and not waiting:
                 return

@@ -110,7 +110,11 @@ def _open(path: Path) -> h5py.File:
             return _open_as(path, swmr=True)
         except OSError as error:
             reason = str(error)
-    if "already open for" in reason or "unable to lock" in reason:
+    if "unable to lock" in reason:
+        raise HalfWrittenFile(
+            f"{path} is being written by another program. Wait until it is closed."
+        )
+    if "already open for" in reason:
         raise HalfWrittenFile(
             f"{path} is being written by another program, or was when that program died. Wait "
             "until it is closed; if nothing writes it any more, run the HDF5 tool `h5clear -s` "

@@ -151,7 +151,8 @@ class Publisher:
 
     def hasten(self, timeout_s: float) -> None:
         """Let receivers hold the pipeline back for no longer than ``timeout_s`` from now."""
-        self._receivers.patience_ends = time.monotonic() + timeout_s
+        ends = time.monotonic() + timeout_s
+        self._receivers.patience_ends = min(self._receivers.patience_ends, ends)
 
     def close(self, timeout_s: float) -> None:
         """Send what waits, for at most ``timeout_s``; say goodbye to receivers and close."""

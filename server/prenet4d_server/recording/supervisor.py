@@ -276,10 +276,18 @@ def _obituary(status: int, path: Path, last: Report) -> str:
     said = f"The recorder died {how}, and is not started again: what comes now is not recorded."
     if not last.files:
         return said
-    left = f" {last.files[-1]} holds what came until about a second before"
+    name = last.files[-1]
     if path.suffix == ".h5":
-        left += "; h5clear -s (HDF5's tool, in hdf5-tools) makes it open as usual"
-    return f"{said}{left}."
+        try:
+            with path.with_name(name).open("rb") as file:
+                head = file.read(12)
+        except OSError as error:
+            return f"{said} {name} cannot be read: {error.strerror}."
+        # The superblock's last byte of these says whether somebody has the file open for writing.
+        if head and not head[-1] & 1:
+            return f"{said} {name} is closed and holds what came before."
+        name += ", which opens as usual after h5clear -s (HDF5's tool, in hdf5-tools),"
+    return f"{said} {name} holds what came until about a second before."
 
 
 def _size(size: int) -> str:

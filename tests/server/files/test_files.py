@@ -417,13 +417,30 @@ def test_an_hdf5_file_that_another_process_is_writing(tmp_path: Path) -> None:
             assert writer.stdout.readline() == b"done\n"
 
         tell(b"grow")
-        with pytest.raises(HalfWrittenFile, match="being written"):
+        # The lock is its writer's, who lives.
+        with pytest.raises(HalfWrittenFile, match=r"another program\. Wait until it is closed\.$"):
             open_scan(path)
         tell(b"swmr")
         check(path, np.concatenate((truth, truth[:1])))
         tell(b"grow")
         check(path, np.concatenate((truth, truth[:1], truth[:1])))
         writer.kill()
+
+
+DIES = """
+import os, sys, h5py
+file = h5py.File(sys.argv[1], "w", libver="latest")
+file["frames"] = [[[0] * 8] * 8] * 3
+file.flush()
+os._exit(0)
+"""
+
+
+def test_hdf5_that_its_writer_did_not_close_can_be_had_with_h5clear(tmp_path: Path) -> None:
+    path = tmp_path / "scan.h5"
+    subprocess.run([sys.executable, "-c", DIES, path], check=True)
+    with pytest.raises(HalfWrittenFile, match=r"when that program died.*h5clear -s"):
+        open_scan(path)
 
 
 # --- Merlin --------------------------------------------------------------------------------------

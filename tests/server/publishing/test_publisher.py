@@ -211,6 +211,22 @@ def test_a_receiver_that_died_is_noticed_by_its_silence():
         assert "receiver_dropped" in codes(publisher)
 
 
+def test_a_receiver_that_registers_without_a_name_is_called_unnamed():
+    packed = msgpack.unpackb(encode(Register(name="x", topics=("corrected",), credit=1))[1])
+    register = b"register", msgpack.packb(packed | {"name": ""})
+    with publishing() as publisher, RawReceiver(publisher, *register) as nameless:
+        assert nameless.receive().type == "registered"
+        until(lambda: publisher.receivers == ("unnamed",))
+        until(
+            lambda: (
+                "Receiver 'unnamed' registered."
+                in [event.message for event in publisher.recent_events]
+            )
+        )
+        publisher.publish(batch(0), batch(1))
+        until(lambda: publisher.behind_s.get("unnamed", 0) > 0)
+
+
 def test_a_machine_that_stood_still_is_no_silence_of_the_receivers(monkeypatch):
     with publishing() as publisher, receiver(publisher) as messages:
         until(lambda: publisher.receivers == ("tester",))

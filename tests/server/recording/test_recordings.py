@@ -180,21 +180,37 @@ def test_one_recording_at_a_time(
 
 
 def test_a_recorder_that_is_killed_is_told_of_and_another_can_be_started(
-    service: Service, client: ControlClient, listener: Listener
+    service: Service, client: ControlClient, listener: Listener, folder: Path
 ) -> None:
     started(client, "doomed")
     scan(service, listener)
     until(lambda: client.status()["recording"]["files"] == ["doomed.h5"])
+    until(lambda: is_complete(folder / "doomed.h5"))
     (recorder,) = recorders(os.getpid())
     os.kill(recorder.pid, signal.SIGKILL)
     told = listener.wait_for_event("recording_failed").message
     assert "died by signal 9" in told
     assert "what comes now is not recorded" in told
-    assert "doomed.h5 holds what came" in told
+    assert told.endswith(" doomed.h5 is closed and holds what came before.")
     until(lambda: client.status()["recording"]["state"] == "idle")
     assert "died" in client.status()["recording"]["reason"]
     started(client, "next")
     stopped(client)
+
+
+def test_of_a_recorder_that_is_killed_in_a_scan_it_is_told_how_its_file_opens(
+    service: Service, client: ControlClient, listener: Listener
+) -> None:
+    started(client, "half")
+    with sender(service) as source:
+        source.start(frame_shape=SHAPE, dtype="uint16", scan_shape=(2, 3))
+        source.send(frames(3))
+        until(lambda: client.status()["recording"]["patterns"] == 3)
+        (recorder,) = recorders(os.getpid())
+        os.kill(recorder.pid, signal.SIGKILL)
+        told = listener.wait_for_event("recording_failed").message
+    assert "half.h5, which opens as usual after h5clear -s" in told
+    until(lambda: client.status()["recording"]["state"] == "idle")
 
 
 def test_a_file_that_can_be_neither_written_nor_closed_ends_the_recording_with_a_sentence(
