@@ -15,11 +15,11 @@ same, whichever way frames go in.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
-from operator import index
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,17 +30,21 @@ from prenet4d_engines.backends import Backend, select
 from prenet4d_engines.batch import CorrectedBatch, Float32, State
 from prenet4d_engines.calibration import Calibration
 from prenet4d_engines.calibrator import Calibrator, Standing
+from prenet4d_engines.checks import (
+    check_frames,
+    checked_frame_shape,
+    checked_mask,
+    checked_scan_shape,
+)
 from prenet4d_engines.config import CorrectorConfig
 from prenet4d_engines.errors import CalibrationError, FrameError
 from prenet4d_engines.geometry import checked_center, reference_center
 from prenet4d_engines.lanes import Fetched
-from prenet4d_engines.maps import checked_scan_shape
 from prenet4d_engines.placing import Placing
 from prenet4d_engines.reading import Reading
 from prenet4d_engines.stages import Camera, Slot, Station
 from prenet4d_engines.virtual import DetectorRadii, VirtualDetectors, figures
 
-_DTYPES = ("uint8", "uint16", "uint32", "float32")
 Indices = npt.NDArray[np.int64]
 
 
@@ -93,7 +97,7 @@ class Corrector:
         calibration: one made earlier, to begin with.
 
     Raises:
-        FrameError: shapes, mask, gain or reference center make no sense.
+        FrameError: shapes, mask, gain, settings or reference center make no sense.
         CalibrationError: ``calibration`` was made on frames of another shape.
         BackendError: the backend that was asked for does not run here.
     """
@@ -103,7 +107,7 @@ class Corrector:
         frame_shape: tuple[int, int],
         *,
         scan_shape: tuple[int, int] | None = None,
-        pixel_mask: npt.NDArray[np.bool_] | None = None,
+        pixel_mask: npt.ArrayLike | None = None,
         gain: float = 1.0,
         saturation_value: float | None = None,
         detector: str = "unknown",
@@ -112,10 +116,14 @@ class Corrector:
         stations: Sequence[Station] = (),
         calibration: Calibration | None = None,
     ):
-        self.config = config or CorrectorConfig()
-        self.frame_shape = _checked_frame_shape(frame_shape)
-        if not (np.isfinite(gain) and gain > 0):
-            raise FrameError(f"The gain is a positive number of counts per electron, not {gain}.")
+        self.config = CorrectorConfig() if config is None else config
+        if not isinstance(self.config, CorrectorConfig):
+            raise FrameError(
+                f"The settings are a CorrectorConfig, not {type(config).__name__}: "
+                "CorrectorConfig(min_dose=50) makes one."
+            )
+        self.frame_shape = checked_frame_shape(frame_shape)
+        gain, mask = _checked_gain(gain), checked_mask(pixel_mask, self.frame_shape)
         backend = backend or (stations[0].backend if stations else self._selected())
         self.backend = backend
         """Runs the networks; the first one's, where there are several devices."""
@@ -134,9 +142,8 @@ class Corrector:
             self.frame_shape,
         )
         self._detector = detector
-        self._camera = Camera(
-            self.frame_shape, self._checked_mask(pixel_mask), float(gain), saturation_value
-        )
+        trusted = None if mask is None else mask.tobytes()
+        self._camera = Camera(self.frame_shape, trusted, gain, saturation_value)
         known = None if scan_shape is None else checked_scan_shape(scan_shape)
         self._placing = Placing(known, self.config)
         home = self._stations[0]
@@ -188,24 +195,7 @@ class Corrector:
         Raises:
             FrameError: the arrays are not those of this acquisition.
         """
-        for given in (frames, indices):
-            if not isinstance(given, np.ndarray):
-                raise FrameError(
-                    f"Frames and indices come as numpy arrays, not as {type(given).__name__}: "
-                    "make them so with numpy.asarray."
-                )
-        if frames.ndim != 3 or frames.shape[1:] != self.frame_shape:
-            raise FrameError(
-                f"Frames come as (n, {self.frame_shape[0]}, {self.frame_shape[1]}), "
-                f"not {frames.shape}."
-            )
-        if frames.dtype.name not in _DTYPES:
-            raise FrameError(f"Frames come as {', '.join(_DTYPES)}, not {frames.dtype}.")
-        if indices.shape != frames.shape[:1] or indices.dtype.kind not in "iu":
-            raise FrameError(
-                f"Each of the {len(frames)} frames needs one integer index; "
-                f"{indices.dtype} {indices.shape} came."
-            )
+        check_frames(frames, indices, self.frame_shape)
 
     def abandon(self) -> Memory:
         """Let go of the batches on their way; return what was known before the oldest of them.
@@ -428,34 +418,15 @@ class Corrector:
                 f"not fit frames of {self.frame_shape}; calibrate on this detector."
             )
 
-    def _checked_mask(self, mask: npt.NDArray[np.bool_] | None) -> bytes | None:
-        """Return the mask row by row, or ``None`` where it masks nothing."""
-        if mask is None:
-            return None
-        if mask.shape != self.frame_shape:
-            raise FrameError(
-                f"The pixel mask is {mask.shape} and the frames are {self.frame_shape}."
-            )
-        if mask.dtype != np.bool_:
-            raise FrameError(
-                f"The pixel mask is bool, True where a pixel can be trusted; {mask.dtype} came. "
-                "Where 0 marks the good pixels, as in DECTRIS files, give mask == 0."
-            )
-        if not mask.any():
-            raise FrameError("The pixel mask leaves no valid pixel; True marks the valid ones.")
-        return None if mask.all() else mask.tobytes()
 
-
-def _checked_frame_shape(frame_shape: tuple[int, int]) -> tuple[int, int]:
+def _checked_gain(gain: float) -> float:
     try:
-        h, w = (index(side) for side in frame_shape)
+        value = float(gain)
     except (TypeError, ValueError):
-        h = w = 0
-    if min(h, w) < 8:
-        raise FrameError(
-            f"A frame's shape is (rows, columns), at least 8 × 8 pixels, not {frame_shape}."
-        )
-    return h, w
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise FrameError(f"The gain is a positive number of counts per electron, not {gain!r}.")
+    return value
 
 
 def _joined(parts: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from prenet4d_engines.batch import CorrectedBatch, Float32, Outcome, State
 from prenet4d_engines.calibration import Calibration
+from prenet4d_engines.checks import check_frames, checked_frame_shape, checked_mask
 from prenet4d_engines.geometry import Ellipticity, checked_center, reference_center
 from prenet4d_engines.virtual import DetectorRadii, VirtualDetectors
 
@@ -25,6 +26,9 @@ class IdentityCorrector:
         frame_shape: ``(h, w)`` in pixels.
         pixel_mask: (h, w) bool, ``True`` where a pixel can be trusted; ``None``: all can.
         wants_virtual: tells, before each batch, whether to look at it with the virtual detectors.
+
+    Raises:
+        FrameError: shape or mask make no sense.
     """
 
     state: State = "frozen"
@@ -34,17 +38,23 @@ class IdentityCorrector:
         self,
         frame_shape: tuple[int, int],
         *,
-        pixel_mask: npt.NDArray[np.bool_] | None = None,
+        pixel_mask: npt.ArrayLike | None = None,
         wants_virtual: Callable[[], bool] = lambda: True,
     ):
-        self.frame_shape = frame_shape
-        self.reference_center = reference_center(frame_shape)
-        self._valid, self._wants_virtual = pixel_mask, wants_virtual
-        self._detectors = VirtualDetectors(frame_shape, self.reference_center)
+        self.frame_shape = checked_frame_shape(frame_shape)
+        self.reference_center = reference_center(self.frame_shape)
+        self._valid = checked_mask(pixel_mask, self.frame_shape)
+        self._wants_virtual = wants_virtual
+        self._detectors = VirtualDetectors(self.frame_shape, self.reference_center)
         self._looked_at = 0
 
     def process(self, frames: npt.NDArray[Any], indices: npt.NDArray[np.int64]) -> CorrectedBatch:
-        """Return the frames (n, h, w) as they are."""
+        """Return the frames (n, h, w) as they are.
+
+        Raises:
+            FrameError: the arrays are not those of this acquisition.
+        """
+        check_frames(frames, indices, self.frame_shape)
         n = len(indices)
         virtual = self._look(frames) if n and self._wants_virtual() else None
         center = np.full((n, 2), self.reference_center, dtype=np.float32)

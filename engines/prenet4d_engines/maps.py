@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from operator import index
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from prenet4d_engines.batch import CorrectedBatch, Float32, FrameFlag
+from prenet4d_engines.checks import checked_scan_shape
 from prenet4d_engines.descan import Descan, fit_descan
 from prenet4d_engines.errors import FrameError
 from prenet4d_engines.virtual import VIRTUAL_NAMES
@@ -32,21 +32,6 @@ class Region(NamedTuple):
     x0: int
     height: int
     width: int
-
-
-def checked_scan_shape(scan_shape: tuple[int, int]) -> tuple[int, int]:
-    """Return a scan's shape ``(ny, nx)`` as two integers.
-
-    Raises:
-        FrameError: it is no pair of positive integers.
-    """
-    try:
-        ny, nx = (index(side) for side in scan_shape)
-    except (TypeError, ValueError):
-        ny = nx = 0
-    if min(ny, nx) < 1:
-        raise FrameError(f"A scan's shape is (rows, columns) of probe positions, not {scan_shape}.")
-    return ny, nx
 
 
 class MapAccumulator:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,7 +14,14 @@ from prenet4d_engines.centers import find_centers
 from prenet4d_engines.models import center, refine
 from prenet4d_engines.models.bins import Bins, bin_factor
 from prenet4d_engines.models.inversion import REACH, Inversion, inversion
-from prenet4d_engines.simulate import Optics, Pattern, expose, ideal_detector, render
+from prenet4d_engines.simulate import (
+    Optics,
+    Pattern,
+    draw_pattern,
+    expose,
+    ideal_detector,
+    render,
+)
 from prenet4d_engines.simulate.content import direct_disk
 
 SURE = torch.full((3, 2), 0.1)
@@ -169,6 +177,38 @@ def test_frames_do_not_disturb_each_other_and_masked_pixels_do_not_count(network
         alone = find_centers(frames[1:], mask, networks)
     torch.testing.assert_close(both.center[1], alone.center[0], atol=1e-3, rtol=0)
     assert (both.center - torch.tensor([one, other])).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("shape", [(10, 10), (17, 17), (20, 20), (36, 36), (17, 129), (130, 130)])
+def test_no_center_lies_in_what_bins_add_to_a_frame(shape, networks) -> None:
+    """The networks read multiples of 16 bins; beyond the frame there are only masked ones."""
+    rng = np.random.default_rng(2)
+    patterns = [draw_pattern(rng, shape, kind=kind) for kind in ("spots", "grains", "vacuum") * 4]
+    frames, _ = expose(render(patterns, shape), 1e3, ideal_detector(shape), torch.Generator())
+    with torch.inference_mode():
+        found = find_centers(frames, everywhere(shape), networks)
+    assert (found.center < torch.tensor(shape)).all()
+    assert (found.others[:, :, :2] < torch.tensor(shape) + 4).all()
+
+
+@pytest.mark.parametrize("shape", [(65, 65), (128, 128), (130, 129), (515, 515)])
+def test_even_light_shows_no_beam(shape, networks) -> None:
+    even = torch.poisson(torch.full((2, *shape), 3.0), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        found = find_centers(even, everywhere(shape), networks)
+    assert (found.usable < 0.2).all()
+
+
+@pytest.mark.parametrize("shape", [(128, 128), (130, 130), (66, 130)])
+def test_a_beam_cut_by_an_edge_is_seen_to_lie_beyond_it(shape, networks) -> None:
+    true = (1.024 * shape[0], 0.5 * shape[1])
+    expected = beam(shape, true)
+    frames, _ = expose(expected, 1e4, ideal_detector(shape), torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        found = find_centers(frames, everywhere(shape), networks)
+    assert found.center[0, 0] > shape[0] - 0.5
+    assert ((found.center - torch.tensor([true])).abs() < 3 * found.sigma).all()
+    assert (found.sigma < 0.04 * shape[0]).all()
 
 
 def test_who_hesitates_between_beams_stays_unsure(networks) -> None:

@@ -460,6 +460,11 @@ class TestWeirdFrames:
             {"pixel_mask": np.eye(*SHAPE, dtype=np.uint32)},  # of a detector: 0 is good
             {"gain": 0.0},
             {"gain": math.nan},
+            {"gain": None},
+            {"gain": "two"},
+            {"pixel_mask": [[True, True]] * 4},
+            {"pixel_mask": [[True], [True, False]]},
+            {"config": {"min_dose": 50}},
             {"scan_shape": (4, 0)},
             {"scan_shape": (-1, 8)},
             {"scan_shape": (8,)},
@@ -524,7 +529,53 @@ def test_shipped_networks_correct_a_scan():
     assert after.sum() == pytest.approx(before.sum(), rel=0.05)
 
 
+def test_a_mask_may_be_a_list():
+    mask = np.ones(SHAPE, bool)
+    mask[:30] = False
+    frames, _ = rings(2)
+    masked, same = (make(pixel_mask=given) for given in (mask, mask.tolist()))
+    doses = [each.process(frames, np.arange(2)).dose for each in (masked, same, make())]
+    np.testing.assert_array_equal(doses[0], doses[1])
+    assert (doses[0] < doses[2]).all()
+
+
 class TestIdentity:
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {"frame_shape": (4, 4)},
+            {"pixel_mask": np.ones((4, 4), dtype=bool)},
+            {"pixel_mask": np.zeros(SHAPE, dtype=bool)},
+            {"pixel_mask": np.eye(*SHAPE, dtype=np.uint32)},
+        ],
+    )
+    def test_impossible_detectors_are_refused(self, wrong):
+        with pytest.raises(FrameError):
+            IdentityCorrector(**({"frame_shape": SHAPE} | wrong))
+
+    @pytest.mark.parametrize(
+        ("frames", "indices"),
+        [
+            (np.zeros((2, 64, 64), np.uint16), np.arange(2)),
+            (np.zeros((2, *SHAPE), np.int64), np.arange(2)),
+            (np.zeros((2, *SHAPE), np.uint16), np.arange(3)),
+            (np.zeros((2, *SHAPE), np.uint16), [0, 1]),
+        ],
+    )
+    def test_frames_of_another_kind_are_refused(self, frames, indices):
+        with pytest.raises(FrameError):
+            IdentityCorrector(SHAPE).process(frames, indices)
+
+    def test_a_mask_may_be_a_list(self):
+        mask = np.ones(SHAPE, bool)
+        mask[:30] = False
+        frames, _ = rings(2)
+        seen = [
+            IdentityCorrector(SHAPE, pixel_mask=given).process(frames, np.arange(2)).virtual
+            for given in (mask, mask.tolist())
+        ]
+        np.testing.assert_array_equal(*seen)
+
     def test_frames_go_through_as_they_are(self):
         frames, _ = rings(3)
         corrector = IdentityCorrector(SHAPE)

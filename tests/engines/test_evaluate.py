@@ -59,7 +59,12 @@ from prenet4d_engines.evaluate.report import (
 )
 from prenet4d_engines.evaluate.run import Run, Stopwatch
 from prenet4d_engines.evaluate.scan_denoise import PCA, principal_components
-from prenet4d_engines.evaluate.tracking import evaluate_tracking, paired_difference, plane_fit
+from prenet4d_engines.evaluate.tracking import (
+    TRACKED,
+    evaluate_tracking,
+    paired_difference,
+    plane_fit,
+)
 from prenet4d_engines.geometry import Ellipticity
 from prenet4d_engines.simulate.content import direct_disk
 from prenet4d_engines.simulate.detector import Detector, ideal_detector
@@ -665,6 +670,9 @@ def test_scans_are_evaluated(backend) -> None:
     for drift in ("plane", "drift", "dynamical"):
         assert f"tracking.mean.{drift}" in names
         assert f"tracking.wrong.{drift}" in names
+    for table in tracking.tables:
+        if table.doses:  # the first row of ours stands out in its plot
+            assert next(row for row, _ in table.rows if row.startswith("prenet4d")) == TRACKED
     ellipses = evaluate_ellipses(run)
     table = ellipses.tables[0]
     assert table.name == "ellipse.ratio"

@@ -200,6 +200,20 @@ def test_the_plot_of_a_short_training_shows_its_one_loss(tmp_path: Path) -> None
     assert (middle[..., 2] > middle[..., 0] + 0.3).any()  # blue
 
 
+def test_the_first_losses_do_not_flatten_the_plot(tmp_path: Path) -> None:
+    losses = [4.0 - 0.02 * i for i in range(100)]
+    losses[:3] = 60.0, 30.0, 10.0
+    rows = [{"step": 20 * i, "loss": v, "validation": {}} for i, v in enumerate(losses, 1)]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _plot("center", tmp_path / "log.jsonl", tmp_path / "loss.png")
+    page = imread(tmp_path / "loss.png")[..., :3]
+    blue = page[..., 2] > page[..., 0] + 0.3
+    early, late = (
+        np.flatnonzero(blue[:, int(at * page.shape[1])]).max() for at in (0.3, 0.9)
+    )  # rows: of 3.6 and 2.2, after the first ones and below the legend
+    assert late - early > 0.3 * page.shape[0]
+
+
 def test_a_time_limit_ends_training(tmp_path: Path) -> None:
     done: list[Progress] = []
     train(

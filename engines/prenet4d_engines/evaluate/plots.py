@@ -11,9 +11,9 @@ from prenet4d_engines.evaluate.bound import BOUND
 from prenet4d_engines.evaluate.report import OURS, Table
 
 _OURS = (("black", 3.4), ("crimson", 1.5))
-"""Color and width; the second one is thinner, and does not hide the first where they are equal."""
-_RIVALS = tuple(f"C{i}" for i in range(10) if i != 3)
-"""matplotlib's colors but for red, which is ours."""
+"""Color and width: the first row of ours stands out, and the second does not hide it."""
+_RIVALS = tuple(f"C{i}" for i in range(10) if i not in (3, 7))
+"""matplotlib's colors but for red, which is ours, and gray, which is the bound's."""
 
 
 def plot_table(table: Table, folder: Path) -> Path:

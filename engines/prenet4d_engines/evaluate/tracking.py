@@ -173,8 +173,8 @@ def _follow(run: Run, scan: Scan, radii: Array) -> _Followed:
     estimates = {
         CLASSICAL: classical,
         PLANE: plane_fit(classical, scan.scan_shape),
-        SINGLE: track.single,
         TRACKED: tracked,
+        SINGLE: track.single,
     }
     return _Followed(
         {name: lengths(centers - scan.centers) for name, centers in estimates.items()},

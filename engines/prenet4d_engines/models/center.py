@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from prenet4d_engines.models.bins import Bins
+from prenet4d_engines.models.bins import MULTIPLE, Bins
 from prenet4d_engines.models.layers import Attention, Conv, Down, Residual, unshuffled
 
 IN_CHANNELS: Final = 6
@@ -25,6 +25,8 @@ OTHERS: Final = 3
 """Beams that are named beside the likeliest one."""
 OTHER_SIGMA: Final = 1.0
 """One sigma in bins of where they lie, which only the first look tells; on training materials."""
+_SPARED: Final = 32
+"""Of so many bins along a side, the network can do without one."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,9 @@ def prepare(bins: Bins) -> Tensor:
 
     Returns:
         The network's input (n, 6, H, W): amplitude, logarithm, blurred logarithm, valid share, and
-        the coordinates y and x from -1 to 1 over the frame.
+        the coordinates y and x from -1 to 1 over the frame. Empty bins look like masked pixels,
+        under which there may be a beam; so a frame of a few bins more than a multiple of 16 is read
+        without those.
     """
     (h, w), factor, counts = bins.frame_shape, bins.factor, bins.counts
     # the intensity that a typical electron sees: at least one count
@@ -116,7 +120,14 @@ def prepare(bins: Bins) -> Tensor:
         y,
         x,
     ]
-    return torch.cat(channels, dim=1)
+    height, width = (_read(-(-side // factor)) for side in (h, w))
+    return torch.cat(channels, dim=1)[:, :, :height, :width]
+
+
+def _read(side: int) -> int:
+    """Return how many of so many bins the network reads: no empty ones, if that costs few."""
+    over = side % MULTIPLE
+    return side - over if over <= max(1, side // _SPARED) else side - over + MULTIPLE
 
 
 def at_cell(maps: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
@@ -153,8 +164,12 @@ def hottest_cell(maps: Tensor) -> Tensor:
 
 
 def decode(maps: Tensor, bins: Bins) -> CenterEstimate:
-    """Turn the network's maps (n, 6, H, W) into centers in frame pixels, in FP32."""
-    maps = maps.float()
+    """Turn the network's maps (n, 6, H, W) into centers in frame pixels, in FP32.
+
+    Cells that lie wholly beyond the frame take no part: a center there is an edge cell's to tell.
+    """
+    h, w = (-(-side // (bins.factor * STRIDE)) for side in bins.frame_shape)
+    maps = maps[:, :, :h, :w].float()
     place, log_sigma = at_cell(maps, hottest_cell(maps))
     return CenterEstimate(
         center=bins.pixels(place),

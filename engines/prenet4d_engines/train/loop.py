@@ -478,6 +478,10 @@ def _plot(task: Name, log: Path, picture: Path) -> None:
         label="validation, averaged weights",
     )
     axes.set(xlabel="step", ylabel="loss", title=task)
+    later = rows[len(rows) // 10 :]  # the first losses may lie so far above that all else is flat
+    shown = [v for r in later for v in (r["loss"], r["validation"].get("loss", r["loss"]))]
+    if shown and (least := min(shown)) < (most := max(shown)):
+        axes.set_ylim(least - 0.05 * (most - least), most + 0.15 * (most - least))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.legend()
     figure.savefig(picture, dpi=120)
