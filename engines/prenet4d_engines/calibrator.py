@@ -297,5 +297,4 @@ class Calibrator:
                 self._state, self._stands = "locked", True
 
     def _ask(self, patterns: PatternSum) -> Asked:
-        start = self._reading.ellipticity if self._reading else None
-        return self._reader.ask(patterns.mean(), self._reference, start)
+        return self._reader.ask(patterns.mean(), self._reference)

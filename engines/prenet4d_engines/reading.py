@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,13 +16,11 @@ from prenet4d_engines.calibration import Calibration
 from prenet4d_engines.geometry import Ellipticity, reference_center
 from prenet4d_engines.lanes import Fetched, Lanes
 from prenet4d_engines.models import ellipse
+from prenet4d_engines.models.ellipse import EllipseEstimate
 from prenet4d_engines.resample import resample_by
 
-PASSES = 3
-"""Readings of the ellipse network on one mean: each sees what the ones before have left."""
-
-PASSES_FROM_NEAR = 2
-"""As many are enough from an estimate that is already near."""
+LOOKS = 2
+"""Looks of the ellipse network at one mean: each sees what the one before has left."""
 
 SEEN = 0.25
 """A pixel of the mean counts as seen if it was in at least this share of the patterns."""
@@ -57,7 +55,7 @@ class Reading:
 
 
 class Reader:
-    """Reads means of one frame shape; the work is recorded once for each number of passes.
+    """Reads means of one frame shape; the work is recorded once.
 
     Args:
         lanes: of the device.
@@ -68,21 +66,18 @@ class Reader:
     def __init__(self, lanes: Lanes, backend: Backend, frame_shape: tuple[int, int]):
         self._lanes, self._backend = lanes, backend
         self._mean = torch.zeros(frame_shape, device=lanes.device)
-        self._start = torch.zeros(4, dtype=torch.float64, device=lanes.device)
-        self._recorded: dict[int, Callable[[], Tensor]] = {}
+        self._reference = torch.zeros(2, dtype=torch.float64, device=lanes.device)
+        self._recorded: Callable[[], Tensor] | None = None
 
-    def ask(self, mean: Tensor, reference: tuple[float, float], start: Ellipticity | None) -> Asked:
+    def ask(self, mean: Tensor, reference: tuple[float, float]) -> Asked:
         """Have a mean read; see `read_ellipticity`. The answer need not be waited for at once."""
-        lanes, passes = self._lanes, PASSES_FROM_NEAR if start else PASSES
-        known = (*(start or Ellipticity()).vector, *reference)
-        self._start = lanes.put(np.array(known), self._start)
+        lanes = self._lanes
+        self._reference = lanes.put(np.array(reference), self._reference)
         with lanes.computing():
             self._mean.copy_(mean)
-        if passes not in self._recorded:
-            self._recorded[passes] = lanes.record(
-                lambda: _read(self._mean, self._start[2:], self._start[:2], passes, self._backend)
-            )
-        return Asked(lanes.fetch(self._recorded[passes]()))
+        if self._recorded is None:
+            self._recorded = lanes.record(lambda: _read(self._mean, self._reference, self._backend))
+        return Asked(lanes.fetch(self._recorded()))
 
 
 class Asked:
@@ -100,17 +95,13 @@ class Asked:
 def read_ellipticity(mean: Tensor, reference: tuple[float, float], backend: Backend) -> Reading:
     """Read the distortion of one mean pattern.
 
-    Each pass undistorts the original mean by the estimate so far (one interpolation, never two on
-    top of each other), reads the residual and composes it.
-
     Args:
         mean: (h, w) float32 counts centered on ``reference``; NaN where nothing was measured.
         reference: ``(cy, cx)``, pixels.
         backend: runs the ellipse network; ``mean`` lies on its device.
     """
-    known = (reference, Ellipticity().vector)
-    origin, circle = torch.tensor(known, dtype=torch.float64, device=mean.device)
-    return _reading(_read(mean, origin, circle, PASSES, backend).cpu().numpy())
+    origin = torch.tensor(reference, dtype=torch.float64, device=mean.device)
+    return _reading(_read(mean, origin, backend).cpu().numpy())
 
 
 def _reading(answer: npt.NDArray[np.float64]) -> Reading:
@@ -120,43 +111,87 @@ def _reading(answer: npt.NDArray[np.float64]) -> Reading:
     return Reading(Ellipticity.from_vector(v0, v1), sigma)
 
 
-def _read(mean: Tensor, reference: Tensor, vector: Tensor, passes: int, backend: Backend) -> Tensor:
+def _read(mean: Tensor, reference: Tensor, backend: Backend) -> Tensor:
     """Return (3,) float64 on the device: the vector form and its sigma.
 
     Args:
         mean: (h, w) float32, NaN where nothing was measured.
         reference: (2,) float64 ``[cy, cx]``, pixels.
-        vector: (2,) float64, the vector form of the estimate to begin with.
-        passes: how often to look.
         backend: runs the ellipse network there.
     """
-    seen = mean.isfinite()
-    image = torch.where(seen, mean, 0.0)[None, None]
+    *_, last = looks(mean[None], reference, backend.ellipse)
+    return torch.cat((last.vector[0], last.left.sigma[:1].double()))
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What one look at n means was at, and what came of it.
+
+    Attributes:
+        seen: (n, 6, 256, 128) float32, what the network read.
+        before: (n, 2) float64, the vector form that had been taken out of the means.
+        left: what the network says is left.
+        vector: (n, 2) float64, both together.
+    """
+
+    seen: Tensor
+    before: Tensor
+    left: EllipseEstimate
+    vector: Tensor
+
+
+def looks(means: Tensor, reference: Tensor, network: Callable[[Tensor], Tensor]) -> Iterator[Look]:
+    """Look at means `LOOKS` times, each time undistorted by what is known so far.
+
+    It is always the original that is undistorted: one interpolation, never two on top of each
+    other. The network is told how well the distortion is known already. It needs that: of a
+    lattice that may be distorted, or another lattice, both looks show the same, and one that took
+    the second for news would believe in its own guess.
+
+    Args:
+        means: (n, h, w) float32 counts, NaN where nothing was measured.
+        reference: (2,) float64 ``[cy, cx]`` that they are centered on, pixels.
+        network: the ellipse network, or what runs it.
+    """
+    seen = means.isfinite()
+    images = torch.where(seen, means, 0.0)
     # The network expects the center in the middle of the frame, wherever the reference is.
-    h, w = mean.shape
+    n, h, w = means.shape
     middle = torch.stack([reference.new_full((), at) for at in reference_center((h, w))])
-    for _ in range(passes):
-        upright = resample_by(image, reference[None], middle, _matrix(vector), seen)[0, 0]
-        weight = upright.isfinite().float()
-        votes = backend.ellipse(ellipse.prepare(upright.nan_to_num(0.0), weight))
-        residual = ellipse.decode(votes)
-        vector = _composed(vector, residual.vector[0].double())
-    return torch.cat((vector, residual.sigma[:1].double()))
+    vector = reference.new_zeros((n, 2))
+    sigma = means.new_full((n,), ellipse.SCALE)
+    for _ in range(LOOKS):
+        upright = torch.cat(
+            [
+                resample_by(image[None, None], reference[None], middle, matrix, valid)[0]
+                for image, matrix, valid in zip(images, _matrix(vector), seen, strict=True)
+            ]
+        )
+        x = ellipse.prepare(upright.nan_to_num(0.0), upright.isfinite().float(), sigma)
+        left = ellipse.decode(network(x))
+        before, vector = vector, _composed(vector, left.vector.double())
+        yield Look(x, before, left, vector)
+        sigma = left.sigma
+
+
+def left_of(truth: Tensor, taken_out: Tensor) -> Tensor:
+    """Return the vector forms (n, 2) that are left of distortions when others are taken out."""
+    return _composed(-taken_out, truth)
 
 
 def _matrix(vector: Tensor) -> Tensor:
-    """`Ellipticity.matrix` of a vector form (2,), on its device."""
-    half = vector.norm() / 2
+    """`Ellipticity.matrix` of vector forms (n, 2), on their device: (n, 2, 2)."""
+    half = vector.norm(dim=1)[:, None, None] / 2
     shear = 0.5 * torch.where(half > 0, torch.sinh(half) / half, 1.0)
-    v0, v1 = vector
+    v0, v1 = vector.unbind(1)
     eye = torch.eye(2, dtype=vector.dtype, device=vector.device)
-    return torch.cosh(half) * eye + shear * torch.stack((v0, v1, v1, -v0)).view(2, 2)
+    return torch.cosh(half) * eye + shear * torch.stack((v0, v1, v1, -v0), 1).view(-1, 2, 2)
 
 
 def _composed(vector: Tensor, residual: Tensor) -> Tensor:
-    """`Ellipticity.compose` of two vector forms (2,), on their device."""
+    """Return the vector forms (n, 2) of distortions with what they left, on their device."""
     matrix = _matrix(vector) @ _matrix(residual)
-    squared = matrix @ matrix.T
-    twice = torch.stack(((squared[0, 0] - squared[1, 1]) / 2, squared[0, 1]))
-    length = twice.norm()
+    squared = matrix @ matrix.mT
+    twice = torch.stack(((squared[:, 0, 0] - squared[:, 1, 1]) / 2, squared[:, 0, 1]), 1)
+    length = twice.norm(dim=1, keepdim=True)
     return twice * torch.where(length > 0, torch.asinh(length) / length, 1.0)

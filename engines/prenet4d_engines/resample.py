@@ -195,7 +195,7 @@ def sum_by_products(
 def _moving(shift: Tensor, size: int) -> Tensor:
     """(n, size, size): the matrices that move a column of pixels by (n,) shifts, pixels."""
     base = (-shift).floor()
-    taps = torch.stack(_taps(-shift - base), 1).float()[:, None]  # (n, 1, 4)
+    taps = torch.stack(kernel_taps(-shift - base), 1).float()[:, None]  # (n, 1, 4)
     place = torch.arange(size, device=shift.device)[:, None]
     source = place + base.long()[:, None, None] + torch.arange(-1, 3, device=shift.device)
     inside = (source >= 0) & (source < size)  # (n, size, 4)
@@ -212,7 +212,7 @@ def _moved(image: Tensor, shift: float, dim: int, into: Tensor | None = None) ->
     out = torch.zeros_like(image) if into is None else into
     size = image.shape[dim]
     base = math.floor(-shift)
-    for offset, weight in zip(range(base - 1, base + 3), _taps(-shift - base), strict=True):
+    for offset, weight in zip(range(base - 1, base + 3), kernel_taps(-shift - base), strict=True):
         first, last = max(0, -offset), min(size, size - offset)
         if weight and first < last:
             source = image.narrow(dim, first + offset, last - first)
@@ -223,7 +223,7 @@ def _moved(image: Tensor, shift: float, dim: int, into: Tensor | None = None) ->
 _F = TypeVar("_F", float, Tensor)
 
 
-def _taps(f: _F) -> tuple[_F, _F, _F, _F]:
+def kernel_taps(f: _F) -> tuple[_F, _F, _F, _F]:
     """Keys' cubic convolution kernel, a = −½, for the pixels at −1, 0, 1, 2 around fraction f."""
     f2, f3 = f * f, f * f * f
     return (

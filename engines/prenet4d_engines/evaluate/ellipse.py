@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prenet4d_engines.evaluate.classical import ELLIPSE_METHODS
-from prenet4d_engines.evaluate.metrics import angle_error, ratio_error, ring_nonuniformity
+from prenet4d_engines.evaluate.metrics import (
+    angle_error,
+    ratio_error,
+    ring_nonuniformity,
+    within_sigma,
+)
 from prenet4d_engines.evaluate.networks import recentered_mean
 from prenet4d_engines.evaluate.report import OURS, Check, Part, Table, most_of_the_best
 from prenet4d_engines.evaluate.run import Run, Stopwatch, dose_label
@@ -39,6 +45,7 @@ def evaluate_ellipses(run: Run) -> Part:
     kinds = KINDS * run.scans
     truths = np.empty((len(kinds), 2))
     found: dict[str, Array] = {}
+    sigmas = {name: np.empty((len(doses), len(kinds))) for name in (OURS, FOUND_CENTERS)}
     watch = Stopwatch()
     for number, kind in enumerate(kinds):
         for column, dose in enumerate(doses):
@@ -54,13 +61,16 @@ def evaluate_ellipses(run: Run) -> Part:
             mean = recentered_mean(frames, scan.centers)
             estimates = _classical(mean, radius, watch)
             with watch.timing(OURS):
-                estimates[OURS] = run.networks.ellipse(mean)[0][None]
+                readings = {OURS: run.networks.ellipse(mean)}
             own = recentered_mean(*_with_own_centers(run, frames))
-            estimates[FOUND_CENTERS] = run.networks.ellipse(own)[0][None]
+            readings[FOUND_CENTERS] = run.networks.ellipse(own)
+            for name, (vector, sigma) in readings.items():
+                estimates[name], sigmas[name][column, number] = vector[None], sigma
             for name, vectors in estimates.items():
                 shape = (len(doses), len(kinds), len(vectors), 2)
                 found.setdefault(name, np.zeros(shape))[column, number] = vectors
-    return _part(size, doses, np.array(kinds), truths, found, watch)
+    part = _part(size, doses, np.array(kinds), truths, found, watch)
+    return replace(part, tables=(*part.tables, _sigma_table(doses, truths, found, sigmas)))
 
 
 def _errors(measure: Callable[[Array, Array], float], vectors: Array, truths: Array) -> Array:
@@ -165,6 +175,25 @@ def _part(
             time_table,
         ),
         (*_goal_checks(doses, ratio_table, angle_table), *_ring_checks(doses, ring_table)),
+    )
+
+
+def _sigma_table(
+    doses: tuple[float, ...], truths: Array, found: dict[str, Array], sigmas: dict[str, Array]
+) -> Table:
+    """How many components of the vector form lie within their sigma at each dose."""
+    rows = []
+    for name, claimed in sigmas.items():
+        deviations = found[name][:, :, 0] - truths  # (doses, scans, 2)
+        within = zip(deviations, claimed, strict=True)
+        rows.append((name, tuple(100 * within_sigma(d, s[:, None]) for d, s in within)))
+    return Table(
+        name="ellipse.sigma",
+        title="Ellipticity: components within one sigma (calibrated: 68.3), %",
+        heading="method",
+        columns=tuple(dose_label(dose) for dose in doses),
+        rows=tuple(rows),
+        note=f"Of {len(truths)} means at each dose.",
     )
 
 

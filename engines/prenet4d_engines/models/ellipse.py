@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from prenet4d_engines.models.layers import Conv, Down, Residual, unshuffled
 
-IN_CHANNELS: Final = 4
+IN_CHANNELS: Final = 6
 RADII: Final = 256
 """Rows of the log-polar map."""
 AZIMUTHS: Final = 128
@@ -30,7 +30,7 @@ INNERMOST: Final = 1 / 40
 LARGEST_SIDE: Final = 256
 """Frames whose smaller side is a multiple of this are binned by that multiple."""
 SCALE: Final = 0.05
-"""Votes are in units of this much ln(ratio)."""
+"""Votes are in units of this much ln(ratio); one sigma of it is about what lenses do, too."""
 
 
 @dataclass(frozen=True)
@@ -74,27 +74,30 @@ class EllipseNet(nn.Module):
         self.head = nn.Conv2d(c3, 4, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, 4, 256, 128) from `prepare` -> votes (n, 4, 32, 16) for `decode`."""
+        """(n, 6, 256, 128) from `prepare` -> votes (n, 4, 32, 16) for `decode`."""
         x = self.stage1(unshuffled(x))  # (n, c1, 128, 64)
         x = self.down(self.stage2(x)) + self.radius  # (n, c3, 32, 16)
         votes: Tensor = self.head(self.stage3(x))
         return votes
 
 
-def prepare(mean: Tensor, valid: Tensor) -> Tensor:
+def prepare(mean: Tensor, valid: Tensor, sigma: Tensor | None = None) -> Tensor:
     """Resample mean patterns to log-polar maps and scale them, in FP32.
 
     Args:
         mean: (h, w) or (n, h, w) float32 counts, centered on ((h - 1) / 2, (w - 1) / 2).
         valid: The same shape: weight of each pixel, 0 where it has no source.
+        sigma: (n,) float32, one sigma of each component of the distortion, as far as it is known
+            before this look; `SCALE` where nothing is.
 
     Returns:
-        (n, 4, 256, 128): amplitude, contrast against the azimuthal mean, logarithm of the
-        azimuthal mean, and validity.
+        (n, 6, 256, 128): amplitude, contrast against the azimuthal mean, logarithms of the
+        azimuthal mean and of the contrast's unit, validity, and as an even plane what is known.
     """
     if mean.dim() == 2:
         mean, valid = mean[None], valid[None]
     n, h, w = mean.shape
+    known = mean.new_zeros(n) if sigma is None else 0.5 * torch.log(sigma / SCALE)
     middle_y, middle_x = 0.5 * (h - 1), 0.5 * (w - 1)
     weight = (valid > 0).to(mean.dtype)
     both = torch.stack([mean * weight, weight], 1)
@@ -129,12 +132,15 @@ def prepare(mean: Tensor, valid: Tensor) -> Tensor:
     amplitude = (value / level).sqrt()
     middle = (radial / level).sqrt()
     spread = (amplitude - middle).square().mean(3, keepdim=True).sqrt()
-    contrast = (amplitude - middle) / (spread + 0.05 * middle + 1e-4)
+    unit = spread + 0.05 * middle + 1e-4
+    contrast = (amplitude - middle) / unit
     channels = [
         amplitude,
         contrast.clamp(-4.0, 4.0),
         (torch.log(radial / level + 1e-6) * 0.2).expand_as(value),
         weight,
+        (torch.log(unit) * 0.2).expand_as(value),
+        known[:, None, None, None].expand_as(value),
     ]
     return torch.cat(channels, 1)
 

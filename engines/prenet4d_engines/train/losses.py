@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from prenet4d_engines.models import center, denoiser, ellipse, refine
 from prenet4d_engines.models.bins import Bins
-from prenet4d_engines.train.samples import Sample, near_guesses
+from prenet4d_engines.train.samples import Sample, looks_at, near_guesses
 from prenet4d_engines.train.sigmas import ONE_SIGMA, ONE_SIGMA_RADIUS
 from prenet4d_engines.weights import Name
 
@@ -145,17 +145,26 @@ def refine_loss(network: nn.Module, sample: Sample) -> tuple[Tensor, Figures]:
 
 
 def ellipse_loss(network: nn.Module, sample: Sample) -> tuple[Tensor, Figures]:
-    """Laplace likelihood of the distortion's vector under the votes' own precision."""
-    x = ellipse.prepare(sample["mean"], sample["valid"])
-    found = ellipse.decode(network(_channels_last(x)))
-    error = (found.vector - sample["vector"]).norm(dim=1)
+    """Laplace likelihood of the distortion's vector under the votes' own precision, at every look.
+
+    What a second look shows, hangs on what the first one made of the same pattern, so the network
+    looks as it will in use, and learns from all that it was shown on the way.
+    """
+    learning, n = network.training, len(sample["vector"])
+    with torch.no_grad():
+        taken = list(looks_at(sample, lambda x: network.eval()(_channels_last(x))))
+    # All looks at once: norms over the batch would hide what is the same in all samples of one.
+    seen = torch.cat([look.seen for look, _ in taken])
+    found = ellipse.decode(network.train(learning)(_channels_last(seen)))
+    error = (found.vector - torch.cat([left for _, left in taken])).norm(dim=1)
     scaled = error / found.sigma
     loss = (scaled + 2 * found.sigma.log()).mean() + 10 * (error / ellipse.SCALE).mean()
     with torch.no_grad():
         figures = {
-            "median_percent": 100 * error.median(),
-            "p90_percent": 100 * error.quantile(0.9),
-            "within_sigma": (scaled < ONE_SIGMA_RADIUS).float().mean(),
+            "first_median_percent": 100 * error[:n].median(),
+            "median_percent": 100 * error[-n:].median(),
+            "p90_percent": 100 * error[-n:].quantile(0.9),
+            "within_sigma": (scaled[-n:] < ONE_SIGMA_RADIUS).float().mean(),
         }
     return loss, figures
 

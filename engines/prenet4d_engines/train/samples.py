@@ -11,13 +11,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 from torch.utils.data import IterableDataset, get_worker_info
 
 from prenet4d_engines import processor
 from prenet4d_engines import weights as shipped
+from prenet4d_engines.geometry import reference_center
 from prenet4d_engines.models import center, refine
 from prenet4d_engines.models.bins import Bins, bin_factor
 from prenet4d_engines.models.inversion import Inversion, inversion
+from prenet4d_engines.reading import Look, left_of, looks
+from prenet4d_engines.resample import kernel_taps
 from prenet4d_engines.simulate.detector import (
     HIGHEST_DOSE,
     Detector,
@@ -51,7 +55,10 @@ _CENTER_SHAPES: Final = (
     (160, 160),
     (96, 192),
     (256, 256),
+    (100, 100),
+    (120, 136),
 )
+"""The last two are no multiples of 16: what is added to them is not to be taken for masked."""
 _DIFFICULT: Final = 0.5
 """Share of the center network's rendered frames that `draw_difficult` draws."""
 _WIDE: Final = 0.1
@@ -217,6 +224,15 @@ def near_guesses(sample: Sample) -> tuple[Inversion, Tensor]:
     return guess, (sample["usable"] > 0.5) & (off < refine.REACH).all(1)
 
 
+def looks_at(sample: Sample, network: Callable[[Tensor], Tensor]) -> Iterator[tuple[Look, Tensor]]:
+    """Have a network look at an `ellipse_batch`; yield each look and what was left (n, 2) then."""
+    means = sample["mean"].masked_fill(sample["valid"] <= 0, torch.nan)
+    truth = sample["vector"].double()
+    reference = truth.new_tensor(reference_center((means.shape[1], means.shape[2])))
+    for look in looks(means, reference, network):
+        yield look, left_of(truth, look.before).float()
+
+
 @cache
 def _shipped_center_network() -> torch.nn.Module:
     return shipped.load("center")
@@ -314,6 +330,23 @@ def draw_mean(
     return patterns
 
 
+def _interpolated(noise: Tensor) -> Tensor:
+    """Smooth white noise (h, w) as it is in a mean of patterns that were each moved to a center."""
+    kernel = _smoothing()
+    padding = len(kernel) // 2
+    down = functional.conv2d(noise[None, None], kernel[None, None, :, None], padding=(padding, 0))
+    return functional.conv2d(down, kernel[None, None, None, :], padding=(0, padding))[0, 0]
+
+
+@cache
+def _smoothing() -> Tensor:
+    """Return the kernel that leaves of noise as much as interpolation does, at any place."""
+    fractions = (torch.arange(64) + 0.5) / 64
+    power = torch.fft.rfft(torch.stack(kernel_taps(fractions), 1), 32).abs().square().mean(0)
+    kernel: Tensor = torch.fft.irfft(power.sqrt()).roll(4)[:9]
+    return kernel
+
+
 def ellipse_batch(
     rng: np.random.Generator,
     batch_size: int,
@@ -341,8 +374,9 @@ def ellipse_batch(
         for _ in range(_EXPOSURES):
             camera: Detector = replace(draw_detector(rng, shape), saturation=float("inf"))
             dose = draw_dose(rng) * float(np.exp(rng.uniform(np.log(32), np.log(1024))))
-            frame, _ = expose(expected, min(max(dose, 2e3), 1e8), camera, generator)
-            image, valid, angle = frame[0], torch.from_numpy(camera.valid), theta
+            frame, rate = expose(expected, min(max(dose, 2e3), 1e8), camera, generator)
+            valid, angle = torch.from_numpy(camera.valid), theta
+            image = rate[0] + _interpolated(torch.where(valid, frame[0] - rate[0], 0.0))
             if rng.integers(2):
                 image, valid, angle = image.flip(1), valid.flip(1), np.pi - angle
             if rng.integers(2):

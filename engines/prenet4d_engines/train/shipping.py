@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,8 +26,10 @@ from torch import Tensor, nn
 from prenet4d_engines import weights
 from prenet4d_engines.centers import find_centers
 from prenet4d_engines.errors import TrainingError, WeightsError
-from prenet4d_engines.models import RefineNet, center, denoiser, ellipse
+from prenet4d_engines.geometry import Ellipticity, reference_center
+from prenet4d_engines.models import RefineNet, center, denoiser
 from prenet4d_engines.models.bins import Bins
+from prenet4d_engines.reading import LOOKS, looks
 from prenet4d_engines.simulate import (
     HELD_OUT,
     TRAINING,
@@ -300,10 +301,10 @@ def _center_finder(network: nn.Module) -> Callable[[Tensor, Tensor], center.Cent
 def _ellipse_figures(
     network: nn.Module, materials: Sequence[Material], samples: int, doses: Sequence[float]
 ) -> dict[str, Any]:
-    """Error of the vector on means of 256 patterns, one look (the corrector takes several)."""
+    """Error of the vector on means of 256 patterns."""
     shape = (128, 128)
-    valid = torch.ones(1, *shape)
-    table: dict[str, Any] = {"frame": "128x128", "patterns_averaged": 256, "looks": 1}
+    reference = torch.tensor(reference_center(shape), dtype=torch.float64)
+    table: dict[str, Any] = {"frame": "128x128", "patterns_averaged": 256, "looks": LOOKS}
     for dose in doses:
         rng = np.random.default_rng([_FIGURES_SEED, int(dose)])
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
@@ -314,11 +315,12 @@ def _ellipse_figures(
                 patterns = draw_mean(rng, shape, (ratio, theta), materials)
                 expected = render(patterns, shape).mean(0, keepdim=True)
                 mean, _ = expose(expected, 256 * dose, ideal_detector(shape), generator)
-                found = ellipse.decode(network(ellipse.prepare(mean, valid)))
-                truth = math.log(ratio) * torch.tensor([math.cos(2 * theta), math.sin(2 * theta)])
-                error = (found.vector[0] - truth).norm()
+                *_, look = looks(mean, reference, network)
+                error = (
+                    look.vector[0] - look.vector.new_tensor(Ellipticity(ratio, theta).vector)
+                ).norm()
                 errors.append(error)
-                covered.append(error < ONE_SIGMA_RADIUS * found.sigma[0])
+                covered.append(error < ONE_SIGMA_RADIUS * look.left.sigma[0])
             table[f"dose_{dose:.0e}_ratio_to_{largest}"] = {
                 "median_percent": _round(100 * torch.stack(errors).median()),
                 "p90_percent": _round(100 * torch.stack(errors).quantile(0.9)),

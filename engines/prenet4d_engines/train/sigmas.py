@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prenet4d_engines.models import CenterNet, EllipseNet, RefineNet, center, ellipse, refine
+from prenet4d_engines.models import CenterNet, EllipseNet, RefineNet, center, refine
 from prenet4d_engines.models.bins import Bins
 from prenet4d_engines.simulate import relatives
 from prenet4d_engines.simulate.multislice import Multislice
-from prenet4d_engines.train.samples import BATCHES, VALIDATION_SEED, Sample, near_guesses
+from prenet4d_engines.train.samples import BATCHES, VALIDATION_SEED, Sample, looks_at, near_guesses
 from prenet4d_engines.weights import Name
 
 ONE_SIGMA: Final = math.erf(math.sqrt(0.5))
@@ -71,9 +71,9 @@ def _scale(network: nn.Module, batches: list[Sample]) -> float:
 def _in_sigmas(network: nn.Module, sample: Sample) -> Tensor:
     """Return errors (m,) in units of what the network claims: of coordinates, or of a vector."""
     if isinstance(network, EllipseNet):
-        answer = ellipse.decode(network(ellipse.prepare(sample["mean"], sample["valid"])))
-        distance: Tensor = (answer.vector - sample["vector"]).norm(dim=1)
-        return distance / answer.sigma
+        *_, (look, left) = looks_at(sample, network)
+        distance: Tensor = (look.left.vector - left).norm(dim=1)
+        return distance / look.left.sigma
     shown = sample["usable"] > 0.5
     if isinstance(network, RefineNet):
         guess, _ = near_guesses(sample)
