@@ -58,6 +58,8 @@ multislice.npz --held-out --patterns 144 --seed 10000000``."""
 
 Array = NDArray[np.float64]
 
+ODD_SHAPE: Final = (107, 150)
+"""(h, w) in px of frames that fill no whole number of the networks' cells."""
 _LEAST_GROUP: Final = 24
 """Patterns drawn from one measured one: each group's own median is taken off its errors, which
 makes them smaller where a group is small."""

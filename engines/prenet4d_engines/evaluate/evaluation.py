@@ -24,6 +24,7 @@ from prenet4d_engines.evaluate.classical import (
 )
 from prenet4d_engines.evaluate.classical.py4dstem import start_py4dstem
 from prenet4d_engines.evaluate.datasets import (
+    ODD_SHAPE,
     PatternSet,
     computed_patterns,
     difficult_patterns,
@@ -132,7 +133,11 @@ def evaluate(
 _EVALUATE: Final[dict[Subject, Callable[[Run, _Measured], Part]]] = {
     "denoise": lambda run, measured: evaluate_denoising(run, _sets(run, measured, run.patterns)),
     "center": lambda run, measured: evaluate_centers(
-        run, _sets(run, measured, _MORE_CENTERS * run.patterns)
+        run,
+        [
+            *_sets(run, measured, _MORE_CENTERS * run.patterns),
+            _odd_frames(run, _MORE_CENTERS * run.patterns // 3),
+        ],
     ),
     "ellipse": lambda run, _measured: evaluate_ellipses(run),
     "tracking": lambda run, _measured: evaluate_tracking(run),
@@ -158,6 +163,13 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def _odd_frames(run: Run, n: int) -> PatternSet:
+    """Draw patterns on frames that fill no whole number of the networks' cells."""
+    h, w = ODD_SHAPE
+    title = f"{h} × {w} px frames"
+    return held_out_patterns("odd", title, ODD_SHAPE, mixed_kinds(max(6, n)), seed=run.seed)
 
 
 def _sets(run: Run, measured: _Measured, most: int) -> list[PatternSet]:
