@@ -20,7 +20,7 @@ def shared_variance(noise: float) -> float:
         noise: the variance that a frame's center claims: the unit is its square root where the
             pattern is hard to read, and vanishes where it is easy.
     """
-    return noise / (1.0 + _HARD / noise)
+    return noise / (1.0 + _HARD / noise) if noise else 0.0
 
 
 class Walk:

@@ -438,6 +438,14 @@ def test_nothing_is_claimed_before_the_first_beam():
         (1, 0.0, 0.0, True, [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, math.inf, 1.0]),
     ]
 )
+@example(
+    [
+        (0, 0.0, 0.0, False, [0.0] * 8),
+        (0, 0.0, math.nan, False, [0.0] * 8),
+        (0, 0.0, 0.0, True, [0.0] * 8),
+        (1, 1.0, 0.0, True, [0.0] * 7 + [1.0]),
+    ]
+)
 def test_wild_input_never_breaks_it(rows: list[tuple[int, float, float, bool, list[float]]]):
     tracker = CenterTracker((50, 100))
     indices = np.array([row[0] for row in rows], dtype=np.int64)

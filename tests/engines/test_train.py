@@ -19,11 +19,12 @@ from prenet4d_engines import processor, weights
 from prenet4d_engines.errors import TrainingError
 from prenet4d_engines.models import Denoiser
 from prenet4d_engines.models.denoiser import DenoiserConfig
+from prenet4d_engines.resample import recentered_sum
 from prenet4d_engines.simulate import TRAINING
 from prenet4d_engines.train import Progress, train
 from prenet4d_engines.train.loop import _plot
 from prenet4d_engines.train.losses import LOSSES
-from prenet4d_engines.train.samples import BATCHES, Samples, _Seen, turned
+from prenet4d_engines.train.samples import BATCHES, Samples, _interpolated, _Seen, turned
 from prenet4d_engines.train.sigmas import calibrate
 from prenet4d_engines.weights import NAMES, Name, untrained
 
@@ -337,3 +338,20 @@ def test_calibrated_sigmas_hold_two_thirds_of_the_errors(task: Name) -> None:
     assert 0.2 < calibrate(task, network, samples=64) < 5
     # the same samples again: nothing is left to correct
     assert calibrate(task, network, samples=64) == pytest.approx(1.0, abs=0.05)
+
+
+def test_noise_of_the_ellipse_networks_means_is_as_recentering_leaves_it() -> None:
+    """In a mean of frames that lay at ever other places, neighbours share what was interpolated."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(256, 128, 128, generator=generator)
+    shifts = torch.rand(256, 2, generator=generator) * 4 - 2
+    recentered = recentered_sum(noise, shifts)[0] / len(noise) ** 0.5
+
+    def covariances(image: torch.Tensor) -> torch.Tensor:
+        inner = image[8:-8, 8:-8]
+        pairs = [(inner, inner), (inner[:, 1:], inner[:, :-1]), (inner[1:], inner[:-1])]
+        return torch.stack([(one * other).mean() for one, other in pairs])
+
+    found, expected = covariances(_interpolated(noise[0])), covariances(recentered)
+    torch.testing.assert_close(found, expected, atol=0.03, rtol=0)
+    assert expected[0] < 0.75

@@ -316,9 +316,8 @@ def _ellipse_figures(
                 expected = render(patterns, shape).mean(0, keepdim=True)
                 mean, _ = expose(expected, 256 * dose, ideal_detector(shape), generator)
                 *_, look = looks(mean, reference, network)
-                error = (
-                    look.vector[0] - look.vector.new_tensor(Ellipticity(ratio, theta).vector)
-                ).norm()
+                truth = torch.tensor(Ellipticity(ratio, theta).vector, dtype=torch.float64)
+                error = (look.vector[0] - truth).norm()
                 errors.append(error)
                 covered.append(error < ONE_SIGMA_RADIUS * look.left.sigma[0])
             table[f"dose_{dose:.0e}_ratio_to_{largest}"] = {

@@ -226,7 +226,7 @@ from prenet4d_engines.backends.tensorrt import flavors
 from prenet4d_engines.backends.tensorrt.cache import EngineCache
 from prenet4d_engines.backends.tensorrt.making import make_one
 from prenet4d_engines.export import Graph
-graph = Graph("ellipse", (4, 256, 128), Path(sys.argv[1]).read_bytes())
+graph = Graph("ellipse", (6, 256, 128), Path(sys.argv[1]).read_bytes())
 toolkit, cache = flavors.load("tensorrt_rtx"), EngineCache(Path(sys.argv[2]))
 made = make_one(graph, 1, (128, 128), toolkit, cache)
 print("kept" if made.kept else "built")

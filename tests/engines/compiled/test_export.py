@@ -99,7 +99,8 @@ def test_bad_shapes_are_refused():
     [
         ((256, 256), (4, 256, 256), (6, 128, 128)),
         ((250, 256), (4, 256, 256), (6, 128, 128)),
-        ((515, 515), (4, 528, 528), (6, 144, 144)),
+        ((515, 515), (4, 528, 528), (6, 128, 128)),
+        ((108, 150), (4, 112, 160), (6, 112, 160)),
         ((96, 120), (4, 96, 128), (6, 96, 128)),
     ],
 )
@@ -107,7 +108,7 @@ def test_inputs_are_as_the_networks_get_them(frame, denoise, found):
     assert input_shape("denoise", frame) == denoise
     assert input_shape("center", frame) == found
     assert input_shape("refine", frame) == (15, 96, 96)
-    assert input_shape("ellipse", frame) == (4, 256, 128)
+    assert input_shape("ellipse", frame) == (6, 256, 128)
 
 
 @pytest.mark.parametrize("name", weights.NAMES)

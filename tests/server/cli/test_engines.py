@@ -38,7 +38,7 @@ def test_engines_are_built_listed_verified_and_cleaned(prenet4d, tmp_path):
         "denoise 4×96×128 2",
         "center 6×96×128 2",
         "refine 15×96×96 2",
-        "ellipse 4×256×128 1",
+        "ellipse 6×256×128 1",
     ):
         assert line in " ".join(said.split())
 
