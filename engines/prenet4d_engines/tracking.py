@@ -44,7 +44,7 @@ Array: TypeAlias = "npt.NDArray[np.floating]"
 Estimate: TypeAlias = tuple[float, float, float, float]
 """cy, cx and their variances."""
 Beam: TypeAlias = Sequence[float]
-"""cy, cx, sigma, and how likely it is in units of the likeliest beam."""
+"""cy, cx, sigma, and how likely it is in units of the frame's center."""
 
 _SHARED: Final = 25.0
 """Variance of the error that a grain's frames may share, in units of `shared_variance`."""
@@ -298,7 +298,7 @@ class CenterTracker:
         cy, cx, sigma, likely = other
         r = sigma * sigma
         reach = (_GATE * (vertical.variance + ry + r), _GATE * (horizontal.variance + rx + r))
-        if self._majority.contradict((dy, dx), reach, 1 - likely):
+        if self._majority.contradict((dy, dx), reach, max(0.0, 1 - likely)):
             self._restarts += 1
             vertical.restart(vertical.mean + dy, ry)
             horizontal.restart(horizontal.mean + dx, rx)

@@ -168,6 +168,23 @@ def test_other_beams_are_named_by_how_likely_they_are() -> None:
     assert odds[0, 2, 0] < 1e-15  # there is no fourth beam
 
 
+def test_the_beam_amid_others_is_taken_where_none_stands_out() -> None:
+    """The center's error is to be small on average, however sure or unsure the heatmap is."""
+    bins = Bins.of(torch.ones(1, 128, 128), torch.ones(128, 128, dtype=torch.bool))
+    maps = torch.zeros(1, 6, 32, 32)
+    maps[:, center.HEAT] = -40.0
+    row = {6: 5.0, 16: 4.9, 26: 5.0}
+    for column, value in row.items():
+        maps[0, center.HEAT, 16, column] = value
+    found = center.decode(maps, bins)
+    torch.testing.assert_close(found.center, torch.tensor([[65.5, 65.5]]), atol=1e-3, rtol=0)
+    torch.testing.assert_close(found.others[0, :2, 3], torch.tensor([0.1, 0.1]).exp())
+    assert sorted(found.others[0, :2, 1].tolist()) == pytest.approx([25.5, 105.5], abs=1e-3)
+    maps[0, center.HEAT, 16, 6] = 8.0
+    sure = center.decode(maps, bins)
+    torch.testing.assert_close(sure.center, torch.tensor([[65.5, 25.5]]), atol=1e-3, rtol=0)
+
+
 def test_binning_loses_no_electron() -> None:
     frames = _frames((256, 256), peak=3.0)
     bins = Bins.of(frames, torch.ones(256, 256, dtype=torch.bool))

@@ -251,6 +251,18 @@ def test_a_track_that_began_on_another_beam_is_outvoted():
     assert outlier[20:60].tolist() == off[20:60].tolist()
 
 
+def test_a_center_that_is_the_less_likely_beam_is_no_vote():
+    """Frames may settle on the beam amid others; they then neither outvote the track nor bind it."""
+    truth, centers, others = with_grains({})
+    centers[20:] += [14.0, -9.0]
+    others[20:220, 1, 3] = 3.0  # the beam that the track follows is likelier
+    others[220:, 1, 3] = 0.1
+    tracked, _, _ = follow(truth, centers, others)
+    off = np.abs(tracked - truth).max(1) > 1
+    assert not off[:220].any()
+    assert off[260:].all()
+
+
 def test_a_track_that_was_led_away_has_no_more_credit_than_the_frames_that_led_it():
     truth, centers, others = with_grains({})
     hidden = slice(362, 370)  # here the direct beam is not even named

@@ -24,6 +24,7 @@ from prenet4d_engines.simulate import TRAINING
 from prenet4d_engines.train import Progress, train
 from prenet4d_engines.train.loop import _plot
 from prenet4d_engines.train.losses import LOSSES
+from prenet4d_engines.train.muon import orthogonal
 from prenet4d_engines.train.samples import BATCHES, Samples, _interpolated, _Seen, turned
 from prenet4d_engines.train.sigmas import calibrate
 from prenet4d_engines.weights import NAMES, Name, untrained
@@ -185,6 +186,17 @@ def test_a_processor_without_units_for_bfloat16_trains_in_float32(
     exact, _ = LOSSES["ellipse"](untrained("ellipse").train(), sample)
     assert losses[0] == pytest.approx(float(exact.detach()), rel=1e-5)
     assert losses[1] != pytest.approx(losses[0], rel=1e-7)
+
+
+@pytest.mark.parametrize("shape", [(24, 54), (54, 24)])
+def test_a_step_is_about_as_long_in_all_directions_of_a_matrix(shape: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(3)
+    matrix = torch.randn(shape, generator=generator) @ torch.diag(torch.logspace(0, -1, shape[1]))
+    step = orthogonal(matrix)
+    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+    lengths = u.T @ step @ v.T  # diagonal if the singular vectors are the same
+    assert 0.6 < lengths.diagonal().min() < lengths.diagonal().max() < 1.3
+    assert (lengths - lengths.diagonal().diag()).abs().max() < 1e-4
 
 
 def test_simulating_in_a_worker_process_works_too(tmp_path: Path) -> None:

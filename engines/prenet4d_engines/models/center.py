@@ -48,7 +48,7 @@ class CenterEstimate:
         usable: (n,) float32, probability that the frame shows a usable beam.
         others: (n, OTHERS, 4) float32, beams that may be the direct one instead, the likeliest
             first: cy, cx and one sigma in frame pixels, and how likely each is in units of the
-            likeliest beam of all; 0 where there are no more.
+            beam in `center`; 0 where there are no more.
     """
 
     center: Tensor
@@ -157,10 +157,32 @@ def at_cell(maps: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
     return (weight * place).sum(-1), (weight * log_sigma).sum(-1)
 
 
-def hottest_cell(maps: Tensor) -> Tensor:
-    """Return the (n, 2) int64 row and column where the heatmap is highest."""
-    best = maps[:, HEAT].flatten(1).argmax(1)
-    return torch.stack([best // maps.shape[3], best % maps.shape[3]], dim=1)
+def likely_cells(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Return where the direct beam may be, the cell to settle on first.
+
+    That is the peak of the heatmap from which the direct beam is the least far off on average, if
+    the heatmap is right about the probability of each cell: where nothing tells which of a
+    lattice's beams it is, the one amid them. Mostly it is the highest peak.
+
+    Returns:
+        (n, 1 + OTHERS, 2) int64 row and column of the highest peaks, after the first the likeliest
+        first; and (n, 1 + OTHERS) logarithms of how likely they are, in units of the first.
+    """
+    heat = maps[:, HEAT]
+    n, height, width = heat.shape
+    lower = heat < functional.max_pool2d(heat, 3, stride=1, padding=1)
+    peaks = heat.masked_fill(lower, float("-inf")).flatten(1).topk(1 + OTHERS)
+    rows, columns = peaks.indices // width, peaks.indices % width  # (n, 1 + OTHERS)
+    down = torch.arange(height, device=maps.device) - rows[:, :, None]
+    right = torch.arange(width, device=maps.device) - columns[:, :, None]
+    far = (down.square()[:, :, :, None] + right.square()[:, :, None, :]).sqrt()
+    likely = heat.flatten(1).softmax(1)
+    risk = (far.view(n, 1 + OTHERS, height * width) @ likely[:, :, None])[:, :, 0]
+    first = risk.masked_fill(peaks.values.isneginf(), float("inf")).argmin(1, keepdim=True)
+    order = peaks.values.scatter(1, first, float("inf")).argsort(1, descending=True)
+    cells = torch.stack([rows, columns], 2).gather(1, order[:, :, None].expand(-1, -1, 2))
+    values = peaks.values.gather(1, order)
+    return cells, values - values[:, :1]
 
 
 def decode(maps: Tensor, bins: Bins) -> CenterEstimate:
@@ -170,22 +192,13 @@ def decode(maps: Tensor, bins: Bins) -> CenterEstimate:
     """
     h, w = (-(-side // (bins.factor * STRIDE)) for side in bins.frame_shape)
     maps = maps[:, :, :h, :w].float()
-    place, log_sigma = at_cell(maps, hottest_cell(maps))
+    cells, odds = likely_cells(maps)
+    place, log_sigma = at_cell(maps, cells[:, 0])
+    others = [bins.pixels(at_cell(maps, cells[:, k])[0]) for k in range(1, 1 + OTHERS)]
+    sigmas = torch.full_like(odds[:, 1:], OTHER_SIGMA * bins.factor)
     return CenterEstimate(
         center=bins.pixels(place),
         sigma=bins.factor * log_sigma.exp(),
         usable=maps[:, USABLE].mean((1, 2)).sigmoid(),
-        others=_other_beams(maps, bins),
+        others=torch.cat([torch.stack(others, 1), torch.stack([sigmas, odds[:, 1:].exp()], 2)], 2),
     )
-
-
-def _other_beams(maps: Tensor, bins: Bins) -> Tensor:
-    """Return what the heatmap's highest peaks but the first show, as `CenterEstimate.others`."""
-    heat = maps[:, HEAT : HEAT + 1]
-    lower = heat < functional.max_pool2d(heat, 3, stride=1, padding=1)  # (n, 1, H, W)
-    peaks = heat.masked_fill(lower, float("-inf")).flatten(1).topk(1 + OTHERS)
-    cells = torch.stack([peaks.indices // maps.shape[3], peaks.indices % maps.shape[3]], 2)
-    places = [bins.pixels(at_cell(maps, cells[:, k])[0]) for k in range(1, 1 + OTHERS)]
-    odds = (peaks.values[:, 1:] - peaks.values[:, :1]).exp()
-    sigmas = torch.full_like(odds, OTHER_SIGMA * bins.factor)
-    return torch.cat([torch.stack(places, 1), torch.stack([sigmas, odds], 2)], 2)

@@ -32,6 +32,7 @@ from prenet4d_engines.errors import TrainingError
 from prenet4d_engines.simulate.materials import TRAINING, relatives
 from prenet4d_engines.simulate.multislice import Multislice
 from prenet4d_engines.train.losses import LOSSES
+from prenet4d_engines.train.muon import optimisers
 from prenet4d_engines.train.samples import BATCHES, VALIDATION_SEED, Sample, Samples
 from prenet4d_engines.weights import NAMES, Name, untrained
 from prenet4d_engines.whole_file import write_whole
@@ -206,8 +207,8 @@ def train(
         "samples": training.step * batch_size,
         "seed": seed,
         "minutes": round(training.seconds / 60, 1),
-        "schedule": f"AdamW, {_WARM_UP_STEPS} steps of warm-up to {rate:g}, cosine to zero, "
-        f"averaged weights (EMA {_EMA_DECAY}), {precision}",
+        "schedule": f"Muon and AdamW, {_WARM_UP_STEPS} steps of warm-up to {rate:g}, "
+        f"cosine to zero, averaged weights (EMA {_EMA_DECAY}), {precision}",
         "machine": f"{threads} + {workers} cores of {processor.name()}"
         if device.type == "cpu"
         else torch.cuda.get_device_name(device),
@@ -263,7 +264,7 @@ class _Training:
     network: nn.Module
     average: nn.Module
     """Follows the network; its weights are what is validated and shipped."""
-    optimiser: torch.optim.Optimizer
+    optimisers: tuple[torch.optim.Optimizer, ...]
     begun: dict[str, float]
     """What decides which samples come and how they are learned from, by the option's name."""
     device: torch.device
@@ -284,13 +285,14 @@ class _Training:
         network = untrained(task).to(device)
         if start_from is not None:
             _begin_with(network, start_from, task)
-        optimiser = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=1e-2)
-        return cls(task, network, copy.deepcopy(network).eval(), optimiser, begun, device)
+        steppers = optimisers(network, rate, decay=1e-2)
+        return cls(task, network, copy.deepcopy(network).eval(), steppers, begun, device)
 
     def learn(self, sample: Sample, rate: float) -> float:
         """Take one step; return its loss."""
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = rate
         self.network.train()
         reading = _HalfPrecision(self.network, self.device)
         loss, _ = LOSSES[self.task](reading, _to(sample, self.device))
@@ -298,10 +300,11 @@ class _Training:
             raise TrainingError(
                 f"The loss is {value} at step {self.step}; lower the learning rate."
             )
-        self.optimiser.zero_grad(set_to_none=True)
+        self.network.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
-        self.optimiser.step()
+        for optimiser in self.optimisers:
+            optimiser.step()
         self.step += 1
         self._follow()
         return value
@@ -325,7 +328,7 @@ class _Training:
                 "task": self.task,
                 "network": self.network.state_dict(),
                 "average": self.average.state_dict(),
-                "optimiser": self.optimiser.state_dict(),
+                "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
                 "step": self.step,
                 "seconds": self.seconds,
                 "begun": self.begun,
@@ -351,7 +354,8 @@ class _Training:
                     )
             self.network.load_state_dict(state["network"])
             self.average.load_state_dict(state["average"])
-            self.optimiser.load_state_dict(state["optimiser"])
+            for optimiser, theirs in zip(self.optimisers, state["optimisers"], strict=True):
+                optimiser.load_state_dict(theirs)
             self.step, self.seconds = int(state["step"]), float(state["seconds"])
             self.commands = list(state["commands"])
         except _UNREADABLE as error:

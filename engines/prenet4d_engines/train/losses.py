@@ -61,8 +61,8 @@ def denoise_loss(network: nn.Module, sample: Sample) -> tuple[Tensor, Figures]:
 def center_loss(network: nn.Module, sample: Sample) -> tuple[Tensor, Figures]:
     """Cross entropy of the heatmap, Laplace likelihood of the decoded center, usable or not.
 
-    Where the heatmap's best cell is wrong, its offset has nothing to learn, but its sigma has:
-    how wrong it may be.
+    Where the cell to settle on is wrong, its offset has nothing to learn, but its sigma has: how
+    wrong it may be.
     """
     bins = Bins.of(sample["frame"], sample["mask"])
     maps = network(_channels_last(center.prepare(bins))).float()
@@ -79,7 +79,7 @@ def center_loss(network: nn.Module, sample: Sample) -> tuple[Tensor, Figures]:
     truth = cells.round().long()
     truth[:, 0].clamp_(0, height - 1)
     truth[:, 1].clamp_(0, width - 1)
-    best = center.hottest_cell(maps)
+    best = center.likely_cells(maps.detach())[0][:, 0]
     wrong = (best - truth).abs().amax(1) > 1
     place, log_sigma = center.at_cell(maps, torch.where(wrong[:, None], truth, best))
     error = (place - target).abs()
