@@ -252,7 +252,7 @@ def test_a_track_that_began_on_another_beam_is_outvoted():
 
 
 def test_a_center_that_is_the_less_likely_beam_is_no_vote():
-    """Frames may settle on the beam amid others; they then neither outvote the track nor bind it."""
+    """Frames may settle on the beam amid others; they neither outvote the track nor bind it."""
     truth, centers, others = with_grains({})
     centers[20:] += [14.0, -9.0]
     others[20:220, 1, 3] = 3.0  # the beam that the track follows is likelier
