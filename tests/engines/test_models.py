@@ -204,7 +204,7 @@ def test_what_bad_pixels_read_does_not_matter_to_the_center() -> None:
 def _votes(vector: tuple[float, float]) -> Tensor:
     phi = 2 * math.pi * (torch.arange(16) + 0.5) / 16
     c, s = torch.cos(2 * phi), torch.sin(2 * phi)
-    votes = torch.zeros(1, 4, 32, 16)
+    votes = torch.zeros(1, 5, 32, 16)
     votes[0, 0] = (vector[0] * c + vector[1] * s) / ellipse.SCALE
     votes[0, 1] = (-vector[0] * s + vector[1] * c) / ellipse.SCALE
     return votes
@@ -214,14 +214,24 @@ def test_agreeing_votes_give_their_vector_and_more_of_them_a_smaller_sigma() -> 
     votes = _votes((0.03, -0.05))
     found = ellipse.decode(votes)
     torch.testing.assert_close(found.vector, torch.tensor([[0.03, -0.05]]), atol=1e-6, rtol=0)
-    votes[:, 2:] += 2.0
+    votes[:, 2:4] += 2.0
     assert ellipse.decode(votes).sigma < 0.5 * found.sigma
+
+
+def test_a_wider_spread_is_a_larger_sigma_of_the_same_vector() -> None:
+    votes = _votes((0.03, -0.05))
+    found = ellipse.decode(votes)
+    votes[:, ellipse.SPREAD] = math.log(3.0)
+    wider = ellipse.decode(votes)
+    torch.testing.assert_close(wider.sigma, 3 * found.sigma)
+    torch.testing.assert_close(wider.sigma / wider.spread, found.sigma)
+    assert torch.equal(wider.vector, found.vector)
 
 
 def test_a_heavy_vote_outweighs_a_light_one() -> None:
     votes = torch.cat([_votes((0.1, 0.0))[:, :, :16], _votes((0.0, 0.0))[:, :, 16:]], 2)
-    votes[:, 2:, :16] = 6.0
-    votes[:, 2:, 16:] = -6.0
+    votes[:, 2:4, :16] = 6.0
+    votes[:, 2:4, 16:] = -6.0
     assert ellipse.decode(votes).vector[0, 0] == pytest.approx(0.1, rel=1e-3)
 
 
@@ -241,7 +251,7 @@ def test_the_ellipse_networks_input_has_one_size(shape: tuple[int, int]) -> None
     x = ellipse.prepare(_frames(shape)[0], torch.ones(shape))
     assert x.shape == (1, ellipse.IN_CHANNELS, ellipse.RADII, ellipse.AZIMUTHS)
     with torch.no_grad():
-        assert EllipseNet().eval()(x).shape == (1, 4, 32, 16)
+        assert EllipseNet().eval()(x).shape == (1, 5, 32, 16)
 
 
 @pytest.mark.parametrize("network", [Denoiser, CenterNet, EllipseNet])

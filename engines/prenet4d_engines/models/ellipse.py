@@ -4,8 +4,10 @@ Around the center, an elliptical distortion with vector v = ln(ratio) (cos 2 the
 moves ln r at azimuth phi by v . e / 2, e = (cos 2 phi, sin 2 phi), and shears by v . e' / 2 with
 e' = (-sin 2 phi, cos 2 phi). A convolutional network on the (ln r, phi) map, circular in phi,
 reads both components in each cell's own frame, with two log-weights. `decode` solves the weighted
-least squares of all votes in FP32: its normal matrix is the estimate's inverse covariance, so
-rings, disks and lattices are fused as their information deserves.
+least squares of all votes in FP32: its normal matrix would be the estimate's inverse covariance,
+were votes independent and errors normal, so rings, disks and lattices are fused as their
+information deserves. How much wider errors spread, the network says besides: noise makes them
+normal, a lattice that may be another one does not.
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ INNERMOST: Final = 1 / 40
 """Smallest radius as a share of half the smaller side, which is the largest."""
 LARGEST_SIDE: Final = 256
 """Frames whose smaller side is a multiple of this are binned by that multiple."""
+SPREAD: Final = 4
+"""Which of its channels says how wide its errors spread."""
 SCALE: Final = 0.05
 """Votes are in units of this much ln(ratio); one sigma of it is about what lenses do, too."""
 
@@ -47,11 +51,13 @@ class EllipseEstimate:
 
     Attributes:
         vector: (n, 2) float32, ln(ratio) (cos 2 theta, sin 2 theta).
-        sigma: (n,) float32, one standard deviation of each component.
+        sigma: (n,) float32, one standard deviation of each component: 68.3 % of errors lie within.
+        spread: (n,) float32, by how much that is wider than if votes were independent.
     """
 
     vector: Tensor
     sigma: Tensor
+    spread: Tensor
 
 
 class EllipseNet(nn.Module):
@@ -71,10 +77,10 @@ class EllipseNet(nn.Module):
         self.down = Down(c2, c3)
         self.stage3 = nn.Sequential(*level(c3, b3))
         self.radius = nn.Parameter(torch.zeros(1, c3, RADII // 8, 1))
-        self.head = nn.Conv2d(c3, 4, 1)
+        self.head = nn.Conv2d(c3, SPREAD + 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, 6, 256, 128) from `prepare` -> votes (n, 4, 32, 16) for `decode`."""
+        """(n, 6, 256, 128) from `prepare` -> votes (n, 5, 32, 16) for `decode`."""
         x = self.stage1(unshuffled(x))  # (n, c1, 128, 64)
         x = self.down(self.stage2(x)) + self.radius  # (n, c3, 32, 16)
         votes: Tensor = self.head(self.stage3(x))
@@ -146,10 +152,10 @@ def prepare(mean: Tensor, valid: Tensor, sigma: Tensor | None = None) -> Tensor:
 
 
 def decode(votes: Tensor) -> EllipseEstimate:
-    """Solve for the distortion that all votes (n, 4, R, P) agree on best, in FP32.
+    """Solve for the distortion that all votes (n, 5, R, P) agree on best, in FP32.
 
     Votes are, per cell, the component along e, the one along e', and the logarithms of the
-    precisions of both.
+    precisions of both; the mean of the last channel is the logarithm of the spread.
     """
     votes = votes.float()
     columns = votes.shape[3]
@@ -165,4 +171,5 @@ def decode(votes: Tensor) -> EllipseEstimate:
     determinant = (xx * yy - xy * xy).clamp_min(1e-12)
     vector = torch.stack([yy * bx - xy * by, xx * by - xy * bx], 1) / determinant[:, None]
     variance = 0.5 * (xx + yy) / determinant
-    return EllipseEstimate(vector=SCALE * vector, sigma=SCALE * variance.sqrt())
+    spread = votes[:, SPREAD].mean((1, 2)).clamp(-3.0, 6.0).exp()
+    return EllipseEstimate(SCALE * vector, SCALE * spread * variance.sqrt(), spread)

@@ -13,7 +13,7 @@ from torch.nn import functional
 from prenet4d_engines.models import center, denoiser, ellipse, refine
 from prenet4d_engines.models.bins import Bins
 from prenet4d_engines.train.samples import Sample, looks_at, near_guesses
-from prenet4d_engines.train.sigmas import ONE_SIGMA, ONE_SIGMA_RADIUS
+from prenet4d_engines.train.sigmas import ONE_SIGMA
 from prenet4d_engines.weights import Name
 
 Figures = dict[str, Tensor]
@@ -127,7 +127,7 @@ def refine_loss(network: nn.Module, sample: Sample) -> tuple[Tensor, Figures]:
     fixed = replace(found, center=found.center.detach(), sigma=found.sigma.detach())
     claimed, claimed_sigma = refine.settle(guess, fixed, sample["sigma"])
     excess = ((claimed - sample["center"]).abs().clamp_min(1e-6) / claimed_sigma).log()
-    quantile = torch.maximum(ONE_SIGMA * excess, (ONE_SIGMA - 1) * excess).sum(1)
+    quantile = _quantile(excess).sum(1)
     usable = sample["usable"]
     loss = loss + _SPREAD_WEIGHT * (quantile * usable).sum() / usable.sum().clamp_min(1.0)
     with torch.no_grad():
@@ -147,6 +147,9 @@ def refine_loss(network: nn.Module, sample: Sample) -> tuple[Tensor, Figures]:
 def ellipse_loss(network: nn.Module, sample: Sample) -> tuple[Tensor, Figures]:
     """Laplace likelihood of the distortion's vector under the votes' own precision, at every look.
 
+    And the spread: the quantile loss whose minimum leaves 68.3 % of the errors within their sigma,
+    whatever their distribution is.
+
     What a second look shows, hangs on what the first one made of the same pattern, so the network
     looks as it will in use, and learns from all that it was shown on the way.
     """
@@ -156,17 +159,27 @@ def ellipse_loss(network: nn.Module, sample: Sample) -> tuple[Tensor, Figures]:
     # All looks at once: norms over the batch would hide what is the same in all samples of one.
     seen = torch.cat([look.seen for look, _ in taken])
     found = ellipse.decode(network.train(learning)(_channels_last(seen)))
-    error = (found.vector - torch.cat([left for _, left in taken])).norm(dim=1)
-    scaled = error / found.sigma
-    loss = (scaled + 2 * found.sigma.log()).mean() + 10 * (error / ellipse.SCALE).mean()
+    deviation = found.vector - torch.cat([left for _, left in taken])
+    error, independent = deviation.norm(dim=1), found.sigma / found.spread
+    loss = (error / independent + 2 * independent.log()).mean() + 10 * (
+        error / ellipse.SCALE
+    ).mean()
+    claimed = (found.spread * independent.detach())[:, None]
+    excess = (deviation.detach().abs().clamp_min(1e-9) / claimed).log()
+    loss = loss + _SPREAD_WEIGHT * _quantile(excess).sum(1).mean()
     with torch.no_grad():
         figures = {
             "first_median_percent": 100 * error[:n].median(),
             "median_percent": 100 * error[-n:].median(),
             "p90_percent": 100 * error[-n:].quantile(0.9),
-            "within_sigma": (scaled[-n:] < ONE_SIGMA_RADIUS).float().mean(),
+            "within_sigma": (excess[-n:] < 0).float().mean(),
         }
     return loss, figures
+
+
+def _quantile(excess: Tensor) -> Tensor:
+    """Return a loss of logarithms of errors in sigmas, least where 68.3 % of them are negative."""
+    return torch.maximum(ONE_SIGMA * excess, (ONE_SIGMA - 1) * excess)
 
 
 def _channels_last(x: Tensor) -> Tensor:

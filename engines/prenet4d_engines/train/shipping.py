@@ -46,7 +46,7 @@ from prenet4d_engines.simulate.multislice import Multislice
 from prenet4d_engines.train.loop import RECORD
 from prenet4d_engines.train.losses import LOSSES
 from prenet4d_engines.train.samples import BATCHES, VALIDATION_SEED, draw_mean
-from prenet4d_engines.train.sigmas import ONE_SIGMA_RADIUS, calibrate
+from prenet4d_engines.train.sigmas import calibrate
 from prenet4d_engines.weights import FOLDER, Name
 from prenet4d_engines.whole_file import write_whole
 
@@ -87,8 +87,8 @@ def ship(
 
     Compared on fresh samples are the trained weights, those that the folder holds, and the mean
     of both: weights that were trained on from others often do best halfway (Wortsman et al. 2022).
-    The sigmas of what is chosen are calibrated, and it is measured for the card. Weights that the
-    folder holds already are calibrated and measured anew.
+    The sigmas of all are calibrated first; what is chosen is measured for the card. Weights that
+    the folder holds already are calibrated and measured anew.
 
     Args:
         task: Which network.
@@ -109,16 +109,17 @@ def ship(
     record = None if set(candidates) == {"shipped"} else _record(trained)
     losses: dict[str, float] = {}
     chosen = next(iter(candidates))
+    if task != "denoise":
+        # All before they are compared: the sigmas that a loss likes best are not the calibrated.
+        for number, each in enumerate(candidates.values()):
+            on_progress(0.4 * number / len(candidates), "calibrating sigmas")
+            calibrate(task, each, samples=4 * samples, computed=computed)
     if len(candidates) > 1:
-        on_progress(0.0, "comparing")
         losses = _losses(task, candidates, 8 * samples, computed, on_progress)
         chosen = min(losses, key=losses.__getitem__)
         if chosen == "shipped":
             return Shipping(chosen, losses, changed=False)
     network = candidates[chosen]
-    if task != "denoise":
-        on_progress(0.5, "calibrating sigmas")
-        calibrate(task, network, samples=4 * samples, computed=computed)
     on_progress(0.8, "measuring")
     measured = figures(task, network, samples)
     training = card["training"]
@@ -196,7 +197,7 @@ def _losses(
         for name, network in candidates.items():
             loss, _ = LOSSES[task](network, sample)
             totals[name] += float(loss) / batches
-        on_progress(0.5 * (done + 1) / batches, "comparing")
+        on_progress(0.4 + 0.4 * done / batches, "comparing")
     return totals
 
 
@@ -317,9 +318,9 @@ def _ellipse_figures(
                 mean, _ = expose(expected, 256 * dose, ideal_detector(shape), generator)
                 *_, look = looks(mean, reference, network)
                 truth = torch.tensor(Ellipticity(ratio, theta).vector, dtype=torch.float64)
-                error = (look.vector[0] - truth).norm()
-                errors.append(error)
-                covered.append(error < ONE_SIGMA_RADIUS * look.left.sigma[0])
+                deviation = look.vector[0] - truth
+                errors.append(deviation.norm())
+                covered.append(deviation.abs() < look.left.sigma[0])
             table[f"dose_{dose:.0e}_ratio_to_{largest}"] = {
                 "median_percent": _round(100 * torch.stack(errors).median()),
                 "p90_percent": _round(100 * torch.stack(errors).quantile(0.9)),

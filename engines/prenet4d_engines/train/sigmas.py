@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prenet4d_engines.models import CenterNet, EllipseNet, RefineNet, center, refine
+from prenet4d_engines.models import CenterNet, EllipseNet, RefineNet, center, ellipse, refine
 from prenet4d_engines.models.bins import Bins
 from prenet4d_engines.simulate import relatives
 from prenet4d_engines.simulate.multislice import Multislice
@@ -22,12 +22,12 @@ from prenet4d_engines.weights import Name
 
 ONE_SIGMA: Final = math.erf(math.sqrt(0.5))
 """Share of a normal distribution within one sigma."""
-ONE_SIGMA_RADIUS: Final = math.sqrt(-2 * math.log(1 - ONE_SIGMA))
-"""As much of a two-dimensional one lies within this many sigma."""
 _CALIBRATION_SEED: Final = VALIDATION_SEED + 1
 _BATCH: Final = 32
 _ROUNDS: Final = 3
-"""Where a center's sigma is that of the hesitating network before, the spread does not scale it."""
+"""Where a center's sigma is that of the hesitating network before, the spread does not scale it;
+and what the ellipse network is told of its first look changes the second."""
+_CLOSE: Final = 0.005
 
 
 @torch.no_grad()
@@ -47,7 +47,13 @@ def calibrate(
     rng = np.random.default_rng(_CALIBRATION_SEED)
     materials = relatives(rng, samples)
     batches = [BATCHES[task](rng, _BATCH, materials, computed) for _ in range(samples // _BATCH)]
-    return math.prod(_scale(network, batches) for _ in range(_ROUNDS))
+    whole = 1.0
+    for _ in range(_ROUNDS):
+        factor = _scale(network, batches)
+        whole *= factor
+        if abs(factor - 1) < _CLOSE:
+            break
+    return whole
 
 
 def _scale(network: nn.Module, batches: list[Sample]) -> float:
@@ -62,18 +68,16 @@ def _scale(network: nn.Module, batches: list[Sample]) -> float:
         assert network.head.bias is not None
         network.head.bias[refine.SPREAD] += math.log(factor)
     elif isinstance(network, EllipseNet):
-        factor /= ONE_SIGMA_RADIUS
         assert network.head.bias is not None
-        network.head.bias[2:] -= 2 * math.log(factor)
+        network.head.bias[ellipse.SPREAD] += math.log(factor)
     return factor
 
 
 def _in_sigmas(network: nn.Module, sample: Sample) -> Tensor:
-    """Return errors (m,) in units of what the network claims: of coordinates, or of a vector."""
+    """Return the errors (m,) of coordinates or components in units of what the network claims."""
     if isinstance(network, EllipseNet):
         *_, (look, left) = looks_at(sample, network)
-        distance: Tensor = (look.left.vector - left).norm(dim=1)
-        return distance / look.left.sigma
+        return ((look.left.vector - left).abs() / look.left.sigma[:, None]).flatten()
     shown = sample["usable"] > 0.5
     if isinstance(network, RefineNet):
         guess, _ = near_guesses(sample)
