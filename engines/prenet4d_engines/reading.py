@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -123,21 +124,29 @@ def _read(mean: Tensor, reference: Tensor, backend: Backend) -> Tensor:
     return torch.cat((last.vector[0], last.left.sigma[:1].double()))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Look:
-    """What one look at n means was at, and what came of it.
+    """What one look at n means is at, and what comes of it.
 
     Attributes:
-        seen: (n, 6, 256, 128) float32, what the network read.
-        before: (n, 2) float64, the vector form that had been taken out of the means.
-        left: what the network says is left.
-        vector: (n, 2) float64, both together.
+        seen: (n, 6, 256, 128) float32, what the network reads.
+        before: (n, 2) float64, the vector form that has been taken out of the means.
+        network: is asked when the answer is first wanted.
     """
 
     seen: Tensor
     before: Tensor
-    left: EllipseEstimate
-    vector: Tensor
+    network: Callable[[Tensor], Tensor]
+
+    @cached_property
+    def left(self) -> EllipseEstimate:
+        """What the network says is left."""
+        return ellipse.decode(self.network(self.seen))
+
+    @cached_property
+    def vector(self) -> Tensor:
+        """(n, 2) float64, the vector form that was taken out and what is left, together."""
+        return _composed(self.before, self.left.vector.double())
 
 
 def looks(means: Tensor, reference: Tensor, network: Callable[[Tensor], Tensor]) -> Iterator[Look]:
@@ -160,7 +169,7 @@ def looks(means: Tensor, reference: Tensor, network: Callable[[Tensor], Tensor])
     middle = torch.stack([reference.new_full((), at) for at in reference_center((h, w))])
     vector = reference.new_zeros((n, 2))
     sigma = means.new_full((n,), ellipse.SCALE)
-    for _ in range(LOOKS):
+    for number in range(1, LOOKS + 1):
         upright = torch.cat(
             [
                 resample_by(image[None, None], reference[None], middle, matrix, valid)[0]
@@ -168,10 +177,10 @@ def looks(means: Tensor, reference: Tensor, network: Callable[[Tensor], Tensor])
             ]
         )
         x = ellipse.prepare(upright.nan_to_num(0.0), upright.isfinite().float(), sigma)
-        left = ellipse.decode(network(x))
-        before, vector = vector, _composed(vector, left.vector.double())
-        yield Look(x, before, left, vector)
-        sigma = left.sigma
+        look = Look(x, vector, network)
+        yield look
+        if number < LOOKS:
+            vector, sigma = look.vector, look.left.sigma
 
 
 def left_of(truth: Tensor, taken_out: Tensor) -> Tensor:
