@@ -12,7 +12,7 @@ import zmq
 from zmq.utils import z85
 from zmq.utils.monitor import recv_monitor_message
 
-from prenet4d_client.addresses import address_fault
+from prenet4d_client.addresses import address_fault, is_ipv6
 from prenet4d_client.errors import InvalidUse
 
 # Held until they are closed: a forgotten context that the garbage collector finds before it finds
@@ -58,6 +58,7 @@ def connect(
             socket.setsockopt(option, value)
         if server_key is not None:
             _encrypt(socket, server_key, keys)
+        socket.ipv6 = is_ipv6(address)
         socket.connect(address)
     except zmq.ZMQError as error:
         disconnect(socket)

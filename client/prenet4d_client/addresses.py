@@ -5,6 +5,11 @@ from __future__ import annotations
 _LAST_PORT = 65535
 
 
+def is_ipv6(address: str) -> bool:
+    """Whether a host stands there as an IPv6 number, of which a ZeroMQ socket has to be told."""
+    return address.count(":") > 2  # tcp://host:port has two
+
+
 def address_fault(address: str, usual_port: int = 5560) -> str:
     """What is wrong with the form of an address, as a sentence; empty where it can be one.
 

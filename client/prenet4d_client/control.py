@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+import weakref
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -259,7 +260,7 @@ class ControlClient:
         return None
 
     def _connect(self) -> zmq.Socket[bytes]:
-        return connect(
+        socket = connect(
             zmq.DEALER,
             self.address,
             usual_port=5563,
@@ -267,10 +268,13 @@ class ControlClient:
             keys=self._keys,
             options={},
         )
+        self._forgotten = weakref.finalize(self, disconnect, socket)
+        self._forgotten.atexit = False  # another thread may be using it
+        return socket
 
     def _reconnect(self) -> None:
         """Start afresh, so that an answer which comes too late finds nobody."""
-        disconnect(self._socket)
+        self._forgotten()
         self._socket = self._connect()
 
 

@@ -8,6 +8,7 @@ import time
 import uuid
 import weakref
 from collections.abc import Mapping
+from contextlib import suppress
 from math import prod
 from types import TracebackType
 from typing import Any, Self, TypeAlias, cast, get_args
@@ -412,6 +413,11 @@ class FrameSender:
                 "it running, is this its ingest address, does it ask for another key, does it keep "
                 "up, and is no other sender's acquisition open?"
             ) from None
+        except BaseException:
+            # Ctrl-C may come between two parts, and the next message would become the rest of them.
+            with suppress(zmq.ZMQError):
+                self._socket.send(b"", zmq.NOBLOCK)
+            raise
         self._sequences[header.type] = header.sequence + 1
 
     @staticmethod

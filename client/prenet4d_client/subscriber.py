@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import weakref
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Self
@@ -89,6 +90,8 @@ class Subscriber:
         for topic in self.topics:
             self._socket.subscribe(topic)
         self._async_socket: zmq.asyncio.Socket | None = None
+        self._forgotten = weakref.finalize(self, disconnect, self._socket)
+        self._forgotten.atexit = False  # another thread may be using it
 
     @property
     def missed(self) -> int:
@@ -126,6 +129,7 @@ class Subscriber:
         socket = self._open()
         if self._async_socket is None:
             self._async_socket = zmq.asyncio.Socket(shadow=socket)
+            self._forgotten.detach()  # the event loop goes on using it
         deadline, bad = deadline_after(self._timeout), self.bad
         try:
             while True:

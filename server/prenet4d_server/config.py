@@ -361,7 +361,7 @@ class Settings(BaseSettings):
                 f"{name} = {where!r} can be reached from other machines. Protect it with keys "
                 "(prenet4d keygen; security.secret_key_file), or set security.insecure = true."
             )
-        if not is_local(self.http.address) and not self.security.insecure:
+        if self.http.enabled and not (is_local(self.http.address) or self.security.insecure):
             raise ValueError(
                 f"http.address = {self.http.address!r} can be reached from other machines, and "
                 "HTTP is not encrypted. Listen on 127.0.0.1, or set security.insecure = true."

@@ -101,7 +101,12 @@ def _memory_in_words(fault: str, value: Any, limits: Mapping[str, Any]) -> str:
     return f"{value!r} is no amount of memory: write for example 512MiB"
 
 
-_NO = {"int": "no whole number", "float": "no number", "bool": "neither true nor false"}
+_NO = {
+    "int": "no whole number",
+    "float": "no number",
+    "bool": "neither true nor false",
+    "tuple": "no list: write it in brackets, with commas between its parts",
+}
 _MEMORY = {
     (section, key)
     for section, field in Settings.model_fields.items()

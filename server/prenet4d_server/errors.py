@@ -103,6 +103,12 @@ class ScanMismatch(SourceError):
     code = "scan_mismatch"
 
 
+class NoPixelMask(SourceError):
+    """The detector masks pixels and does not say which; the acquisition begins."""
+
+    code = "no_pixel_mask"
+
+
 class SequenceError(SourceError):
     """Start, frames and end do not come in a possible order."""
 

@@ -17,7 +17,7 @@ import zmq
 import zmq.auth
 from zmq.utils import z85
 
-from prenet4d_client.addresses import address_fault
+from prenet4d_client.addresses import address_fault, is_ipv6
 from prenet4d_server.errors import BindError, ConfigError
 
 KeyPair: TypeAlias = tuple[bytes, bytes]
@@ -51,6 +51,7 @@ def bind(socket: zmq.Socket[bytes], address: str, what: str) -> str:
     path = _file_of(address)
     if path is not None and (why := _taken(path)):
         raise BindError(f"Cannot listen on {address} ({what}): {why}.")
+    socket.ipv6 = is_ipv6(address)
     try:
         socket.bind(address)
     except zmq.ZMQError as error:

@@ -177,6 +177,37 @@ def test_ctrl_c_is_given_as_the_reason(pull):
     assert received(pull).reason == "KeyboardInterrupt"
 
 
+INTERRUPTED = """
+import random, signal, sys
+import numpy as np
+from prenet4d_client import FrameSender
+
+signal.signal(signal.SIGALRM, signal.default_int_handler)
+frame = np.zeros((8, 9), np.uint16)
+with FrameSender(sys.argv[1]) as sender:
+    sender.start(frame_shape=frame.shape, dtype=frame.dtype)
+    sender.send(frame)  # which loads all that is loaded late
+    for _ in range(300):
+        try:
+            signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-5, 3e-4))
+            for _ in range(10_000):
+                sender.send(frame)
+        except KeyboardInterrupt:
+            pass
+"""
+
+
+def test_ctrl_c_between_the_parts_of_a_message_does_not_spoil_the_next_one(bind):
+    pull = bind(zmq.PULL, rcvhwm=0)
+    subprocess.run([sys.executable, "-c", INTERRUPTED, pull.address], check=True)
+    came = [pull.socket.recv_multipart()]
+    while came[-1][0] != b"acquisition_end":
+        came.append(pull.socket.recv_multipart())
+        assert came[-1][0] in (b"frames", b"acquisition_end", b"")
+        assert len(came[-1]) <= 4  # frames have as many, and none has another's
+    assert decode(came[-1]).type == "acquisition_end"
+
+
 def test_an_exception_about_a_name_that_is_no_text_aborts_it_too(pull):
     with (  # noqa: PT012
         pytest.raises(OSError, match="lost"),

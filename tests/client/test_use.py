@@ -1,10 +1,12 @@
 """Uses that no client allows: waits that cannot be, sockets after a fork. Each is told."""
 
+import gc
 import os
 import subprocess
 import sys
 import threading
 from functools import partial
+from pathlib import Path
 
 import pytest
 import zmq
@@ -54,6 +56,18 @@ def test_a_timeout_may_be_longer_than_zeromq_can_count(bind, timeout):
     with FrameSender(pull.address, timeout=timeout) as sender:
         sender.start(frame_shape=(8, 9), dtype="uint8")
     assert decode(pull.socket.recv_multipart()).type == "acquisition_start"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="where open files can be counted")
+@pytest.mark.parametrize("client", [ControlClient, CLIENTS[3], Subscriber])
+def test_who_forgets_to_close_has_nothing_left_open(nobody, client):
+    gc.collect()
+    open_files = Path("/proc/self/fd")
+    before = len([*open_files.iterdir()])
+    for _ in range(3):
+        client(nobody)
+    gc.collect()
+    assert len([*open_files.iterdir()]) <= before
 
 
 FORK = """

@@ -68,6 +68,7 @@ def test_flags_win_over_the_environment_and_that_over_the_file(tmp_path, monkeyp
         ("[stream]\naddress = 'tcp://127.0.0.1:99999'", "stream.address: 'tcp://127.0.0.1:99999'"),
         ("[source]\naddress = 'tcp://127.0.0.1'", "'tcp://127.0.0.1' says no port"),
         ("[batch]\nsize = 'many'", "batch.size: 'many' is no whole number."),
+        ("[source]\nscan_shape = '64x64'", "'64x64' is no list: write it in brackets"),
         ("[ring]\nrestart_ingest = 'maybe'", "'maybe' is neither true nor false."),
         ("[http]\noperator_token = 'short'", "it has 5 characters, and must have at least 8."),
         ("[recording]\nkeep_free = '1MiB'", "'1MiB' is too little: 64.0MiB is the least."),
@@ -161,6 +162,7 @@ def test_listening_beyond_this_machine_takes_keys_or_a_word(tmp_path):
     assert load_settings(stream=everywhere, security={"insecure": True})
     _, secret = generate_keys(tmp_path)
     assert load_settings(stream=everywhere, security={"secret_key_file": secret})
+    assert load_settings(http={"enabled": False, "address": "tcp://*:5564"})
 
 
 def test_keys_are_made_once_readable_by_their_owner_and_read_back(tmp_path):

@@ -288,6 +288,20 @@ def test_a_port_in_use_is_named_and_nothing_is_left_running(service, which):
     assert service.status().healthy
 
 
+def test_a_service_may_listen_on_ipv6():
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    here = {"address": "tcp://[::1]:*"}
+    names = ("source", "stream", "lossless", "control")
+    with Service(settings(**dict.fromkeys(names, here))) as service:
+        with listening(service) as listener:
+            scan(service, listener)
+        with ControlClient(service.endpoints["control"], timeout=TIMEOUT_S) as client:
+            assert client.status()["counters"]["corrected"] == 20
+
+
 def test_an_unreadable_file_is_named(tmp_path):
     file = tmp_path / "broken.npy"
     file.write_bytes(b"\x93NUMPY\x01\x00rubbish")

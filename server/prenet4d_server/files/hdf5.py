@@ -10,7 +10,9 @@ read as one.
 from __future__ import annotations
 
 import bisect
+import errno
 import itertools
+import os
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -101,15 +103,18 @@ def _is_recording(file: h5py.File) -> bool:
 
 
 def _open(path: Path) -> h5py.File:
-    try:
-        return _open_as(path, swmr=False)
-    except OSError as error:
-        reason = str(error)
-    if "already open for" in reason:
-        try:
-            return _open_as(path, swmr=True)
-        except OSError as error:
-            reason = str(error)
+    how, reason = {"swmr": False}, ""
+    for sign, remedy in (
+        ("", {}),
+        (os.strerror(errno.ENOLCK), {"locking": False}),  # as some network disks have it
+        ("already open for", {"swmr": True}),
+    ):
+        if sign in reason:
+            how |= remedy
+            try:
+                return h5py.File(path, "r", rdcc_nbytes=_CACHE_BYTES, rdcc_nslots=10007, **how)
+            except OSError as error:
+                reason = str(error)
     if "unable to lock" in reason:
         raise HalfWrittenFile(
             f"{path} is being written by another program. Wait until it is closed."
@@ -123,10 +128,6 @@ def _open(path: Path) -> h5py.File:
     if "truncated" in reason or "end of file" in reason or "addr overflow" in reason:
         raise HalfWrittenFile(f"{path} is truncated ({reason}). Copy it again.")
     raise FileError(f"{path} cannot be read as HDF5: {reason}. Copy it again.")
-
-
-def _open_as(path: Path, *, swmr: bool) -> h5py.File:
-    return h5py.File(path, "r", swmr=swmr, rdcc_nbytes=_CACHE_BYTES, rdcc_nslots=10007)
 
 
 def _find(file: h5py.File, path: Path, dataset: str | None, *, partial: bool) -> list[h5py.Dataset]:

@@ -45,7 +45,7 @@ class _StatusCollector(Collector):
             now.source.restarts,
         )
         yield _gauge("uptime_seconds", "Since the service started.", now.uptime_s)
-        yield _gauge("healthy", "1 while its threads and processes run.", now.healthy)
+        yield _gauge("healthy", "1 while its own threads run.", now.healthy)
         yield _gauge("ready", "1 while frames are welcome.", now.ready)
         yield _gauge("source_ready", "1 while the source is open.", now.source.ready)
 

@@ -142,7 +142,7 @@ class Status(_Part):
     publisher: str
     """This service's life: the same as in its messages."""
     healthy: bool
-    """Its threads and processes run."""
+    """The threads of its own process run."""
     ready: bool
     """Networks loaded, source open: frames are welcome."""
     uptime_s: float

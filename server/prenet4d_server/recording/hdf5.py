@@ -90,8 +90,14 @@ class Hdf5Store:
     def __init__(self, path: Path, acquisition: Acquisition, options: StoreOptions) -> None:
         scan = acquisition.scan_shape
         self._nx = scan[1] if scan else None
-        # The oldest form of file that has SWMR, so that most programs know it.
-        self._file = h5py.File(path, "w" if options.overwrite else "x", libver=("v110", "v110"))
+        self._file = h5py.File(
+            path,
+            "w" if options.overwrite else "x",
+            # The oldest form of file that has SWMR, so that most programs know it.
+            libver=("v110", "v110"),
+            # Some network disks have no locks, and a new file is nobody else's.
+            locking=None if options.overwrite else False,
+        )
         _create(self._file, acquisition, options)
         self._ours = self._file["prenet4d"]
         self._data = {name: self._file[f"Experiments/{name}/data"] for name in options.content}

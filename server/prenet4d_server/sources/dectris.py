@@ -13,7 +13,13 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from prenet4d_server.errors import BadMessage, BadStart, CorruptFrame, SequenceError
+from prenet4d_server.errors import (
+    BadMessage,
+    BadStart,
+    CorruptFrame,
+    NoPixelMask,
+    SequenceError,
+)
 from prenet4d_server.sources.base import (
     AcquisitionEnd,
     AcquisitionStart,
@@ -47,6 +53,8 @@ class Announcement:
     detector: str = "DECTRIS"
     mask: EncodedFrame | None = None
     """Nonzero where a pixel cannot be trusted."""
+    masks: bool = False
+    """Whether the detector sends its largest value where it has no counts, as its mask says."""
     metadata: Mapping[str, Scalar] = field(default_factory=dict)
 
 
@@ -155,6 +163,14 @@ class DectrisSource(ZmqSource):
                 metadata=said.metadata,
             )
         )
+        if said.masks and said.mask is None:
+            events.add_error(
+                NoPixelMask(
+                    f"The detector masks pixels and does not say which: those of series "
+                    f"{said.series} count as very bright. Set the detector's stream parameter "
+                    "header_detail to all, and the mask comes with the start."
+                )
+            )
 
 
 def scalars(fields: Mapping[Any, Any]) -> dict[str, Scalar]:

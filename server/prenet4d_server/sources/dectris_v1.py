@@ -164,6 +164,7 @@ def _read_header(parts: Sequence[Buffer]) -> Announcement:
         saturation_value=number(config.get("countrate_correction_count_cutoff")),
         detector=text(config.get("description") or "DECTRIS"),
         mask=_find_mask(parts[2:]),
+        masks=config.get("pixel_mask_applied") is True,
         metadata=scalars(config),
     )
 

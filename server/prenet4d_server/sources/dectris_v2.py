@@ -137,6 +137,7 @@ class DectrisV2Source(DectrisSource):
             saturation_value=number(message.get("saturation_value")),
             detector=text(message.get("detector_description") or "DECTRIS"),
             mask=None if mask is None else _read_mask(mask),
+            masks=fields.get("pixel_mask_enabled") is True,
             metadata=scalars({**fields, "channel": channel}),
         )
 

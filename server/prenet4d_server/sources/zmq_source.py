@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 
 import zmq
 
+from prenet4d_client.addresses import is_ipv6
 from prenet4d_server.errors import ConfigError, ServiceError
 from prenet4d_server.sources.base import Busy, SourceEvent, idle
 from prenet4d_server.sources.compression import Buffer
@@ -143,6 +144,7 @@ def connect(socket: zmq.Socket[bytes], address: str) -> None:
         ConfigError: the address makes no sense.
     """
     socket.reconnect_ivl, socket.reconnect_ivl_max = 100, 2000
+    socket.ipv6 = is_ipv6(address)
     try:
         socket.connect(address)
     except zmq.ZMQError as error:

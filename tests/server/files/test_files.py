@@ -22,6 +22,8 @@ from prenet4d_server.files import open_scan
 from prenet4d_server.files.merlin import MibHeader
 from prenet4d_server.simulators.base import FrameFeed
 
+from ..no_locks import without_locks
+
 Frames = npt.NDArray[Any]
 
 
@@ -425,6 +427,13 @@ def test_an_hdf5_file_that_another_process_is_writing(tmp_path: Path) -> None:
         tell(b"grow")
         check(path, np.concatenate((truth, truth[:1], truth[:1])))
         writer.kill()
+
+
+def test_hdf5_on_a_disk_that_has_no_locks(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "scan.h5", "w") as file:
+        file["frames"] = scan_of((6, 8, 8))
+    reads = "from prenet4d_server.files import open_scan; print(open_scan('scan.h5').n_frames)"
+    assert without_locks(reads, tmp_path) == "6\n"
 
 
 DIES = """

@@ -41,6 +41,8 @@ from prenet4d_server.files import open_scan
 from prenet4d_server.recording.recorder import Recorder, Summary, record
 from prenet4d_server.recording.room import want_of_room
 
+from ..no_locks import without_locks
+
 H, W = 16, 20
 SCAN = (4, 5)
 TIMEOUT_S = 60.0
@@ -348,6 +350,19 @@ def test_an_acquisition_whose_name_comes_again_has_a_file_of_its_own(tmp_path: P
     assert (summary.finished, summary.patterns, summary.refused) == (2, 40, 1)
     with open_scan(tmp_path / "scan_002.h5") as scan:
         np.testing.assert_array_equal(scan.read(0, 20), np.nan_to_num(again))
+
+
+def test_a_disk_that_has_no_locks(tmp_path: Path) -> None:
+    records = """
+from prenet4d_client.messages import AcquisitionStart
+from prenet4d_client.wire import Message
+from prenet4d_server.recording.recorder import Recorder
+
+with Recorder("scan.h5") as recorder:
+    recorder.write(Message(AcquisitionStart(frame_shape=(8, 8), dtype="uint8"), {}))
+print(recorder.summary.finished)
+"""
+    assert without_locks(records, tmp_path) == "1\n"
 
 
 def test_a_pattern_of_names_goes_past_what_is_there(tmp_path: Path) -> None:

@@ -10,7 +10,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from prenet4d_server.errors import BadMessage, BadStart, CorruptFrame, SequenceError, WrongFrame
+from prenet4d_server.errors import (
+    BadMessage,
+    BadStart,
+    CorruptFrame,
+    NoPixelMask,
+    SequenceError,
+    WrongFrame,
+)
 from prenet4d_server.sources.base import AcquisitionEnd, AcquisitionStart, Fault
 from prenet4d_server.sources.dectris_v1 import DectrisV1Source
 
@@ -173,6 +180,15 @@ def test_a_series_without_configuration_and_without_images(detector, source):
     events = poll_to_end(source)
     assert isinstance(of(Fault, events)[0].error, SequenceError)
     assert [event.series for event in of(AcquisitionStart, events)] == ["6"]
+
+
+@pytest.mark.parametrize(("detail", "told"), [("all", []), ("basic", [NoPixelMask])])
+def test_pixels_that_the_detector_masks_without_saying_which_are_told_of(
+    detector, source, detail, told
+):
+    detector.send(*header(detail, pixel_mask_applied=True))
+    detector.send(end())
+    assert [type(fault.error) for fault in of(Fault, poll_to_end(source))] == told
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from prenet4d_server.errors import (
     ConfigError,
     CorruptFrame,
     IndexOutsideScan,
+    NoPixelMask,
     SequenceError,
     WrongFrame,
 )
@@ -245,6 +246,15 @@ def test_the_pixel_mask_is_turned_round(detector, source):
     detector.send(end())
     mask = of(AcquisitionStart, poll_to_end(source))[0].pixel_mask
     np.testing.assert_array_equal(mask, bits == 0)
+
+
+@pytest.mark.parametrize("sent", [True, False])
+def test_pixels_that_the_detector_masks_without_saying_which_are_told_of(detector, source, sent):
+    mask = {"pixel_mask": {"threshold_1": array(np.ones(SHAPE, np.uint32))}}
+    detector.send(start(pixel_mask_enabled=True, **(mask if sent else {})))
+    detector.send(end())
+    told = [type(fault.error) for fault in of(Fault, poll_to_end(source))]
+    assert told == ([] if sent else [NoPixelMask])
 
 
 def test_a_pixel_mask_of_another_size_is_left_out_and_said(detector, source):
