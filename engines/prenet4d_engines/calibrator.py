@@ -193,7 +193,7 @@ class Calibrator:
         self._restart(None, "calibrating", stands=False)
 
     def load(self, reading: Reading) -> None:
-        """Take over a reading made earlier; it holds until this scan has a mean of its own."""
+        """Take over a reading made earlier; it holds until this scan knows better."""
         self._restart(reading, "locked", stands=True)
 
     def abandon(self, standing: Standing) -> None:
@@ -248,6 +248,7 @@ class Calibrator:
             if own.contradicts(self._reading, self._config.max_ellipse_sigma):
                 self._contradicted(closed.window)
                 return
+            self._state = "locked"  # again, where the beam had gone
         self._take(closed.everything)
         if closed.whole is not None:
             self._follow(closed.whole)
@@ -259,13 +260,12 @@ class Calibrator:
         if self._frozen:
             self._take(everything)
             return
-        locked = self._state == "locked" and self._reading is not None
-        # A calibration that was loaded knows better than a few patterns.
-        follows = not locked or everything.patterns >= self._config.patterns_to_lock
+        # A calibration that was loaded knows better than a few patterns, wherever the beam was.
+        follows = not self._stands or everything.patterns >= self._config.patterns_to_lock
         self._closed = _Closed(
             window,
             everything,
-            self._ask(window) if locked else None,
+            self._ask(window) if self._stands else None,
             self._ask(everything) if follows else None,
         )
 
@@ -288,6 +288,8 @@ class Calibrator:
         config, reading = self._config, asked.wait()
         before, self._last = self._last, reading
         if reading.sigma > config.max_ellipse_sigma:
+            return
+        if self._stands and self._reading is not None and self._reading.knows_better(reading):
             return
         self._reading = reading
         enough = self._mean.patterns >= config.patterns_to_lock

@@ -33,14 +33,12 @@ def find_centers(frames: Tensor, mask: Tensor, networks: CenterNetworks) -> Cent
     """Find the centers of raw frames.
 
     Args:
-        frames: (n, h, w) float32 electrons.
+        frames: (n, h, w) float32 electrons, n > 0.
         mask: (h, w) or (n, h, w) bool, True where a pixel is valid.
         networks: Both networks.
     """
     bins = Bins.of(frames, mask)
     found = center.decode(networks.center(center.prepare(bins)), bins)
-    if len(frames) == 0:
-        return found
     guess = inversion(bins, found.center)
     votes = networks.refine(refine.prepare(bins, guess, found.sigma))
     where, sigma = refine.settle(guess, refine.decode(votes, guess), found.sigma)

@@ -372,8 +372,8 @@ class Corrector:
     def load(self, calibration: Calibration) -> None:
         """Take over a calibration made earlier; the running mean starts over.
 
-        It counts as locked, and holds until this scan has averaged enough patterns of its own or
-        contradicts it. The reference center stays as it is.
+        It counts as locked, and holds until this scan has averaged enough patterns of its own, and
+        reads them with less doubt or differently, or contradicts it. The reference center stays.
 
         Raises:
             CalibrationError: it was made on frames of another shape.

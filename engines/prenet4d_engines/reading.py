@@ -54,6 +54,13 @@ class Reading:
         difference = math.dist(self.ellipticity.vector, other.ellipticity.vector)
         return difference > max(4 * math.hypot(self.sigma, other.sigma), least)
 
+    def knows_better(self, other: Reading) -> bool:
+        """Tell whether this is a measured calibration that agrees with a less certain reading."""
+        if self.loaded is None or self.loaded.ratio_sigma is None or self.sigma > other.sigma:
+            return False
+        difference = math.dist(self.ellipticity.vector, other.ellipticity.vector)
+        return difference <= 3 * math.hypot(self.sigma, other.sigma)
+
 
 class Reader:
     """Reads means of one frame shape; the work is recorded once.

@@ -23,8 +23,8 @@ class MomentBackend:
 
     def spread(self, work: Callable[[slice], T], n: int) -> list[T]:
         """In two parts, so that what is put together again is tested, too."""
-        half = n // 2
-        return [work(part) for part in (slice(0, half), slice(half, n))]
+        half = -(-n // 2)
+        return [work(slice(at, min(at + half, n))) for at in range(0, n, half)]
 
     def denoise(self, x: Tensor) -> Tensor:
         return torch.zeros(x.shape[0], 1, *x.shape[2:])
@@ -71,7 +71,7 @@ class MomentBackend:
         v1 = 4 * (radius * torch.sin(2 * phi)).mean(1)[:, None]
         phi = 2 * torch.pi * (torch.arange(columns // 8) + 0.5) / (columns // 8)
         c, s = torch.cos(2 * phi), torch.sin(2 * phi)
-        votes = torch.zeros(x.shape[0], 4, rows // 8, columns // 8)
+        votes = torch.zeros(len(x), ellipse.SPREAD + 1, rows // 8, columns // 8)
         votes[:, 0] = ((v0 * c + v1 * s) / ellipse.SCALE)[:, None].float()
         votes[:, 1] = ((v1 * c - v0 * s) / ellipse.SCALE)[:, None].float()
         return votes

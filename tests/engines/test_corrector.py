@@ -313,6 +313,26 @@ class TestCarryingOver:
         late = run(corrector, rings(64, seed=1)[0], start=31)
         assert late.ellipticity.ratio == pytest.approx(1.05, abs=0.005)
 
+    def test_it_holds_where_the_scan_begins_in_the_dark(self):
+        given = Calibration(ratio=1.06, theta=0.6, reference_center=(47.5, 55.5), frame_shape=SHAPE)
+        corrector = make(calibration=given)
+        assert run(corrector, np.zeros((32, *SHAPE), np.uint16)).state == "lost"
+        early = run(corrector, rings(17)[0], start=32)
+        assert early.ellipticity == given.ellipticity
+        assert early.state == "locked"
+
+    def test_a_less_certain_reading_that_agrees_does_not_replace_it(self):
+        given = Calibration(
+            ratio=1.051, theta=0.6, ratio_sigma=1e-4, theta_sigma=1e-3,
+            reference_center=(47.5, 55.5), frame_shape=SHAPE,
+        )  # fmt: skip
+        corrector = make(calibration=given)
+        assert run(corrector, rings(80)[0]).state == "locked"
+        assert corrector.calibration() == given
+        other = given.model_copy(update={"ratio": 1.065})
+        corrector = make(calibration=other)
+        assert run(corrector, rings(80)[0]).ellipticity.ratio == pytest.approx(1.05, abs=0.005)
+
     def test_one_that_contradicts_the_scan_is_lost(self):
         given = Calibration(ratio=1.2, theta=2.0, reference_center=(47.5, 55.5), frame_shape=SHAPE)
         corrector = make(calibration=given)

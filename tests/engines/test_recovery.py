@@ -89,7 +89,7 @@ def assert_nothing_lost(outcomes, wanted):
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-3, err_msg=name)
 
 
-@pytest.mark.parametrize("call", [1, 13, 25])
+@pytest.mark.parametrize("call", [1, 13, 23])
 @pytest.mark.parametrize("kind", [QueuedLanes, None])
 def test_what_was_under_way_when_the_device_failed_is_done_again(call, kind):
     frames = rings()
@@ -107,7 +107,7 @@ def test_what_was_under_way_when_the_device_failed_is_done_again(call, kind):
 
 def test_the_calibration_survives():
     frames = rings()
-    case = Case(device(FailingBackend(CUDA_ERROR, [26])))
+    case = Case(device(FailingBackend(CUDA_ERROR, [24])))
     outcomes = case.run(frames)
     assert case.codes == ["corrector_rebuilt"]
     assert outcomes[3].state == "locked"
@@ -118,7 +118,7 @@ def test_the_calibration_survives():
 
 def test_what_the_operator_chose_survives():
     frames = rings()
-    case = Case(device(FailingBackend(CUDA_ERROR, [26])))
+    case = Case(device(FailingBackend(CUDA_ERROR, [24])))
     case.corrector.set_reference_center((20.0, 30.0))
     case.corrector.freeze()
     outcomes = case.run(frames)

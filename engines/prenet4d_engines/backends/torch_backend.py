@@ -117,7 +117,7 @@ class TorchBackend:
         return self._networks["refine"](x)
 
     def ellipse(self, x: Tensor) -> Tensor:
-        """Run the ellipse network: (n, C, R, P) → (n, 4, R/8, P/8), float32."""
+        """Run the ellipse network: (n, C, R, P) → (n, 5, R/8, P/8), float32."""
         return self._networks["ellipse"](x)
 
     def _in(self, dtype: torch.dtype, exact: nn.Module) -> _Cast:

@@ -244,4 +244,9 @@ def _scan_shape(
             f"{path} has {n_frames} frames{f' ({found[0]} × {found[1]})' if found else ''}, more "
             f"than a scan of {ny} × {nx} takes. Give the scan's shape as rows × columns."
         )
+    if found and found[0] > 1 and nx != found[1] and ny * nx != n_frames:
+        raise FileError(
+            f"{path} is a scan of {found[0]} × {found[1]}, whose lines {ny} × {nx} would tear "
+            "apart. Leave the scan's shape out: the file knows it."
+        )
     return asked

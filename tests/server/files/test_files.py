@@ -240,6 +240,18 @@ def test_the_scan_shape_must_hold_the_frames(tmp_path: Path) -> None:
             open_scan(tmp_path / "scan.npy", scan_shape=shape)
 
 
+def test_another_scan_shape_must_keep_the_lines_that_a_file_has(tmp_path: Path) -> None:
+    np.save(tmp_path / "scan.npy", scan_of((3, 4, 8, 8)))
+    for shape in ((5, 4), (2, 6)):  # a scan that was stopped; as many positions
+        with open_scan(tmp_path / "scan.npy", scan_shape=shape) as scan:
+            assert scan.scan_shape == shape
+    with pytest.raises(FileError, match="3 × 4, whose lines 3 × 5 would tear"):
+        open_scan(tmp_path / "scan.npy", scan_shape=(3, 5))
+    np.save(tmp_path / "line.npy", scan_of((1, 12, 8, 8)))
+    with open_scan(tmp_path / "line.npy", scan_shape=(4, 4)) as scan:
+        assert scan.scan_shape == (4, 4)
+
+
 def test_frames_past_the_end_cannot_be_read(tmp_path: Path) -> None:
     np.save(tmp_path / "scan.npy", scan_of((12, 8, 8)))
     with open_scan(tmp_path / "scan.npy") as scan:

@@ -103,7 +103,7 @@ class TensorRTBackend:
         return self._run("refine", x)
 
     def ellipse(self, x: Tensor) -> Tensor:
-        """Run the ellipse network: (n, C, R, P) → (n, 4, R/8, P/8), float32."""
+        """Run the ellipse network: (n, C, R, P) → (n, 5, R/8, P/8), float32."""
         return self._run("ellipse", x)
 
     def _run(self, name: Name, x: Tensor) -> Tensor:
