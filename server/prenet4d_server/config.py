@@ -88,7 +88,7 @@ class SourceSettings(_Section):
     scan_shape: tuple[Count, Count] | None = None
     """[rows, columns] of the scan, for detectors that do not know it."""
     gain: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
-    """Detector counts per electron, for detectors that do not say it."""
+    """Detector counts per electron; dectris1, dectris2, replay. (FrameSender tells its own.)"""
     max_message: ByteSize = Field(default=ByteSize(256 << 20), ge=1 << 16, le=1 << 36)
     """Larger messages are refused."""
     path: Path | None = None
@@ -112,6 +112,15 @@ class SourceSettings(_Section):
     def _replay_has_a_file(self) -> SourceSettings:
         if self.kind == "replay" and self.path is None:
             raise ValueError("A replay needs a file: name it with --data, or set source.path.")
+        return self
+
+    @model_validator(mode="after")
+    def _a_sender_tells_its_gain(self) -> SourceSettings:
+        if self.kind == "native" and self.gain != 1:
+            raise ValueError(
+                f"source.gain = {self.gain:g} would do nothing: FrameSender tells the gain of its "
+                "frames itself. Leave source.gain out, and give it to FrameSender.start."
+            )
         return self
 
     @property

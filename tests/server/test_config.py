@@ -73,6 +73,7 @@ def test_flags_win_over_the_environment_and_that_over_the_file(tmp_path, monkeyp
         ("[http]\noperator_token = 'short'", "it has 5 characters, and must have at least 8."),
         ("[recording]\nkeep_free = '1MiB'", "'1MiB' is too little: 64.0MiB is the least."),
         ("[source]\nscan_shape = [64]", "a value is missing"),
+        ("[source]\ngain = 4", "source.gain = 4 would do nothing: FrameSender tells the gain"),
         ("[ring]\nsize = 16", "ring.size: 16 is too little: 1.0MiB is the least."),
         ("[source]\nmax_message = 9223372036854775807", "is too much: 64.0GiB is the most."),
         ("[source]\nrate = 1e-300", "source.rate: Input should be greater than or equal to 0.001."),
