@@ -161,12 +161,10 @@ def ellipse_loss(network: nn.Module, sample: Sample) -> tuple[Tensor, Figures]:
     found = ellipse.decode(network.train(learning)(_channels_last(seen)))
     deviation = found.vector - torch.cat([left for _, left in taken])
     error, independent = deviation.norm(dim=1), found.sigma / found.spread
-    loss = (error / independent + 2 * independent.log()).mean() + 10 * (
-        error / ellipse.SCALE
-    ).mean()
+    each = error / independent + 2 * independent.log() + 10 * error / ellipse.SCALE
     claimed = (found.spread * independent.detach())[:, None]
     excess = (deviation.detach().abs().clamp_min(1e-9) / claimed).log()
-    loss = loss + _SPREAD_WEIGHT * _quantile(excess).sum(1).mean()
+    loss = (each + _SPREAD_WEIGHT * _quantile(excess).sum(1)).mean()
     with torch.no_grad():
         figures = {
             "first_median_percent": 100 * error[:n].median(),
